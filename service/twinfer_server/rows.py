@@ -1,0 +1,143 @@
+"""The plain messages inside the service: a row on its way in, its answer on the way out.
+
+Nothing here knows protobuf or torch: arrays and small dataclasses only, so that a row can cross a process boundary.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import TwinferError
+
+Array = NDArray[np.generic]
+RawInput = bytes | str | Array
+"""What a caller sent for one input: an encoded image, a text, or a ready tensor."""
+
+
+class Policy(IntEnum):
+    """What an answer needs, with the numbers of `twinfer.v1.Policy`."""
+
+    REQUIRE_ALL = 1
+    BEST_EFFORT = 2
+
+
+class Priority(IntEnum):
+    """Which rows go first, with the numbers of `twinfer.v1.Priority`."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
+class State(IntEnum):
+    """What became of a member for a row, with the numbers of `twinfer.v1.MemberState`."""
+
+    OK = 1
+    FAILED = 2
+    LATE = 3
+    SKIPPED = 4
+    OFF = 5
+    NO_INPUT = 6
+
+
+DEGRADING = frozenset({State.FAILED, State.LATE, State.OFF})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: ids for logs and traces, never used for the answer."""
+
+    request_id: str = ""
+    traceparent: str = ""
+    identity: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row as it arrived, checked against nothing yet but its own form.
+
+    `arrived_at` and `deadline` are absolute times of `time.monotonic()`, in seconds; `deadline` is None where the call has none.
+    `timeout_seconds` counts from `arrived_at`. `fusion_weights` are as sent: neither normalised nor complete.
+    """
+
+    inputs: Mapping[str, RawInput]
+    arrived_at: float
+    deadline: float | None = None
+    ensemble: str = ""
+    version: int = 0
+    policy: Policy | None = None
+    timeout_seconds: float | None = None
+    priority: Priority = Priority.NORMAL
+    top_k: int = 0
+    wants_member_predictions: bool = False
+    fusion_weights: Mapping[str, float] = field(default_factory=dict)
+    caller: Caller = Caller()
+
+
+Samples = tuple[Array, ...]
+"""A member's prepared input for one row: one array [samples, ...] per staging buffer of the member."""
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One row on its way through the engine.
+
+    `samples` holds, by member index, what each member computes on; a member without input is absent. `weights` is float64
+    [members], summing to 1. `reply_by` is the monotonic time at which the row must be answered: its deadline less the reply margin.
+    `answer` is resolved once, on the event loop.
+    """
+
+    request: Request
+    samples: Mapping[int, Samples]
+    weights: NDArray[np.float64]
+    policy: Policy
+    reply_by: float
+    answer: "asyncio.Future[Answer]"
+    ready_at: float
+    decode_seconds: float
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether somebody has answered, failed or given up this row."""
+        return self.answer.done()
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAnswer:
+    """One member's part in an answer; `output` is float32 [...], or None where it has none."""
+
+    state: State
+    weight: float = 0.0
+    device_seconds: float | None = None
+    output: NDArray[np.float32] | None = None
+    error: TwinferError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where a row's time went, in seconds; the total is counted when the answer is written."""
+
+    decode_seconds: float
+    queue_seconds: float
+    device_seconds: float
+    flight_rows: int
+    overlap_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One fused answer: `fused` is float32 [classes] (probabilities) or [features]; members in the ensemble's order."""
+
+    fused: NDArray[np.float32]
+    members: tuple[MemberAnswer, ...]
+    disagreement: float | None
+    timings: Timings
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether a member that should have taken part did not."""
+        return any(member.state in DEGRADING for member in self.members)
