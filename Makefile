@@ -1,0 +1,95 @@
+# The only door. Every target makes the environment it needs; a second run finds it made.
+#
+#   make test PYTHON=python3.12               another interpreter
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                                             PyTorch's wheels from its own index (cpu, cu126, cu130, ...) rather than PyPI's
+
+PYTHON ?= python3
+PROTOS_PYTHON ?= $(PYTHON)
+TORCH_INDEX ?=
+ENSEMBLE ?= ensembles/digits
+LISTEN ?= 127.0.0.1:50051
+# What a contract must not break: the last release, or main before there is one.
+AGAINST ?= $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || echo main)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+MADE := .venv/.made
+PROTOS_MADE := .venv-protos/.made
+
+.DELETE_ON_ERROR:
+.PHONY: help demo serve test check protos bench digits clean again
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: $(MADE) ## serve the digits, ask real questions, show the answers
+	$(BIN)/twinfer demo
+
+serve: $(MADE) ## serve ENSEMBLE (ensembles/digits) on LISTEN (127.0.0.1:50051)
+	$(BIN)/twinfer serve $(ENSEMBLE) --listen $(LISTEN)
+
+test: $(MADE) $(PROTOS_MADE) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(MADE) $(PROTOS_MADE) ## lint, types, contract, fresh stubs, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	@if git cat-file -e $(AGAINST):buf.yaml 2>/dev/null; then \
+	  echo "buf breaking, against $(AGAINST)"; \
+	  git archive $(AGAINST) buf.yaml protos | $(BIN)/buf breaking --against '-#format=tar'; \
+	else echo "buf breaking: left out, no git revision $(AGAINST) to compare with"; fi
+	$(BIN)/python -m pytest --quiet tests/test_protos.py tests/test_layering.py
+
+protos: $(PROTOS_MADE) ## make the Python stubs from protos/
+	.venv-protos/bin/python -W ignore protos/generate.py
+
+bench: $(MADE) ## measure the server against the same models in-process
+	$(BIN)/python benchmarks/serving.py
+
+digits: $(MADE) ## train the models of ensembles/digits again
+	$(BIN)/python ensembles/digits/train.py
+
+clean: ## remove the environments, caches and builds
+	rm -rf .venv .venv-protos build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environments -------------------------------------------------------------------------------------------------------
+
+# torch comes first, by itself: it is the slow one, so pip may show its progress, and only it may come from another index.
+# ("==2.13.0" accepts 2.13.0+cpu and 2.13.0+cu130 alike, so one pin does for every index.)
+$(MADE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("twinfer needs Python 3.11 or newer: make PYTHON=python3.12")'
+	@echo "Making .venv: PyTorch first, which takes a while ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+ifneq ($(TORCH_INDEX),)
+	@rm -f $@
+	@$(PIP) uninstall --quiet --yes torch
+	@$(PIP) install --index-url $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt)
+else
+	@$(PIP) install --constraint constraints.txt torch
+endif
+	@echo "Making .venv: everything else ..."
+	@$(PIP) install --quiet --constraint constraints.txt hatchling
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[server,dev]'
+	@test -z "$(TORCH_INDEX)" || echo "$(TORCH_INDEX)" > $@
+	@touch $@
+
+# Another TORCH_INDEX than the one that the environment was made with makes it again; leaving it unset does not.
+ifneq ($(TORCH_INDEX),)
+ifneq ($(TORCH_INDEX),$(shell cat $(MADE) 2>/dev/null))
+$(MADE): again
+endif
+endif
+
+# The stubs' generator has its own environment: it needs protobuf 5, and a setuptools that still has pkg_resources.
+# Its output asks for grpcio >= 1.66.2 and protobuf >= 5.27.2, and loads on protobuf 5, 6 and 7.
+# It has wheels up to Python 3.13. Without it the tests still run, and the one that needs it says what it lacks.
+$(PROTOS_MADE): Makefile
+	@echo "Making .venv-protos: the generator of the stubs ..."
+	@test -x .venv-protos/bin/python || $(PROTOS_PYTHON) -m venv .venv-protos
+	@if .venv-protos/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: \
+	  grpcio-tools==1.66.2 grpcio==1.66.2 protobuf==5.29.6 setuptools==80.9.0; then touch $@; \
+	else rm -rf .venv-protos; echo "No generator: make PROTOS_PYTHON=python3.13 gives it a Python that it has wheels for."; fi

@@ -1,0 +1,1 @@
+"""The stubs of protos/twinfer/v1, made by `make protos` and not by hand."""

@@ -1,0 +1,214 @@
+from google.protobuf import duration_pb2 as _duration_pb2
+from twinfer.v1 import ensemble_pb2 as _ensemble_pb2
+from twinfer.v1 import error_pb2 as _error_pb2
+from twinfer.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Policy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POLICY_UNSPECIFIED: _ClassVar[Policy]
+    POLICY_REQUIRE_ALL: _ClassVar[Policy]
+    POLICY_BEST_EFFORT: _ClassVar[Policy]
+
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+
+class MemberState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MEMBER_STATE_UNSPECIFIED: _ClassVar[MemberState]
+    MEMBER_STATE_OK: _ClassVar[MemberState]
+    MEMBER_STATE_FAILED: _ClassVar[MemberState]
+    MEMBER_STATE_LATE: _ClassVar[MemberState]
+    MEMBER_STATE_SKIPPED: _ClassVar[MemberState]
+    MEMBER_STATE_OFF: _ClassVar[MemberState]
+    MEMBER_STATE_NO_INPUT: _ClassVar[MemberState]
+POLICY_UNSPECIFIED: Policy
+POLICY_REQUIRE_ALL: Policy
+POLICY_BEST_EFFORT: Policy
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_LOW: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_HIGH: Priority
+MEMBER_STATE_UNSPECIFIED: MemberState
+MEMBER_STATE_OK: MemberState
+MEMBER_STATE_FAILED: MemberState
+MEMBER_STATE_LATE: MemberState
+MEMBER_STATE_SKIPPED: MemberState
+MEMBER_STATE_OFF: MemberState
+MEMBER_STATE_NO_INPUT: MemberState
+
+class InferRequest(_message.Message):
+    __slots__ = ("ensemble", "version", "request_id", "inputs", "options")
+    class InputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Input
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Input, _Mapping]] = ...) -> None: ...
+    ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ensemble: str
+    version: int
+    request_id: str
+    inputs: _containers.MessageMap[str, Input]
+    options: InferOptions
+    def __init__(self, ensemble: _Optional[str] = ..., version: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Mapping[str, Input]] = ..., options: _Optional[_Union[InferOptions, _Mapping]] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("image", "text", "tensor")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    text: str
+    tensor: _tensor_pb2.Tensor
+    def __init__(self, image: _Optional[bytes] = ..., text: _Optional[str] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class InferOptions(_message.Message):
+    __slots__ = ("policy", "timeout", "priority", "top_k", "member_predictions", "fusion_weights")
+    class FusionWeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    FUSION_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    policy: Policy
+    timeout: _duration_pb2.Duration
+    priority: Priority
+    top_k: int
+    member_predictions: bool
+    fusion_weights: _containers.ScalarMap[str, float]
+    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ..., top_k: _Optional[int] = ..., member_predictions: bool = ..., fusion_weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class InferResponse(_message.Message):
+    __slots__ = ("ensemble", "version", "request_id", "prediction", "members", "degraded", "disagreement", "timings")
+    ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    DISAGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    ensemble: str
+    version: int
+    request_id: str
+    prediction: Prediction
+    members: _containers.RepeatedCompositeFieldContainer[MemberResult]
+    degraded: bool
+    disagreement: float
+    timings: Timings
+    def __init__(self, ensemble: _Optional[str] = ..., version: _Optional[int] = ..., request_id: _Optional[str] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., degraded: bool = ..., disagreement: _Optional[float] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("classification", "embedding")
+    CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    classification: Classification
+    embedding: Embedding
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
+
+class Classification(_message.Message):
+    __slots__ = ("classes",)
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    classes: _containers.RepeatedCompositeFieldContainer[ScoredClass]
+    def __init__(self, classes: _Optional[_Iterable[_Union[ScoredClass, _Mapping]]] = ...) -> None: ...
+
+class ScoredClass(_message.Message):
+    __slots__ = ("index", "label", "probability")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    label: str
+    probability: float
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+
+class Embedding(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class MemberResult(_message.Message):
+    __slots__ = ("name", "state", "weight", "device_time", "prediction", "error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: MemberState
+    weight: float
+    device_time: _duration_pb2.Duration
+    prediction: Prediction
+    error: _error_pb2.Error
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., weight: _Optional[float] = ..., device_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("decode", "queue", "device", "total", "flight_rows", "overlap_ratio")
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FLIGHT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_RATIO_FIELD_NUMBER: _ClassVar[int]
+    decode: _duration_pb2.Duration
+    queue: _duration_pb2.Duration
+    device: _duration_pb2.Duration
+    total: _duration_pb2.Duration
+    flight_rows: int
+    overlap_ratio: float
+    def __init__(self, decode: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., flight_rows: _Optional[int] = ..., overlap_ratio: _Optional[float] = ...) -> None: ...
+
+class InferStreamRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: InferRequest
+    def __init__(self, request: _Optional[_Union[InferRequest, _Mapping]] = ...) -> None: ...
+
+class InferStreamResponse(_message.Message):
+    __slots__ = ("request_id", "response", "error")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    response: InferResponse
+    error: _error_pb2.Error
+    def __init__(self, request_id: _Optional[str] = ..., response: _Optional[_Union[InferResponse, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class GetEnsembleRequest(_message.Message):
+    __slots__ = ("ensemble", "version")
+    ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ensemble: str
+    version: int
+    def __init__(self, ensemble: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class GetEnsembleResponse(_message.Message):
+    __slots__ = ("ensemble",)
+    ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
+    ensemble: _ensemble_pb2.Ensemble
+    def __init__(self, ensemble: _Optional[_Union[_ensemble_pb2.Ensemble, _Mapping]] = ...) -> None: ...
