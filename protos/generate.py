@@ -31,7 +31,7 @@ def generate(folder: str, root: Path) -> None:
 def main() -> None:
     """Generate for every folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--into", type=Path, default=PROTOS.parent, help="the tree to write to (default: this checkout)")
+    parser.add_argument("--into", type=Path, default=PROTOS.parent, help="the tree to write to (this checkout)")
     into = parser.parse_args().into
     if unknown := {path.parent.relative_to(PROTOS).parts[0] for path in PROTOS.rglob("*.proto")} - ROOTS.keys():
         raise SystemExit(f"protos/generate.py: say in ROOTS where the stubs of {sorted(unknown)} go.")

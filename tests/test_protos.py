@@ -29,10 +29,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, bytes]:
     """What the pinned generator makes of protos/ now."""
     if not GENERATOR.exists():
         if sys.version_info >= (3, 14):
-            pytest.skip("the pinned generator has no wheel for this Python; `make test PROTOS_PYTHON=python3.13` runs it")
+            pytest.skip("the stubs' generator has no wheel for this Python: `make test PROTOS_PYTHON=python3.13`")
         pytest.fail("the stubs' generator is not installed: `make test` installs it, and so does `make protos`")
     into = tmp_path_factory.mktemp("stubs")
-    command = [GENERATOR, "-W", "ignore", ROOT / "protos" / "generate.py", "--into", into]
+    command: list[str | Path] = [GENERATOR, "-W", "ignore", ROOT / "protos" / "generate.py", "--into", into]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return stubs_under([into], into)
