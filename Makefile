@@ -6,7 +6,6 @@
 
 PYTHON ?= python3
 PROTOS_PYTHON ?= $(PYTHON)
-TORCH_INDEX ?=
 ENSEMBLE ?= ensembles/digits
 LISTEN ?= 127.0.0.1:50051
 # What a contract must not break: the last release, or main before there is one.
@@ -17,8 +16,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 MADE := .venv/.made
 PROTOS_MADE := .venv-protos/.made
 
+# PyPI's where it is not set; an environment remembers the index that it was made with.
+TORCH_INDEX_BEFORE := $(shell cat $(MADE) 2>/dev/null)
+TORCH_INDEX ?= $(TORCH_INDEX_BEFORE)
+TORCH := $(shell grep '^torch==' constraints.txt)
+
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check protos bench digits clean again
+.PHONY: help demo serve test check protos bench digits clean without-torch
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -62,30 +66,24 @@ clean: ## remove the environments, caches and builds
 # ("==2.13.0" accepts 2.13.0+cpu and 2.13.0+cu130 alike, so one pin does for every index.)
 $(MADE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("twinfer needs Python 3.11 or newer: make PYTHON=python3.12")'
-	@echo "Making .venv: PyTorch first, which takes a while ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-ifneq ($(TORCH_INDEX),)
-	@rm -f $@
-	@$(PIP) uninstall --quiet --yes torch
-	@$(PIP) install --index-url $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt)
-else
-	@$(PIP) install --constraint constraints.txt torch
-endif
+	@$(PIP) freeze | grep -qE '^$(TORCH)(\+|$$)' || { echo "Making .venv: PyTorch first, which takes a while ..." && \
+	  $(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),--constraint constraints.txt) $(TORCH); }
 	@echo "Making .venv: everything else ..."
 	@$(PIP) install --quiet --constraint constraints.txt hatchling
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[server,dev]'
-	@test -z "$(TORCH_INDEX)" || echo "$(TORCH_INDEX)" > $@
-	@touch $@
+	@echo "$(TORCH_INDEX)" > $@
 
-# Another TORCH_INDEX than the one that the environment was made with makes it again; leaving it unset does not.
-ifneq ($(TORCH_INDEX),)
-ifneq ($(TORCH_INDEX),$(shell cat $(MADE) 2>/dev/null))
-$(MADE): again
+# Another TORCH_INDEX than the environment was made with brings another torch.
+ifneq ($(TORCH_INDEX),$(TORCH_INDEX_BEFORE))
+$(MADE): without-torch
 endif
-endif
+without-torch:
+	@test ! -x $(BIN)/python || $(PIP) uninstall --quiet --yes torch
+	@rm -f $(MADE)
 
 # The stubs' generator has its own environment: it needs protobuf 5, and a setuptools that still has pkg_resources.
-# Its output asks for grpcio >= 1.66.2 and protobuf >= 5.27.2, and loads on protobuf 5, 6 and 7.
+# Its output asks for grpcio >= 1.66.2 and protobuf >= 5.27.2, and loads on protobuf 5, 6 (which warns that it is older) and 7.
 # It has wheels up to Python 3.13. Without it the tests still run, and the one that needs it says what it lacks.
 $(PROTOS_MADE): Makefile
 	@echo "Making .venv-protos: the generator of the stubs ..."
