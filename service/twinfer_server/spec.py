@@ -24,18 +24,27 @@ SPEC_FILE = "ensemble.toml"
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 
 
-def _inside_folder(value: str, info: ValidationInfo) -> str:
-    """Refuse a path that leaves the folder or is not there."""
-    folder: Path = (info.context or {})["folder"]
-    path = (folder / value).resolve()
-    if not path.is_relative_to(folder.resolve()):
+def find_file(folder: Path, value: str) -> Path:
+    """Give the path of a file of the folder; raises ValueError where it leaves the folder or is not there."""
+    path = folder / value
+    try:
+        path = path.resolve()
+        is_inside, is_file = path.is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL: no name that a file can have
+        is_inside, is_file = True, False
+    if not is_inside:
         raise ValueError(f"the path leaves the ensemble folder: {quote(value)}; allowed: a file inside it")
-    if not path.is_file():
+    if not is_file:
         raise ValueError(f"no such file: {quote(value)}; allowed: a file inside the ensemble folder")
+    return path
+
+
+def _check_file(value: str, info: ValidationInfo) -> str:
+    find_file((info.context or {})["folder"], value)
     return value
 
 
-FolderFile = Annotated[str, AfterValidator(_inside_folder)]
+FolderFile = Annotated[str, AfterValidator(_check_file)]
 
 
 class _Strict(BaseModel):
@@ -43,7 +52,7 @@ class _Strict(BaseModel):
 
 
 class ImageInputSpec(_Strict):
-    """An image: decoded to uint8 [height, width, channels], resized, then on the device scaled to 0..1 and normalised."""
+    """An image: decoded to uint8 [height, width, channels], resized; on the device scaled to 0..1 and normalised."""
 
     kind: Literal["image"]
     size: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
@@ -65,7 +74,8 @@ class ImageInputSpec(_Strict):
     def _check_normalisation(self) -> Self:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (0, self.channels):
-                raise ValueError(f"{key} has {len(values)} values; allowed: none, or {self.channels} for color {self.color!r}")
+                allowed = f"none, or {self.channels} for color {self.color!r}"
+                raise ValueError(f"{key} has {len(values)} values; allowed: {allowed}")
         return self
 
 
@@ -76,7 +86,7 @@ class TextInputSpec(_Strict):
     tokenizer: FolderFile
     max_tokens: Annotated[int, Field(ge=1, le=32768)]
     mask: bool = False
-    """Whether the member takes (ids, mask), mask int64 1 for tokens and 0 for padding. Without it, it always sees `max_tokens`."""
+    """Whether the member takes (ids, mask), mask int64: 1 token, 0 padding. Without it, it always sees `max_tokens`."""
     pad_id: Annotated[int, Field(ge=0)] = 0
     required: bool = False
 
@@ -154,7 +164,8 @@ class EnsembleSpec(_Strict):
         for member, name, spec in self.walk_inputs():
             if kinds.setdefault(name, spec.kind) != spec.kind:
                 raise ValueError(
-                    f"members.{member}.input.{name} is of kind {spec.kind!r}; allowed: {kinds[name]!r}, as another member has it"
+                    f"members.{member}.input.{name} is of kind {spec.kind!r}; "
+                    f"allowed: {kinds[name]!r}, as another member has it"
                 )
         return self
 

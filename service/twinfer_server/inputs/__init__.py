@@ -1,0 +1,32 @@
+"""The kinds of input: one file each, found by the spec's `kind` in one table."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..spec import ImageInputSpec, TensorInputSpec, TextInputSpec
+from .image import ImageInput
+from .kind import InputKind, InputLimits
+from .staging import Staging
+from .tensor import TensorInput
+from .text import TextInput
+
+INPUT_KINDS: Mapping[str, Callable[[str, str, Any, Path, InputLimits], InputKind[Any]]] = {
+    "image": ImageInput,
+    "text": TextInput,
+    "tensor": TensorInput,
+}
+
+
+def make_input(
+    member: str,
+    name: str,
+    spec: ImageInputSpec | TextInputSpec | TensorInputSpec,
+    folder: Path,
+    limits: InputLimits,
+) -> InputKind[Any]:
+    """Make the input `name` of `member`; raises InvalidEnsemble where a file that it needs is no good."""
+    return INPUT_KINDS[spec.kind](f"members.{member}.input.{name}", name, spec, folder, limits)
+
+
+__all__ = ["INPUT_KINDS", "InputKind", "InputLimits", "Staging", "make_input"]

@@ -1,0 +1,59 @@
+"""Ready tensors: checked against the spec and handed to the member as they are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rows import Array, RawInput, Samples
+from ..spec import TensorInputSpec
+from .kind import InputLimits, describe, refuse
+from .staging import Staging
+
+
+class TensorInput:
+    """A tensor input of one member: one sample per row, of the spec's dtype and shape.
+
+    NaN and infinities are refused: through a model they would come back as its failure, and nobody would know whose
+    fault it was. A member that wants to be told what is missing takes a second tensor for it.
+    """
+
+    def __init__(self, key: str, name: str, spec: TensorInputSpec, folder: Path, limits: InputLimits) -> None:
+        """Take the spec; nothing is read."""
+        self.name = name
+        self.tensor_dtype: str = spec.dtype
+        self.tensor_shape: tuple[int, ...] = tuple(spec.shape)
+        self.max_tokens = 0
+        self.staging: tuple[Staging, ...] = (Staging("values", getattr(torch, spec.dtype), self.tensor_shape),)
+        self._dtype = np.dtype(spec.dtype)
+
+    def decode(self, value: RawInput) -> Array:
+        """Check that it is a tensor; its dtype and shape are each member's own matter. Raises InvalidInput."""
+        if isinstance(value, (bytes, str)):
+            raise refuse(self.name, describe(value), f"a tensor {self.tensor_dtype} {list(self.tensor_shape)}")
+        return value
+
+    def prepare(self, decoded: Array) -> Samples:
+        """Check dtype, rank, shape and values, and give [1, *shape]; raises InvalidInput."""
+        if decoded.dtype != self._dtype:
+            raise refuse(self.name, f"dtype {decoded.dtype}", self.tensor_dtype)
+        if decoded.ndim != len(self.tensor_shape):
+            raise refuse(
+                self.name,
+                f"rank {decoded.ndim} (shape {list(decoded.shape)})",
+                f"rank {len(self.tensor_shape)} (shape {list(self.tensor_shape)})",
+            )
+        if decoded.shape != self.tensor_shape:
+            raise refuse(self.name, f"shape {list(decoded.shape)}", str(list(self.tensor_shape)))
+        if self._dtype.kind == "f" and not np.isfinite(decoded).all():
+            raise refuse(self.name, "NaN or an infinity", "finite numbers")
+        return (decoded[np.newaxis],)
+
+    def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Hand the staged tensor on: [n, *shape] of the spec's dtype."""
+        return (staged[0],)
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to move."""

@@ -1,0 +1,67 @@
+"""Python: `python:module:attribute`, or `python:file.py:attribute` with a file of the folder.
+
+The attribute is an `nn.Module`, or a factory: anything else that can be called without arguments (a class of modules is
+one) and gives the model, an `nn.Module` or any callable on tensors. Modules are moved to the device and put into
+`eval()`; another callable has to look after its device itself.
+"""
+
+import hashlib
+import importlib
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from ..errors import InvalidEnsemble, quote
+from ..spec import find_file
+from ..trust import Trust
+from .model import LoadedModel, count_bytes
+
+
+def load_python(source: str, folder: Path, device: torch.device, trust: Trust, key: str) -> LoadedModel:
+    """Import a module and take the model from it; raises UntrustedCode before anything runs, and InvalidEnsemble."""
+    trust.admit_module(key, source)
+    _, _, rest = source.partition(":")
+    place, _, attribute = rest.rpartition(":")
+    if not place or not attribute:
+        raise InvalidEnsemble(
+            f"{key}: found {quote(source)}; allowed: python:module:attribute, or python:file.py:attribute"
+        )
+    try:
+        path = find_file(folder, place) if place.endswith(".py") else None
+    except ValueError as error:
+        raise InvalidEnsemble(f"{key}: {error}") from None
+    try:
+        module = importlib.import_module(place) if path is None else _import_file(path)
+        found = attrgetter(attribute)(module)
+        model = found if isinstance(found, nn.Module) else found()
+        if isinstance(model, nn.Module):
+            model = model.to(device).eval().requires_grad_(False)
+    except Exception as error:  # it is somebody else's program that runs here
+        raise InvalidEnsemble(
+            f"{key}: found {quote(source)}, which gives no model ({type(error).__name__}: {error}); "
+            "allowed: an nn.Module, or a callable without arguments that gives one"
+        ) from error
+    if not callable(model):
+        raise InvalidEnsemble(
+            f"{key}: found {quote(source)}, which gives {quote(type(model).__name__)}; "
+            "allowed: an nn.Module, or another callable on tensors"
+        )
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return LoadedModel(model, "python", count_bytes(tensors))
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file under a name of its own, so that no installed module of the same name stands in for it."""
+    name = f"twinfer_member_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look a class's module up by its name
+    spec.loader.exec_module(module)
+    return module
