@@ -1,0 +1,203 @@
+"""What the service answers, as plain frozen values; `Answer.message` is what came over the wire."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Self
+
+from google.protobuf.duration_pb2 import Duration
+
+from twinfer.errors import TwinferError
+from twinfer.statuses import error_from_message
+from twinfer.v1 import ensemble_service_pb2
+
+
+class MemberState(StrEnum):
+    """What became of a member for a row, as `twinfer.v1.MemberState` names it."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    OK = "OK"
+    FAILED = "FAILED"
+    LATE = "LATE"
+    SKIPPED = "SKIPPED"
+    OFF = "OFF"
+    NO_INPUT = "NO_INPUT"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredClass:
+    """A class and its probability, 0 to 1; `label` is empty where the ensemble has none."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A prediction, fused or a member's own: `classes`, most probable first, or an `embedding`; the other is empty."""
+
+    classes: tuple[ScoredClass, ...] = ()
+    embedding: tuple[float, ...] = ()
+
+    @classmethod
+    def from_message(cls, message: ensemble_service_pb2.Prediction) -> Self:
+        """Return the prediction that a message holds."""
+        return cls(
+            classes=tuple(
+                ScoredClass(scored.index, scored.label, scored.probability) for scored in message.classification.classes
+            ),
+            embedding=tuple(message.embedding.values),
+        )
+
+    @property
+    def best(self) -> ScoredClass:
+        """The most probable class. Raises LookupError if the prediction is not a classification."""
+        if not self.classes:
+            raise LookupError("the prediction has no classes; an embedding stands in `embedding`.")
+        return self.classes[0]
+
+    @property
+    def label(self) -> str:
+        """The most probable class's label."""
+        return self.best.label
+
+    @property
+    def probability(self) -> float:
+        """The most probable class's probability."""
+        return self.best.probability
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAnswer:
+    """One member's part in an answer."""
+
+    name: str
+    state: MemberState
+    # Its share in the fusion, 0 to 1.
+    weight: float
+    # None if it did not run to its end.
+    device_ms: float | None
+    # Its own prediction, if `member_predictions` was asked for and it has one.
+    prediction: Prediction | None
+    # Why it has no output, if it is FAILED, LATE or OFF. Not raised: the answer stands without it.
+    error: TwinferError | None
+
+    @classmethod
+    def from_message(cls, message: ensemble_service_pb2.MemberResult) -> Self:
+        """Return the part that a message describes."""
+        return cls(
+            name=message.name,
+            state=_state(message.state),
+            weight=message.weight,
+            device_ms=_milliseconds(message.device_time) if message.HasField("device_time") else None,
+            prediction=Prediction.from_message(message.prediction) if message.HasField("prediction") else None,
+            error=error_from_message(message.error) if message.HasField("error") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went on the server; see `twinfer.v1.Timings`."""
+
+    decode_ms: float
+    queue_ms: float
+    device_ms: float
+    total_ms: float
+    flight_rows: int
+    overlap_ratio: float | None
+
+    @classmethod
+    def from_message(cls, message: ensemble_service_pb2.Timings) -> Self:
+        """Return the timings that a message holds."""
+        return cls(
+            decode_ms=_milliseconds(message.decode),
+            queue_ms=_milliseconds(message.queue),
+            device_ms=_milliseconds(message.device),
+            total_ms=_milliseconds(message.total),
+            flight_rows=message.flight_rows,
+            overlap_ratio=message.overlap_ratio if message.HasField("overlap_ratio") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One fused answer."""
+
+    prediction: Prediction
+    # By name, in the ensemble's order.
+    members: Mapping[str, MemberAnswer]
+    # Whether a member that should have taken part did not.
+    degraded: bool
+    # How far the members disagree, 0 to 1; None where fewer than two took part.
+    disagreement: float | None
+    timings: Timings
+    request_id: str
+    ensemble: str
+    version: int
+    message: ensemble_service_pb2.InferResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def from_message(cls, message: ensemble_service_pb2.InferResponse) -> Self:
+        """Return the answer that a message holds."""
+        return cls(
+            prediction=Prediction.from_message(message.prediction),
+            members={member.name: MemberAnswer.from_message(member) for member in message.members},
+            degraded=message.degraded,
+            disagreement=message.disagreement if message.HasField("disagreement") else None,
+            timings=Timings.from_message(message.timings),
+            request_id=message.request_id,
+            ensemble=message.ensemble,
+            version=message.version,
+            message=message,
+        )
+
+    @property
+    def label(self) -> str:
+        """The most probable class's label. Raises LookupError if the answer is not a classification."""
+        return self.prediction.label
+
+    @property
+    def probability(self) -> float:
+        """The most probable class's probability. Raises LookupError if the answer is not a classification."""
+        return self.prediction.probability
+
+    @property
+    def embedding(self) -> tuple[float, ...]:
+        """The fused vector; empty if the answer is not an embedding."""
+        return self.prediction.embedding
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one row of many."""
+
+    # The row's place among those that were sent, from 0: outcomes come in any order.
+    index: int
+    # Its own id, or its place as a text where it had none.
+    request_id: str
+    result: Answer | TwinferError
+
+    @property
+    def error(self) -> TwinferError | None:
+        """Why the row failed; None if it was answered."""
+        return self.result if isinstance(self.result, TwinferError) else None
+
+    @property
+    def answer(self) -> Answer:
+        """The row's answer. Raises the row's error if it failed."""
+        if isinstance(self.result, TwinferError):
+            raise self.result
+        return self.result
+
+
+def _milliseconds(span: Duration) -> float:
+    return span.seconds * 1e3 + span.nanos / 1e6
+
+
+def _state(number: int) -> MemberState:
+    """Name a state; one that a newer server has and we do not know is UNSPECIFIED."""
+    try:
+        return MemberState(ensemble_service_pb2.MemberState.Name(number).removeprefix("MEMBER_STATE_"))
+    except ValueError:
+        return MemberState.UNSPECIFIED

@@ -1,0 +1,57 @@
+"""How both clients set up their channel: message sizes, retries, keepalive."""
+
+import json
+
+SERVICE = "twinfer.v1.EnsembleService"
+
+DEFAULT_TARGET = "localhost:50051"
+DEFAULT_TIMEOUT_SECONDS = 30.0
+# For a whole stream; each of its rows has the client's ordinary timeout.
+DEFAULT_STREAM_SECONDS = 3600.0
+DEFAULT_MAX_MESSAGE_BYTES = 32 * 2**20
+DEFAULT_ATTEMPTS = 4
+DEFAULT_WINDOW = 64
+
+# Metadata count against gRPC's retry buffer too.
+_METADATA_BYTES = 64 * 2**10
+
+Option = tuple[str, str | int]
+
+
+def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:
+    """Return the options of a channel that retries, whatever the size of the message."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # gRPC's default is 256 KiB: a call that has sent more than the buffer holds is never retried.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes + _METADATA_BYTES),
+        ("grpc.enable_retries", int(attempts > 1)),
+        ("grpc.service_config", json.dumps(_service_config(attempts))),
+        # Notices a peer that vanished without a word. Servers refuse pings that come more often than every 5 minutes
+        # unless they are told otherwise; data in flight that nobody acknowledges is noticed after the 20 seconds.
+        ("grpc.keepalive_time_ms", 330_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # A server that is just starting is found soon, and one that is down is not hammered.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
+
+
+def _service_config(attempts: int) -> dict[str, object]:
+    """Return gRPC's own retry policy for the service.
+
+    Without a policy that lists its code, a status is final and the server's pushback is ignored.
+    Source: gRFC A6, "gRPC Retry Design".
+    """
+    retry_policy = {
+        "maxAttempts": attempts,  # the first one included; gRPC itself stops at 5
+        "initialBackoff": "0.1s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+    }
+    method: dict[str, object] = {"name": [{"service": SERVICE}]}
+    if attempts > 1:
+        method["retryPolicy"] = retry_policy
+    return {"methodConfig": [method]}

@@ -1,0 +1,96 @@
+"""Turns plain Python values into a request's inputs; the value's type says what is sent.
+
+numpy and Pillow are recognised only where the program has imported them already: who holds one of their objects has.
+"""
+
+import io
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from twinfer.v1 import ensemble_service_pb2, tensor_pb2
+
+
+class ArrayLike(Protocol):
+    """A numpy array or a Pillow image, as a type checker sees it without either installed."""
+
+    @property
+    def __array_interface__(self) -> object:
+        """The array protocol of numpy; Pillow's images have it too."""
+
+
+# Path: an image file. bytes: an encoded image. str: a text. numpy array: a tensor. Pillow image: sent as PNG.
+Value = Path | str | bytes | bytearray | memoryview | ArrayLike | tensor_pb2.Tensor | ensemble_service_pb2.Input
+Inputs = Mapping[str, Value]
+
+ALLOWED = "a pathlib.Path (an image file), bytes (an encoded image), str (a text), a numpy array or a PIL image"
+
+# By numpy's names; bfloat16 is ml_dtypes' own.
+DTYPES: dict[str, tensor_pb2.DataType] = {
+    "bool": tensor_pb2.DATA_TYPE_BOOL,
+    "uint8": tensor_pb2.DATA_TYPE_UINT8,
+    "int8": tensor_pb2.DATA_TYPE_INT8,
+    "int16": tensor_pb2.DATA_TYPE_INT16,
+    "int32": tensor_pb2.DATA_TYPE_INT32,
+    "int64": tensor_pb2.DATA_TYPE_INT64,
+    "float16": tensor_pb2.DATA_TYPE_FP16,
+    "bfloat16": tensor_pb2.DATA_TYPE_BF16,
+    "float32": tensor_pb2.DATA_TYPE_FP32,
+    "float64": tensor_pb2.DATA_TYPE_FP64,
+}
+
+
+def make_input(name: str, value: Value) -> ensemble_service_pb2.Input:
+    """Return the value as an `Input`.
+
+    Raises TypeError for a value or a dtype that cannot be sent, OSError for a file that cannot be read.
+    """
+    match value:
+        case str():
+            return ensemble_service_pb2.Input(text=value)
+        case bytes() | bytearray() | memoryview():
+            return ensemble_service_pb2.Input(image=bytes(value))
+        case Path():
+            return ensemble_service_pb2.Input(image=value.read_bytes())
+        case tensor_pb2.Tensor():
+            return ensemble_service_pb2.Input(tensor=value)
+        case ensemble_service_pb2.Input():
+            return value
+    # Pillow first: its images speak numpy's protocol too.
+    if _is_pillow(value):
+        return ensemble_service_pb2.Input(image=_png(value))
+    if _is_numpy(value):
+        return ensemble_service_pb2.Input(tensor=_tensor(name, value))
+    raise TypeError(f"inputs[{name!r}] is a {type(value).__name__}; allowed: {ALLOWED}.")
+
+
+def takes_time(value: Value) -> bool:
+    """Whether making the input reads a file or compresses pixels: work that an event loop hands to a thread."""
+    return isinstance(value, Path) or _is_pillow(value)
+
+
+def _is_pillow(value: object) -> bool:
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
+def _is_numpy(value: object) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
+
+
+def _png(image: Any) -> bytes:
+    # PNG has no room for CMYK, YCbCr, LAB, HSV and float pixels.
+    savable = image if image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else image.convert("RGB")
+    encoded = io.BytesIO()
+    savable.save(encoded, format="PNG")
+    return encoded.getvalue()
+
+
+def _tensor(name: str, array: Any) -> tensor_pb2.Tensor:
+    dtype = DTYPES.get(array.dtype.name)
+    if dtype is None:
+        raise TypeError(f"inputs[{name!r}] has the dtype {array.dtype}; allowed: {', '.join(DTYPES)}.")
+    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return tensor_pb2.Tensor(dtype=dtype, shape=array.shape, data=little_endian.tobytes(order="C"))

@@ -1,0 +1,92 @@
+"""Makes requests: inputs and options in, the contract's own message out."""
+
+from collections.abc import Mapping
+from typing import Literal, TypedDict, Unpack, get_args
+
+from twinfer.errors import MessageTooLarge
+from twinfer.inputs import Inputs, make_input
+from twinfer.v1 import ensemble_service_pb2
+
+PolicyName = Literal["require_all", "best_effort"]
+PriorityName = Literal["low", "normal", "high"]
+
+
+class Options(TypedDict, total=False):
+    """How to answer; what is left out is the server's, or the ensemble's, own choice."""
+
+    # The caller's own id, handed back in the answer and written to the server's log.
+    request_id: str
+    # The ensemble's name and version; left out, the one that is served.
+    ensemble: str
+    version: int
+    # What the answer needs: every member ("require_all"), or whoever is there ("best_effort").
+    policy: PolicyName
+    # Which rows go first when more wait than a flight carries.
+    priority: PriorityName
+    # How many classes a classification lists.
+    top_k: int
+    # Whether the members' own predictions come along.
+    member_predictions: bool
+    # The members' weights in the fusion instead of the ensemble's own; members left out weigh 0.
+    fusion_weights: Mapping[str, float]
+
+
+def make_request(
+    inputs: Inputs, *, timeout: float | None = None, **options: Unpack[Options]
+) -> ensemble_service_pb2.InferRequest:
+    """Make a request, ready for `infer` and `infer_many`: one row of many can so have options of its own.
+
+    timeout: seconds that the server may take for the row, from its arrival.
+    Raises TypeError or ValueError for what cannot be sent, OSError for a file that cannot be read.
+    """
+    row = ensemble_service_pb2.InferOptions(
+        policy=_enum_name("policy", options.get("policy"), get_args(PolicyName)),
+        priority=_enum_name("priority", options.get("priority"), get_args(PriorityName)),
+        top_k=options.get("top_k", 0),
+        member_predictions=options.get("member_predictions", False),
+        fusion_weights=options.get("fusion_weights", {}),
+    )
+    if timeout is not None:
+        row.timeout.FromNanoseconds(round(timeout * 1e9))
+    return ensemble_service_pb2.InferRequest(
+        ensemble=options.get("ensemble", ""),
+        version=options.get("version", 0),
+        request_id=options.get("request_id", ""),
+        inputs={name: make_input(name, value) for name, value in inputs.items()},
+        options=row,
+    )
+
+
+def as_request(
+    inputs: Inputs | ensemble_service_pb2.InferRequest, options: Options
+) -> ensemble_service_pb2.InferRequest:
+    """Return a ready request as it is, and make one of inputs and options otherwise."""
+    if not isinstance(inputs, ensemble_service_pb2.InferRequest):
+        return make_request(inputs, **options)
+    if options:
+        raise TypeError(f"a ready request has its own options; found besides: {', '.join(options)}.")
+    return inputs
+
+
+def check_size(
+    request: ensemble_service_pb2.InferRequest | ensemble_service_pb2.InferStreamRequest, max_message_bytes: int
+) -> None:
+    """Refuse a message over the limit: gRPC's own refusal would be a RESOURCE_EXHAUSTED that looks like overload.
+
+    Raises MessageTooLarge.
+    """
+    size = request.ByteSize()
+    if size > max_message_bytes:
+        raise MessageTooLarge(
+            f"the request has {size:,} bytes; allowed: {max_message_bytes:,} (max_message_bytes of the client; "
+            "the server has such a limit of its own, see describe().limits)"
+        )
+
+
+def _enum_name(option: str, name: str | None, allowed: tuple[str, ...]) -> str:
+    """Return the contract's name for a choice."""
+    if name is None:
+        return f"{option.upper()}_UNSPECIFIED"
+    if name not in allowed:
+        raise ValueError(f"{option} is {name!r}; allowed: {', '.join(allowed)}.")
+    return f"{option.upper()}_{name.upper()}"

@@ -1,0 +1,82 @@
+"""Turns what came over the wire - a gRPC status, an `Error` message - into the exceptions of `errors.py`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from twinfer.errors import Reason, Stage, TwinferError
+from twinfer.v1 import error_pb2
+
+ERROR_KEY = "twinfer-error-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _below(kind: type[TwinferError]) -> Iterator[type[TwinferError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+# By code: only the first branching of the tree, for a bare code says no more than that.
+_BY_REASON: dict[Reason, type[TwinferError]] = {
+    kind.default_reason: kind for kind in _below(TwinferError) if kind.default_reason is not Reason.UNSPECIFIED
+}
+_BY_CODE = {kind.default_code: kind for kind in TwinferError.__subclasses__()}
+
+
+def _reason(number: int) -> Reason:
+    """Name a reason; one that only a newer server knows is UNSPECIFIED, so that the code picks the class."""
+    try:
+        return Reason(error_pb2.Reason.Name(number).removeprefix("REASON_"))
+    except ValueError:
+        return Reason.UNSPECIFIED
+
+
+def _stage(number: int) -> Stage:
+    try:
+        return Stage(error_pb2.Stage.Name(number).removeprefix("STAGE_"))
+    except ValueError:
+        return Stage.UNSPECIFIED
+
+
+def error_from_message(message: error_pb2.Error, retry_after_seconds: float | None = None) -> TwinferError:
+    """Return the exception that an `Error` stands for, be it a call's, a row's or a member's."""
+    code = _CODES.get(message.code, grpc.StatusCode.UNKNOWN)
+    reason = _reason(message.reason)
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, TwinferError)
+    return kind(
+        message.text or code.name,
+        code=code,
+        reason=reason,
+        member=message.member,
+        stage=_stage(message.stage),
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+def error_from_call(failure: grpc.RpcError) -> TwinferError:
+    """Return the exception for a failed call, with the server's `Error` where its trailing metadata carry one."""
+    sent: Any = failure.trailing_metadata() or ()  # sync and aio disagree on the type; both are pairs
+    metadata: dict[str, str | bytes] = dict(iter(sent))
+    pushback = metadata.get(PUSHBACK_KEY)
+    retry_after_seconds = _seconds(pushback) if isinstance(pushback, str) else None
+    error = metadata.get(ERROR_KEY)
+    if isinstance(error, bytes):
+        try:
+            return error_from_message(error_pb2.Error.FromString(error), retry_after_seconds)
+        except DecodeError:
+            pass  # not from our server, or damaged on the way: the status still says what it can
+    code = failure.code()
+    kind = _BY_CODE.get(code, TwinferError)
+    return kind(
+        failure.details() or code.name, code=code, reason=Reason.UNSPECIFIED, retry_after_seconds=retry_after_seconds
+    )
+
+
+def _seconds(pushback: str) -> float | None:
+    """Read a pushback in milliseconds; a negative one means "do not retry" and is no hint."""
+    return int(pushback) / 1000 if pushback.isdecimal() else None
