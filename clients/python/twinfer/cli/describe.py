@@ -1,0 +1,80 @@
+"""`twinfer describe`: says what the server serves."""
+
+import typer
+
+from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
+from twinfer.cli.report import plain, print_json, print_table
+from twinfer.client import Client
+from twinfer.v1 import ensemble_pb2
+
+
+def describe(
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,  # type: ignore[assignment] # typer sends defaults through the parser too
+    as_json: Json = False,
+) -> None:
+    """Describe the ensemble that a server serves: inputs, members, fusion, limits, plans."""
+    with failures_reported(as_json), Client(server) as client:
+        ensemble = client.describe(timeout=timeout)
+    if as_json:
+        print_json(plain(ensemble))
+    else:
+        _print(ensemble)
+
+
+def _print(ensemble: ensemble_pb2.Ensemble) -> None:
+    described = plain(ensemble)
+    typer.secho(f"{ensemble.name} version {ensemble.version}", bold=True)
+    labels = ", ".join(ensemble.labels[:12]) + ", ..." * (len(ensemble.labels) > 12)
+    typer.echo(f"{described['task'].lower()}{f' into {len(ensemble.labels)}: {labels}' if labels else ''}")
+    typer.echo(f"policy {ensemble.policy}")
+    print_table(
+        ["input", "kind", "for", "as a tensor", ""],
+        [
+            [spec["name"], spec["kind"], ", ".join(spec["members"]), f"{spec['dtype']} {spec['shape']}", _notes(spec)]
+            for spec in described["inputs"]
+        ],
+    )
+    print_table(
+        ["member", "takes", "gives", "loader", "precision", "device", "size"],
+        [
+            [
+                member.name,
+                ", ".join(member.inputs),
+                member.output,
+                member.loader,
+                member.precision,
+                member.device,
+                f"{member.parameter_bytes / 1e6:.2f} MB",
+            ]
+            for member in ensemble.members
+        ],
+    )
+    weights = ", ".join(f"{name} {weight:.3f}" for name, weight in sorted(ensemble.fusion.weights.items()))
+    typer.echo(f"fusion {ensemble.fusion.method}{f' with weights {weights}' if weights else ''}")
+    print_table(["limit", ""], [[name, f"{value:,}"] for name, value in described.get("limits", {}).items()])
+    if ensemble.plans:
+        print_table(
+            ["rows up to", "plan", "times, ms", "alone, ms", "overlap"],
+            [
+                [
+                    str(plan["rows"]),
+                    plan["plan"],
+                    _spans(plan["times_ms"]),
+                    _spans(plan["alone_times_ms"]),
+                    f"{plan['overlap_ratio']:.2f}",
+                ]
+                for plan in described["plans"]
+            ],
+        )
+
+
+def _notes(spec: dict[str, object]) -> str:
+    notes = ["may be left out"] * bool(spec["optional"])
+    if spec["max_tokens"]:
+        notes.append(f"at most {spec['max_tokens']} tokens")
+    return ", ".join(notes)
+
+
+def _spans(spans: dict[str, float]) -> str:
+    return ", ".join(f"{name} {span:.3f}" for name, span in spans.items())

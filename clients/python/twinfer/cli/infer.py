@@ -1,0 +1,147 @@
+"""`twinfer infer`: asks the server for one answer."""
+
+import io
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from twinfer.answers import Answer, MemberAnswer, Prediction
+from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
+from twinfer.cli.report import plain, print_json, print_table
+from twinfer.client import Client
+from twinfer.requests import Options, make_request
+
+
+class PolicyChoice(StrEnum):
+    """What an answer needs."""
+
+    require_all = "require_all"
+    best_effort = "best_effort"
+
+
+def infer(
+    # Not typer's own Path: whether it lets - through depends on its version.
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The image file for the input `image`; - reads it from stdin."),
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="The text for the input `text`.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME=VALUE",
+            help="Any input by its name, several times if need be: a text, @FILE for an image, @FILE.npy for a tensor.",
+        ),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many classes to list.")] = None,
+    policy: Annotated[PolicyChoice | None, typer.Option(help="What the answer needs: every member, or any.")] = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,  # type: ignore[assignment] # typer sends defaults through the parser too
+    members: Annotated[bool, typer.Option("--members", help="Show what each member says by itself.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask for the fused answer to an image and a text."""
+    values = _read_inputs(image, text, inputs or [])
+    options: Options = {"member_predictions": members}
+    if top_k is not None:
+        options["top_k"] = top_k
+    if policy is not None:
+        options["policy"] = policy.value
+    try:
+        request = make_request(values, **options)
+    except ValueError as error:  # a text that is not UTF-8, a number that does not fit
+        raise typer.BadParameter(str(error)) from None
+    with failures_reported(as_json), Client(server) as client:
+        answer = client.infer(request, timeout=timeout)
+    if as_json:
+        print_json(_summary(answer) | plain(answer.message))
+    else:
+        _print(answer, members)
+
+
+def _read_inputs(image: str | None, text: str | None, inputs: list[str]) -> dict[str, Any]:
+    """Gather the inputs. Raises typer.BadParameter for what cannot be read, or is given twice."""
+    given: list[tuple[str, Any]] = []
+    if image is not None:
+        given.append(("image", _read_file(image)))
+    if text is not None:
+        given.append(("text", text))
+    for item in inputs:
+        name, equals, value = item.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{item[:60]!r} is not NAME=VALUE.", param_hint="--input")
+        given.append((name, _read_file(value[1:]) if value.startswith("@") else value))
+    if not given:
+        raise typer.BadParameter("there is no input; give --image, --text or --input NAME=VALUE.")
+    values = dict(given)
+    if len(values) < len(given):
+        raise typer.BadParameter("an input is given twice.")
+    return values
+
+
+def _read_file(name: str) -> Any:
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{name}: {error.strerror}.") from None
+    return _read_array(name, content) if name.endswith(".npy") else content
+
+
+def _read_array(name: str, content: bytes) -> Any:
+    try:
+        import numpy
+    except ModuleNotFoundError:
+        raise typer.BadParameter(f"{name}: reading .npy files needs numpy: pip install numpy") from None
+    try:
+        return numpy.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise typer.BadParameter(f"{name}: {error}") from None
+
+
+def _summary(answer: Answer) -> dict[str, Any]:
+    """Return what most programs want, so that they need not know the contract."""
+    if not answer.prediction.classes:
+        return {}
+    return {"label": answer.label, "probability": answer.probability}
+
+
+def _print(answer: Answer, with_members: bool) -> None:
+    typer.secho(_says(answer.prediction), bold=True)
+    if answer.degraded:
+        absent = [f"{name} {member.state}" for name, member in answer.members.items() if member.error is not None]
+        typer.secho(f"degraded: {', '.join(absent)}", fg=typer.colors.YELLOW)
+    if answer.prediction.classes:
+        classes = answer.prediction.classes
+        print_table(
+            ["class", "probability"], [[one.label or str(one.index), f"{one.probability:.4f}"] for one in classes]
+        )
+    columns = ["member", "state", "weight", "device"] + ["says"] * with_members + ["why"] * answer.degraded
+    print_table(columns, [_member_row(member, with_members, answer.degraded) for member in answer.members.values()])
+    timings = answer.timings
+    parts = f"decode {timings.decode_ms:.2f}, queue {timings.queue_ms:.2f}, device {timings.device_ms:.2f}"
+    overlap = "" if timings.overlap_ratio is None else f"; overlap {timings.overlap_ratio:.2f}"
+    if answer.disagreement is not None:
+        typer.echo(f"disagreement {answer.disagreement:.3f}")
+    typer.echo(f"{timings.total_ms:.2f} ms on the server: {parts}; rows in the flight: {timings.flight_rows}{overlap}")
+    typer.echo(f"{answer.ensemble} version {answer.version}")
+
+
+def _member_row(member: MemberAnswer, with_prediction: bool, with_error: bool) -> list[str]:
+    row = [member.name, member.state, f"{member.weight:.3f}"]
+    row.append("" if member.device_ms is None else f"{member.device_ms:.2f} ms")
+    if with_prediction:
+        row.append("" if member.prediction is None else _says(member.prediction))
+    if with_error:
+        row.append("" if member.error is None else member.error.text)
+    return row
+
+
+def _says(prediction: Prediction) -> str:
+    if prediction.classes:
+        return f"{prediction.label or prediction.best.index}  {prediction.probability:.4f}"
+    head = ", ".join(f"{value:.4f}" for value in prediction.embedding[:8])
+    return f"{len(prediction.embedding)} values: {head}{', ...' * (len(prediction.embedding) > 8)}"

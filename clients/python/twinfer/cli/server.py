@@ -1,0 +1,61 @@
+"""`serve`, `validate` and `demo`: shown here, done by the service package, which the `server` extra brings.
+
+Nothing of it is imported before one of them is called, so that `infer` and `describe` start without torch.
+"""
+
+import importlib
+from typing import Any
+
+import typer
+
+# The service's own typer app reads what follows the command, --help included.
+FORWARDED: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+INSTALL = "pip install 'twinfer[server]'"
+
+# What the `server` extra brings, by the names that are imported. Anything else that is missing is a defect, or a module
+# of the user's own.
+MODULES = frozenset(
+    {
+        "grpc_health",
+        "grpc_reflection",
+        "numpy",
+        "PIL",
+        "prometheus_client",
+        "pydantic",
+        "pydantic_settings",
+        "rich",
+        "safetensors",
+        "tokenizers",
+        "torch",
+        "twinfer_server",
+        "uvloop",
+    }
+)
+
+
+def serve(context: typer.Context) -> None:
+    """Serve an ensemble folder (needs the `server` extra)."""
+    _forward("serve", context.args)
+
+
+def validate(context: typer.Context) -> None:
+    """Check an ensemble folder without serving it (needs the `server` extra)."""
+    _forward("validate", context.args)
+
+
+def demo(context: typer.Context) -> None:
+    """Serve the digits, ask real questions, show the answers (needs the `server` extra)."""
+    _forward("demo", context.args)
+
+
+def _forward(command: str, arguments: list[str]) -> None:
+    try:
+        status = importlib.import_module("twinfer_server.commands").main([command, *arguments])
+    except ModuleNotFoundError as missing:
+        if missing.name not in MODULES:
+            raise
+        typer.echo(f"twinfer {command} needs {missing.name}, which is not installed. Install the server:", err=True)
+        typer.echo(f"  {INSTALL}", err=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(status or 0)
