@@ -88,7 +88,7 @@ class Row:
 
     `samples` holds, by member index, what each member computes on; a member without input is absent. `weights` is float64
     [members], summing to 1. `reply_by` is the monotonic time at which the row must be answered: its deadline less the reply margin.
-    `answer` is resolved once, on the event loop.
+    `answer` is resolved once, on the event loop; a blank row of warm-up has none.
     """
 
     request: Request
@@ -96,14 +96,14 @@ class Row:
     weights: NDArray[np.float64]
     policy: Policy
     reply_by: float
-    answer: "asyncio.Future[Answer]"
+    answer: "asyncio.Future[Answer] | None"
     ready_at: float
     decode_seconds: float
 
     @property
     def is_answered(self) -> bool:
         """Whether somebody has answered, failed or given up this row."""
-        return self.answer.done()
+        return self.answer is None or self.answer.done()
 
 
 @dataclass(frozen=True, slots=True)

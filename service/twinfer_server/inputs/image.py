@@ -75,6 +75,10 @@ class ImageInput:
             image = image.resize(self._size, self._resampling)
         return (np.asarray(image).reshape(1, *self.staging[0].shape),)
 
+    def example(self, seed: int, tokens: int) -> Samples:
+        """Make a picture of noise."""
+        return (np.random.default_rng(seed).integers(0, 256, (1, *self.staging[0].shape), dtype=np.uint8),)
+
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Turn uint8 [n, h, w, c] into one float32 [n, c, h, w], contiguous: (x / 255 - mean) / std."""
         pixels = staged[0].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)

@@ -49,6 +49,10 @@ class InputKind(Protocol[Decoded]):
         """
         ...
 
+    def example(self, seed: int, tokens: int) -> Samples:
+        """Make one sample of seeded random content, `tokens` long where the kind has tokens, for probing and warm-up."""
+        ...
+
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Turn staged samples, on the device, into what the member is called with.
 

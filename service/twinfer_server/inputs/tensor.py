@@ -1,6 +1,7 @@
 """Ready tensors: checked against the spec and handed to the member as they are."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,12 @@ class TensorInput:
         if self._dtype.kind == "f" and not np.isfinite(decoded).all():
             raise refuse(self.name, "NaN or an infinity", "finite numbers")
         return (decoded[np.newaxis],)
+
+    def example(self, seed: int, tokens: int) -> Samples:
+        """Make a tensor of normal numbers, or of zeros and ones where the dtype has no others in common."""
+        random = np.random.default_rng(seed)
+        values = random.standard_normal if self._dtype.kind == "f" else partial(random.integers, 0, 2)
+        return (values(size=(1, *self.tensor_shape)).astype(self._dtype),)
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Hand the staged tensor on: [n, *shape] of the spec's dtype."""

@@ -67,6 +67,12 @@ class TextInput:
         padded[0, : len(ids)] = ids
         return (padded,)
 
+    def example(self, seed: int, tokens: int) -> Samples:
+        """Make a text of random tokens."""
+        length = tokens if self.staging[0].is_ragged else self.max_tokens
+        ids = np.random.default_rng(seed).integers(0, self._vocabulary, (1, length), dtype=np.int32)
+        return (ids, np.array([length], dtype=np.int32)) if len(self.staging) == 2 else (ids,)
+
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Turn int32 ids [n, tokens] (and lengths [n]) into int64 ids (and int64 mask), both [n, tokens]."""
         ids = staged[0].to(torch.int64)

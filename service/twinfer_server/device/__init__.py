@@ -1,0 +1,25 @@
+"""The device: lanes, events and staging, the same on a CPU and on CUDA. Knows no protobuf, no rows and no members."""
+
+import torch
+
+from .cpu import CpuDevice, CpuEvent, HereLane, ThreadLane, usable_cores
+from .cuda import CudaDevice
+from .lane import Device, Event, Lane, Work
+
+__all__ = ["CpuDevice", "CpuEvent", "CudaDevice", "Device", "Event", "HereLane", "Lane", "ThreadLane", "Work", "open_device",
+           "usable_cores"]
+
+
+def open_device(name: str, lanes: int) -> Device:
+    """Open the device `name`: "cpu", "cuda", "cuda:1", or "auto" for the first GPU where there is one, else the CPU.
+
+    `lanes` is the number of members that will compute side by side. Raises RuntimeError where CUDA is asked for and is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    torch_device = torch.device(name)
+    if torch_device.type == "cpu":
+        return CpuDevice(lanes)
+    if torch_device.type == "cuda" and torch.cuda.is_available():
+        return CudaDevice(torch.device("cuda", torch_device.index or 0))
+    raise RuntimeError(f"device {name!r} is not there; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else ""))

@@ -1,0 +1,156 @@
+"""Lanes on a CPU: worker threads, with events of their own because torch's CPU events cannot be recorded or waited on."""
+
+import logging
+import os
+import threading
+import time
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from .lane import Event, Work
+
+logger = logging.getLogger(__name__)
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class CpuEvent:
+    """An event on a CPU: a flag that a thread raises, with the time at which it did."""
+
+    __slots__ = ("_raised", "done_at")
+
+    def __init__(self) -> None:
+        """Make an event that is not done."""
+        self._raised = threading.Event()
+        self.done_at = 0.0
+
+    def set_done(self) -> None:
+        """Mark the event done, now."""
+        self.done_at = time.perf_counter()
+        self._raised.set()
+
+    def is_done(self) -> bool:
+        """Whether the work before the event has run."""
+        return self._raised.is_set()
+
+    def wait(self) -> None:
+        """Sleep until the event is done."""
+        self._raised.wait()
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Give the time from `earlier` to this event, in seconds."""
+        assert isinstance(earlier, CpuEvent)
+        return self.done_at - earlier.done_at
+
+
+def _set_done(event: Event) -> None:
+    assert isinstance(event, CpuEvent)
+    event.set_done()
+
+
+class HereLane:
+    """The lane of the calling thread: work runs at once, so a tiny member pays for no thread hop.
+
+    `wait_for` waits on the spot, for there is nobody else to do it.
+    """
+
+    name = "here"
+
+    def run(self, work: Work) -> None:
+        """Do the work now."""
+        work()
+
+    def record(self, event: Event) -> None:
+        """Mark the event done: all earlier work has run."""
+        _set_done(event)
+
+    def wait_for(self, event: Event) -> None:
+        """Wait here until the event is done."""
+        event.wait()
+
+    def close(self) -> None:
+        """Give back nothing: the thread is the caller's."""
+
+
+class ThreadLane:
+    """A lane with a worker thread, which starts with the lane's first work."""
+
+    def __init__(self, name: str, compute_threads: int) -> None:
+        """Name the lane and say how many threads torch may use for one of its operations."""
+        self.name = name
+        self._compute_threads = compute_threads
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def run(self, work: Work) -> None:
+        """Queue the work for the lane's thread."""
+        if self._thread is None:
+            # A daemon: a member that never returns must not keep the process from ending.
+            self._thread = threading.Thread(target=self._work, name=f"lane-{self.name}", daemon=True)
+            self._thread.start()
+        self._queue.put(work)
+
+    def record(self, event: Event) -> None:
+        """Mark the event done once everything queued so far has run."""
+        self.run(lambda: _set_done(event))
+
+    def wait_for(self, event: Event) -> None:
+        """Let the lane's thread wait for the event before it goes on."""
+        if not event.is_done():
+            self.run(event.wait)
+
+    def close(self) -> None:
+        """End the lane's thread behind its queued work."""
+        self._queue.put(None)
+
+    def _work(self) -> None:
+        torch.set_num_threads(self._compute_threads)
+        with torch.inference_mode():
+            while (work := self._queue.get()) is not None:
+                try:
+                    work()
+                except Exception:  # a defect; the lane's other work must not die of it
+                    logger.exception("work on lane %s raised", self.name)
+
+
+class CpuDevice:
+    """The CPU as a device; `lanes` says among how many lanes the cores are divided."""
+
+    runs_inline = True
+
+    def __init__(self, lanes: int) -> None:
+        """Divide the usable cores among `lanes` lanes, at least one each."""
+        self.torch_device = torch.device("cpu")
+        self._cores = usable_cores()
+        self._cores_per_lane = max(1, self._cores // max(1, lanes))
+        self._here = HereLane()
+
+    def lane(self, name: str) -> ThreadLane:
+        """Make a lane with a worker thread of its own."""
+        return ThreadLane(name, self._cores_per_lane)
+
+    def serial_lane(self) -> HereLane:
+        """Give the launching thread itself; it computes with all cores."""
+        return self._here
+
+    def copy_lane(self) -> HereLane:
+        """Give the launching thread itself: staging is already device memory."""
+        return self._here
+
+    def event(self) -> CpuEvent:
+        """Make an event that is not done."""
+        return CpuEvent()
+
+    def staging(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Make one buffer that is both: nothing needs copying."""
+        buffer = torch.zeros(shape, dtype=dtype)
+        return buffer, buffer
+
+    def prepare_thread(self) -> None:
+        """Let the launching thread compute with all cores; torch keeps that number per thread."""
+        torch.set_num_threads(self._cores)

@@ -1,0 +1,105 @@
+"""Lanes on an NVIDIA GPU: one CUDA stream each, joined by CUDA events."""
+
+import torch
+from torch import Tensor
+
+from .lane import Event, Work
+
+
+class CudaEvent:
+    """A CUDA event that knows whether it was recorded: CUDA itself calls an unrecorded event done."""
+
+    __slots__ = ("_is_recorded", "_torch_event")
+
+    def __init__(self) -> None:
+        """Make an event that keeps its time and on which a waiting thread sleeps instead of spinning."""
+        self._torch_event = torch.cuda.Event(enable_timing=True, blocking=True)
+        self._is_recorded = False
+
+    def record(self, stream: torch.cuda.Stream) -> None:
+        """Record the event on `stream`."""
+        self._torch_event.record(stream)
+        self._is_recorded = True
+
+    def hold(self, stream: torch.cuda.Stream) -> None:
+        """Let later work of `stream` wait on the device until the event is done."""
+        stream.wait_event(self._torch_event)
+
+    def is_done(self) -> bool:
+        """Whether the work before the event has run; asks the driver and returns at once."""
+        return self._is_recorded and self._torch_event.query()
+
+    def wait(self) -> None:
+        """Sleep until the event is done; releases the GIL."""
+        self._torch_event.synchronize()
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Give the device time from `earlier` to this event, in seconds."""
+        assert isinstance(earlier, CudaEvent)
+        return earlier._torch_event.elapsed_time(self._torch_event) / 1000.0
+
+
+class CudaLane:
+    """A lane on a GPU: a stream. Queueing work launches its kernels and returns."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        """Make the lane's stream on `device`."""
+        self.name = name
+        self._stream = torch.cuda.Stream(device)
+
+    def run(self, work: Work) -> None:
+        """Launch the work's kernels on the lane's stream."""
+        with torch.cuda.stream(self._stream):
+            work()
+
+    def record(self, event: Event) -> None:
+        """Record the event behind everything queued so far."""
+        assert isinstance(event, CudaEvent)
+        event.record(self._stream)
+
+    def wait_for(self, event: Event) -> None:
+        """Hold later work of the stream until the event is done, on the device."""
+        assert isinstance(event, CudaEvent)
+        event.hold(self._stream)
+
+    def close(self) -> None:
+        """Give back nothing: torch keeps its streams in a pool."""
+
+
+class CudaDevice:
+    """One GPU as a device: streams for lanes, pinned host memory for staging."""
+
+    runs_inline = False
+
+    def __init__(self, torch_device: torch.device) -> None:
+        """Use the GPU `torch_device`, for instance `cuda:0`."""
+        self.torch_device = torch_device
+        self._serial = CudaLane("serial", torch_device)
+        self._copy = CudaLane("copy", torch_device)
+
+    def lane(self, name: str) -> CudaLane:
+        """Make a lane with a stream of its own."""
+        return CudaLane(name, self.torch_device)
+
+    def serial_lane(self) -> CudaLane:
+        """Give the one stream on which the serial plan computes."""
+        return self._serial
+
+    def copy_lane(self) -> CudaLane:
+        """Give the stream on which inputs travel to the device."""
+        return self._copy
+
+    def event(self) -> CudaEvent:
+        """Make an event that is not recorded."""
+        return CudaEvent()
+
+    def staging(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Make a pinned host buffer and its twin on the device, so that copies between them do not stop the host."""
+        return (
+            torch.zeros(shape, dtype=dtype, pin_memory=True),
+            torch.zeros(shape, dtype=dtype, device=self.torch_device),
+        )
+
+    def prepare_thread(self) -> None:
+        """Make the GPU the calling thread's current device."""
+        torch.cuda.set_device(self.torch_device)

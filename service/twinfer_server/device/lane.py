@@ -1,0 +1,83 @@
+"""The three nouns of every device: lanes do work in order, events say when it is done, staging carries bytes between host and device.
+
+A flight is written once, against these protocols; `cpu` and `cuda` give them a body, and a test gives them a recorder.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Work = Callable[[], None]
+"""A piece of device work; it keeps its own failures to itself and never raises."""
+
+
+class Event(Protocol):
+    """A point in a lane's work. It is made first and recorded later, so that others can already hold it."""
+
+    def is_done(self) -> bool:
+        """Whether the event was recorded and all work before it has run; never waits."""
+        ...
+
+    def wait(self) -> None:
+        """Sleep until the event is done. Only wait threads and warm-up call this."""
+        ...
+
+    def seconds_since(self, earlier: "Event") -> float:
+        """Give the device time from `earlier` to this event, in seconds; both must be done."""
+        ...
+
+
+class Lane(Protocol):
+    """Work in order on the device: one CUDA stream, or on a CPU one worker thread."""
+
+    name: str
+
+    def run(self, work: Work) -> None:
+        """Queue `work` behind what is already queued."""
+        ...
+
+    def record(self, event: Event) -> None:
+        """Mark the point after everything queued so far."""
+        ...
+
+    def wait_for(self, event: Event) -> None:
+        """Hold later work of this lane until `event` is done; the caller does not wait."""
+        ...
+
+    def close(self) -> None:
+        """Let queued work finish and give the lane's thread or stream back; does not wait for stuck work."""
+        ...
+
+
+class Device(Protocol):
+    """Where an ensemble computes: makes lanes, events and staging buffers."""
+
+    torch_device: torch.device
+    runs_inline: bool
+    """Whether the serial plan computes on the thread that launches, so that launching waits for the computing."""
+
+    def lane(self, name: str) -> Lane:
+        """Make a lane of its own."""
+        ...
+
+    def serial_lane(self) -> Lane:
+        """Give the lane on which the serial plan runs everything."""
+        ...
+
+    def copy_lane(self) -> Lane:
+        """Give the lane on which inputs travel to the device."""
+        ...
+
+    def event(self) -> Event:
+        """Make an event that is not recorded yet."""
+        ...
+
+    def staging(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Make a (host, device) pair of buffers; the two are one tensor where host and device share memory."""
+        ...
+
+    def prepare_thread(self) -> None:
+        """Set up the calling thread for launching: its threads for computing, its current device."""
+        ...

@@ -1,0 +1,54 @@
+"""Admission: how much the server takes in hand at once. Event loop only."""
+
+import time
+
+from ..errors import Draining, Overloaded
+from ..settings import ServerSettings
+
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.01, 5.0
+
+
+class Admission:
+    """Counts the rows and bytes in hand, refuses what is too much, and knows when the server drains."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Begin with nothing in hand."""
+        self.rows = 0
+        self.bytes = 0
+        self.is_draining = False
+        self._max_rows = settings.max_waiting_rows
+        self._max_bytes = settings.max_waiting_bytes
+        self._seconds_per_row = 0.001
+        self._last_answer_at = 0.0
+
+    def enter(self, size_bytes: int) -> None:
+        """Take one row in hand; raises Draining or Overloaded. `leave` must follow."""
+        if self.is_draining:
+            raise Draining("the server is shutting down")
+        if self.rows >= self._max_rows:
+            raise Overloaded(
+                f"{self.rows} rows are in hand; allowed: {self._max_rows}", retry_after_seconds=self._retry_after()
+            )
+        if self.bytes + size_bytes > self._max_bytes:
+            raise Overloaded(
+                f"{self.bytes} bytes are in hand and this request has {size_bytes}; allowed: {self._max_bytes}",
+                retry_after_seconds=self._retry_after(),
+            )
+        self.rows += 1
+        self.bytes += size_bytes
+
+    def leave(self, size_bytes: int) -> None:
+        """Let go of a row that `enter` took in hand."""
+        self.rows -= 1
+        self.bytes -= size_bytes
+
+    def note_answers(self, count: int) -> None:
+        """Learn from `count` answers that went out together how fast rows are answered."""
+        now = time.monotonic()
+        if self.rows > count:  # the server was busy all the time since the last answers
+            self._seconds_per_row += 0.1 * ((now - self._last_answer_at) / count - self._seconds_per_row)
+        self._last_answer_at = now
+
+    def _retry_after(self) -> float:
+        """Estimate when half of what is in hand will have been answered."""
+        return min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, 0.5 * self.rows * self._seconds_per_row))

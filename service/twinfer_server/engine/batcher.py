@@ -1,0 +1,247 @@
+"""The batcher: decides which rows fly together, and has the threads that launch flights and wait for them.
+
+One launch thread at a time queues device work, so stream order is decided in one place. When the lanes are idle it takes whatever
+waits, even a single row; while a flight computes, rows collect until that flight is about to land. On a CPU the serial plan computes
+on the launch thread itself; if a member gets stuck there, another thread takes over the launching.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import torch
+
+from ..ensemble import Ensemble, Flight, answer_rows, fusion_failure
+from ..errors import InternalError, MemberLate, TwinferError
+from ..rows import Answer, Policy, Row
+from .queue import RowQueue
+from .traffic import LaneTraffic
+
+logger = logging.getLogger(__name__)
+
+OVERDUE_FACTOR = 4.0
+OVERDUE_SECONDS = 0.05
+"""A flight that takes this factor of its expected time and these seconds more is taken to be stuck."""
+
+OnAnswers = Callable[[Sequence[Row], Sequence[Answer | TwinferError]], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Airborne:
+    """A flight in the air, and what the batcher expects of it."""
+
+    flight: Flight
+    overdue_at: float
+    is_stuck: bool = False
+
+
+class Batcher:
+    """Boards waiting rows, launches flights and hands their answers to `on_answers`, which is called from any thread."""
+
+    def __init__(self, ensemble: Ensemble, on_answers: OnAnswers) -> None:
+        """Serve a warm ensemble; `start` starts the threads."""
+        self._ensemble = ensemble
+        self._on_answers = on_answers
+        self._max_rows = ensemble.spec.batching.max_rows
+        self._max_delay_seconds = ensemble.spec.batching.max_delay_ms / 1000
+        self._changed = threading.Condition(threading.Lock())
+        # All below is guarded by _changed.
+        self._queue = RowQueue()
+        self._traffic = [LaneTraffic(member) for member in ensemble.members]
+        self._air: list[_Airborne] = []
+        self._lead_seconds = 0.0
+        self._launcher: threading.Thread | None = None
+        self._is_closing = False
+        self._to_await: SimpleQueue[Flight | None] = SimpleQueue()
+        self._wait_threads = 2 * len(ensemble.members) + 1
+
+    def start(self) -> None:
+        """Start the launch thread and the wait threads."""
+        self._replace_launcher()
+        for number in range(self._wait_threads):
+            threading.Thread(target=self._await_landings, name=f"wait-{number}", daemon=True).start()
+
+    def close(self) -> None:
+        """End the threads once nothing waits any more; does not wait for what is stuck."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        for _ in range(self._wait_threads):
+            self._to_await.put(None)
+
+    def put(self, row: Row) -> None:
+        """Let a prepared row wait for its flight."""
+        with self._changed:
+            self._queue.put(row)
+            self._changed.notify()
+
+    def discard_answered(self) -> None:
+        """Forget the waiting rows that have been answered, cancelled or failed meanwhile."""
+        with self._changed:
+            self._queue.discard_answered()
+
+    def look_for_stuck(self) -> float:
+        """Get flights that are overdue out of the others' way; give the seconds after which another look may help."""
+        with self._changed:
+            now = time.monotonic()
+            for airborne in self._air:
+                if now >= airborne.overdue_at and not airborne.is_stuck:
+                    self._go_around(airborne)
+            self._changed.notify()
+            pending = [airborne.overdue_at - now for airborne in self._air if not airborne.is_stuck]
+            return max(0.005, min(pending, default=OVERDUE_SECONDS))
+
+    def standing_seconds(self) -> dict[str, float]:
+        """Say for how long each member's lane has been behind its time, by member name."""
+        with self._changed:
+            now = time.monotonic()
+            names = [member.name for member in self._ensemble.members]
+            return {name: traffic.standing_since(now) for name, traffic in zip(names, self._traffic, strict=True)}
+
+    # --- the launch thread ---------------------------------------------------------------------------------------------------
+
+    def _replace_launcher(self) -> None:
+        self._launcher = threading.Thread(target=self._launch_flights, name="launch", daemon=True)
+        self._launcher.start()
+
+    def _launch_flights(self) -> None:
+        self._ensemble.device.prepare_thread()
+        with torch.inference_mode():
+            while (flight := self._next_flight()) is not None:
+                self._launch(flight)
+
+    def _next_flight(self) -> Flight | None:
+        """Sleep until rows can fly and board them; None once this thread has been replaced or the batcher closes."""
+        with self._changed:
+            while self._launcher is threading.current_thread():
+                now = time.monotonic()
+                flight = self._board(now) if self._queue else None
+                if flight is not None:
+                    return flight
+                if self._is_closing and not self._queue:
+                    return None
+                self._changed.wait(self._seconds_to_next_look(now) if self._queue else None)
+            return None
+
+    def _launch(self, flight: Flight) -> None:
+        began = time.monotonic()
+        try:
+            flight.launch()
+        except Exception as error:  # a device that refuses work fails this flight's rows, and the next one tries again
+            flight.break_off(error)
+            self._land(flight)
+            return
+        if flight.landed.is_done():
+            self._land(flight)
+            return
+        with self._changed:
+            self._lead_seconds += 0.2 * (time.monotonic() - began - self._lead_seconds)
+        self._to_await.put(flight)
+
+    # --- boarding, under the lock --------------------------------------------------------------------------------------------
+
+    def _board(self, now: float) -> Flight | None:
+        """Take as many rows as fit and can fly now, and make their flight; the others go on waiting."""
+        waits = [traffic.wait_seconds(now) for traffic in self._traffic]
+        is_ready = [
+            traffic.has_slot and wait <= self._lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)
+        ]
+        rows: list[Row] = []
+        left_out: dict[tuple[int, int], TwinferError] = {}
+        staying: list[Row] = []
+        for row in self._queue.take_in_order():
+            if row.reply_by <= now:
+                continue  # its timer is about to fail it; work for it would be wasted
+            busy = [index for index in row.samples if not is_ready[index]]
+            late = [index for index in busy if row.policy is Policy.BEST_EFFORT and now + waits[index] >= row.reply_by]
+            if len(late) < len(busy) or len(late) == len(row.samples):
+                staying.append(row)
+                continue
+            for index in late:
+                left_out[len(rows), index] = self._left_behind(index, waits[index])
+            rows.append(row)
+            if len(rows) == self._max_rows:
+                break
+        if rows and self._max_delay_seconds and len(rows) < self._max_rows:
+            if not self._air and now < min(row.ready_at for row in rows) + self._max_delay_seconds:
+                staying, rows = staying + rows, []
+        for row in staying:
+            self._queue.put(row)
+        return self._take_off(rows, left_out, now) if rows else None
+
+    def _take_off(self, rows: list[Row], left_out: dict[tuple[int, int], TwinferError], now: float) -> Flight:
+        flying = {index for n, row in enumerate(rows) for index in row.samples if (n, index) not in left_out}
+        slots = {index: self._traffic[index].take_slot() for index in sorted(flying)}
+        # Beside a stuck flight only lanes of their own keep the members apart.
+        plan = "lanes" if any(airborne.is_stuck for airborne in self._air) else None
+        flight = self._ensemble.board(rows, slots, left_out, plan)
+        for run, seconds in zip(flight.runs, flight.alone_seconds, strict=True):
+            self._traffic[run.member.index].take_off(run, now, seconds)
+        overdue_at = now + OVERDUE_FACTOR * sum(flight.alone_seconds) + OVERDUE_SECONDS
+        self._air.append(_Airborne(flight, overdue_at))
+        return flight
+
+    def _left_behind(self, index: int, wait_seconds: float) -> MemberLate:
+        name = self._ensemble.members[index].name
+        return MemberLate(f"the member's lane is behind by about {wait_seconds:.3f} s, more than the row had left", member=name)
+
+    def _seconds_to_next_look(self, now: float) -> float | None:
+        """Say when boarding may go differently although nobody calls: a lane gets free, or a delay is over."""
+        looks = [traffic.wait_seconds(now) - self._lead_seconds for traffic in self._traffic if traffic.has_slot]
+        looks = [look for look in looks if look > 0] or [0.05]
+        return max(0.0005, min(*looks, self._max_delay_seconds or 1.0))
+
+    def _go_around(self, airborne: _Airborne) -> None:
+        """Keep a stuck flight from holding more than the lane that it is stuck on."""
+        airborne.is_stuck = True
+        flight = airborne.flight
+        stuck = [run.member.name for run in flight.runs if run.is_claimed and not run.done.is_done()]
+        logger.warning("a flight of %d rows is overdue; lanes not done: %s", len(flight.rows), ", ".join(stuck))
+        if flight.plan.name == "lanes":
+            self._ensemble.detour()
+        else:
+            flight.rescue(self._ensemble.plans["lanes"])
+            self._replace_launcher()
+
+    # --- landing -------------------------------------------------------------------------------------------------------------
+
+    def _await_landings(self) -> None:
+        self._ensemble.device.prepare_thread()
+        with torch.inference_mode():
+            while (flight := self._to_await.get()) is not None:
+                flight.landed.wait()
+                self._land(flight)
+
+    def _land(self, flight: Flight) -> None:
+        """Answer the flight's rows and free its slots; the lanes it used have done their part."""
+        seconds = time.monotonic() - flight.launched_at
+        try:
+            fused = flight.fused if flight.fused is not None else flight.fuse_now(flight.rows)
+            answers = answer_rows(flight, flight.rows, fused, seconds)
+        except Exception:
+            logger.exception("fusing a flight of %d rows failed", len(flight.rows))
+            answers = fusion_failure(flight)
+        with self._changed:
+            for traffic in self._traffic:
+                traffic.land(flight)
+            self._air = [airborne for airborne in self._air if airborne.flight is not flight]
+            self._changed.notify()
+        self._on_answers(flight.rows, answers)
+
+    def fuse_late(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]] | None:
+        """Answer `row`, and those of its flight that are as late, from the members so far; None if it is not in the air. CPU pool."""
+        with self._changed:
+            flights = [airborne.flight for airborne in self._air if row in airborne.flight.rows]
+        if not flights:
+            return None
+        flight = flights[0]
+        now = time.monotonic()
+        rows = [other for other in flight.rows if not other.is_answered and other.reply_by <= now + 0.005]
+        try:
+            return rows, answer_rows(flight, rows, flight.fuse_now(rows), now - flight.launched_at)
+        except Exception:
+            logger.exception("fusing %d late rows failed", len(rows))
+            return rows, [InternalError("the fusion raised an error; the server's log has it") for _ in rows]

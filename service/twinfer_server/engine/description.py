@@ -1,0 +1,101 @@
+"""What is served, as plain facts: what callers are told about the ensemble and its limits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..ensemble import BucketTimes, Ensemble
+from ..fusion import METHODS
+from ..rows import Policy
+from ..settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class InputDescription:
+    """One input of a request; a size of -1 in `shape` means any."""
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    members: tuple[str, ...]
+    is_optional: bool
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDescription:
+    """One member."""
+
+    name: str
+    loader: str
+    precision: str
+    device: str
+    inputs: tuple[str, ...]
+    output: str
+    parameter_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An ensemble, its limits and its measured plans."""
+
+    name: str
+    version: int
+    task: str
+    labels: tuple[str, ...]
+    policy: str
+    inputs: tuple[InputDescription, ...]
+    members: tuple[MemberDescription, ...]
+    fusion_method: str
+    fusion_weights: Mapping[str, float]
+    limits: ServerSettings
+    max_flight_rows: int
+    times: tuple[BucketTimes, ...]
+
+
+def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
+    """Gather the facts about a warm ensemble."""
+    spec = ensemble.spec
+    takers: dict[str, list[str]] = {}
+    kinds = {}
+    for member in ensemble.members:
+        for kind in member.inputs:
+            takers.setdefault(kind.name, []).append(member.name)
+            kinds.setdefault(kind.name, kind)
+    input_kinds = {name: input_spec.kind for _, name, input_spec in spec.walk_inputs()}
+    return Description(
+        name=spec.name,
+        version=spec.version,
+        task=spec.task,
+        labels=ensemble.labels,
+        policy=spec.policy,
+        inputs=tuple(
+            InputDescription(
+                name=name,
+                kind=input_kinds[name],
+                dtype=kind.tensor_dtype,
+                shape=kind.tensor_shape,
+                members=tuple(takers[name]),
+                is_optional=not ensemble.is_required(name, Policy[spec.policy.upper()]),
+                max_tokens=kind.max_tokens,
+            )
+            for name, kind in kinds.items()
+        ),
+        members=tuple(
+            MemberDescription(
+                name=member.name,
+                loader=member.model.loader,
+                precision=member.spec.precision,
+                device=str(ensemble.device.torch_device),
+                inputs=tuple(kind.name for kind in member.inputs),
+                output=member.spec.output.kind,
+                parameter_bytes=member.model.parameter_bytes,
+            )
+            for member in ensemble.members
+        ),
+        fusion_method=spec.fusion.method,
+        fusion_weights=dict(zip(spec.members, spec.member_weights(), strict=True)) if METHODS[spec.fusion.method].takes_weights else {},
+        limits=settings,
+        max_flight_rows=spec.batching.max_rows,
+        times=ensemble.times.measured if ensemble.times else (),
+    )

@@ -1,0 +1,206 @@
+"""The engine: takes a request in hand, has it decoded, batched and computed, and answers it in time, whatever happens.
+
+The engine owns the work, not the caller's RPC: a caller who goes away takes his row out of the queue, but a flight that carries it
+flies on.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from ..device import usable_cores
+from ..ensemble import Ensemble
+from ..errors import DeadlinePassed, InvalidOption, MemberLate, TwinferError
+from ..rows import Answer, Policy, Request, Row
+from ..settings import ServerSettings
+from .admission import Admission
+from .batcher import Batcher
+from .description import Description, describe
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What the RPC layer knows of an engine; whether it computes in this process is not its business."""
+
+    @property
+    def description(self) -> Description:
+        """What is served."""
+        ...
+
+    async def infer(self, request: Request, size_bytes: int) -> Answer:
+        """Answer one row; raises TwinferError. `size_bytes` is what it takes in memory until it is answered."""
+        ...
+
+    def check_served(self, ensemble: str, version: int) -> None:
+        """Raise UnknownEnsemble unless the name and version are served."""
+        ...
+
+
+class LocalEngine:
+    """An engine that computes in this process. All methods belong to the event loop."""
+
+    def __init__(self, ensemble: Ensemble, settings: ServerSettings) -> None:
+        """Serve a warm ensemble; call `start` from the event loop that will call `infer`."""
+        self._ensemble = ensemble
+        self._settings = settings
+        self._description = describe(ensemble, settings)
+        self._admission = Admission(settings)
+        self._batcher = Batcher(ensemble, self._answer_soon)
+        self._decoders = ThreadPoolExecutor(settings.decode_threads or usable_cores(), thread_name_prefix="decode")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def description(self) -> Description:
+        """What is served."""
+        return self._description
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._loop = asyncio.get_running_loop()
+        self._batcher.start()
+
+    def check_served(self, ensemble: str, version: int) -> None:
+        """Raise UnknownEnsemble unless the name and version are served."""
+        self._ensemble.check_served(ensemble, version)
+
+    async def infer(self, request: Request, size_bytes: int) -> Answer:
+        """Answer one row; raises TwinferError."""
+        self._admission.enter(size_bytes)
+        try:
+            row = await self._make_row(request)
+            assert row.answer is not None
+            timer = self._watch(row)
+            try:
+                self._batcher.put(row)
+                return await row.answer
+            finally:
+                timer.cancel()
+                if row.answer.cancelled():
+                    self._batcher.discard_answered()
+        finally:
+            self._admission.leave(size_bytes)
+
+    async def drain(self) -> None:
+        """Take nothing more in hand and return when every row has been answered."""
+        self._admission.is_draining = True
+        while self._admission.rows:
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        """End the threads; call it when nothing is in hand, or when that no longer matters."""
+        self._batcher.close()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._ensemble.close()
+
+    def stuck_members(self) -> list[str]:
+        """Name the members whose lane has stood still for `stuck_seconds`."""
+        standing = self._batcher.standing_seconds()
+        return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
+
+    async def _make_row(self, request: Request) -> Row:
+        """Check a request and have it decoded; the row is ready to wait for its flight."""
+        policy = self._ensemble.check(request)
+        weights = self._ensemble.row_weights(request.fusion_weights)
+        reply_by = self._reply_by(request)
+        loop = asyncio.get_running_loop()
+        began = time.monotonic()
+        samples = await loop.run_in_executor(self._decoders, self._ensemble.prepare, request)
+        ready = time.monotonic()
+        if ready >= reply_by:
+            raise DeadlinePassed("the deadline passed while the inputs were decoded")
+        return Row(request, samples, weights, policy, reply_by, loop.create_future(), ready, ready - began)
+
+    def _reply_by(self, request: Request) -> float:
+        """Find the time by which the row must be answered: its earliest deadline, less the margin for the reply's own way."""
+        timeout = self._settings.default_timeout_seconds
+        if request.timeout_seconds is not None:
+            if not request.timeout_seconds > 0:
+                raise InvalidOption(f"options.timeout: found {request.timeout_seconds} s; allowed: more than 0")
+            timeout = min(timeout, request.timeout_seconds)
+        deadline = request.arrived_at + timeout
+        if request.deadline is not None:
+            deadline = min(deadline, request.deadline)
+        budget = deadline - request.arrived_at
+        if budget <= 0:
+            raise DeadlinePassed("the deadline had passed when the request arrived")
+        return deadline - min(self._settings.reply_margin_seconds, budget / 4)
+
+    # --- time --------------------------------------------------------------------------------------------------------------
+
+    def _watch(self, row: Row) -> "_Watch":
+        return _Watch(row, self._settings.stall_seconds, self._batcher, self._on_time_up)
+
+    def _on_time_up(self, row: Row) -> None:
+        """Answer a row whose time is up: from the members so far if it is in the air and its policy allows, else with an error."""
+        assert self._loop is not None
+        self._loop.run_in_executor(self._decoders, self._answer_late, row)
+
+    def _answer_late(self, row: Row) -> None:
+        late = self._batcher.fuse_late(row)
+        if late is None:
+            names = [self._ensemble.members[index].name for index in row.samples]
+            behind = {name: seconds for name, seconds in self._batcher.standing_seconds().items() if seconds and name in names}
+            error: TwinferError = DeadlinePassed("the deadline came while the row waited for a flight")
+            if behind and row.policy is Policy.REQUIRE_ALL:
+                name, seconds = max(behind.items(), key=lambda item: item[1])
+                error = MemberLate(f"the member's lane has been behind for {seconds:.3f} s, longer than the row could wait", member=name)
+            late = [row], [error]
+        self._answer_soon(*late)
+
+    # --- answers -----------------------------------------------------------------------------------------------------------
+
+    def _answer_soon(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError]) -> None:
+        """Have the event loop hand out answers; any thread."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._answer, rows, answers)
+        except RuntimeError:  # the loop has ended, and with it every caller
+            logger.info("%d answers came after the end", len(rows))
+
+    def _answer(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError]) -> None:
+        for row, answer in zip(rows, answers, strict=True):
+            if row.is_answered or row.answer is None:
+                continue
+            if isinstance(answer, TwinferError):
+                row.answer.set_exception(answer)
+            else:
+                row.answer.set_result(answer)
+        self._admission.note_answers(len(rows))
+
+
+class _Watch:
+    """A row's alarm clock: looks after stuck flights while the row waits, and rings when its time is up."""
+
+    def __init__(self, row: Row, stall_seconds: float, batcher: Batcher, on_time_up: "OnTimeUp") -> None:
+        self._row = row
+        self._batcher = batcher
+        self._on_time_up = on_time_up
+        self._loop = asyncio.get_running_loop()
+        budget = row.reply_by - row.ready_at
+        # Late enough to be rare, early enough for another member to be started and to end before the row's time is up.
+        self._timer = self._loop.call_later(min(stall_seconds, budget / 2), self._look)
+
+    def cancel(self) -> None:
+        """Stop the clock."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left = self._row.reply_by - time.monotonic()
+        if self._row.is_answered:
+            return
+        if left <= 0:
+            self._on_time_up(self._row)
+            return
+        self._timer = self._loop.call_later(min(left, self._batcher.look_for_stuck()), self._look)
+
+
+class OnTimeUp(Protocol):
+    """Told, on the event loop, that a row's time is up."""
+
+    def __call__(self, row: Row) -> None:
+        """Answer the row."""
+        ...

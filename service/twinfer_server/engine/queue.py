@@ -1,0 +1,40 @@
+"""The rows that wait, in the order in which they board."""
+
+import heapq
+import itertools
+from collections.abc import Iterator
+
+from ..rows import Priority, Row
+
+AGEING_SECONDS = {Priority.HIGH: -1.0, Priority.NORMAL: 0.0, Priority.LOW: 1.0}
+"""How much later than it came a row counts as having come: a low row goes behind normal ones of the next second, and never starves."""
+
+
+class RowQueue:
+    """A priority queue of rows. Not thread-safe: the batcher's lock guards it."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._heap: list[tuple[float, int, Row]] = []
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        """Count the rows, those answered meanwhile included."""
+        return len(self._heap)
+
+    def put(self, row: Row) -> None:
+        """Let a row wait from its `ready_at` on."""
+        rank = row.ready_at + AGEING_SECONDS[row.request.priority]
+        heapq.heappush(self._heap, (rank, next(self._order), row))
+
+    def take_in_order(self) -> Iterator[Row]:
+        """Take rows out, first in rank first; rows that somebody has answered meanwhile are dropped."""
+        while self._heap:
+            row = heapq.heappop(self._heap)[2]
+            if not row.is_answered:
+                yield row
+
+    def discard_answered(self) -> None:
+        """Drop every row that somebody has answered, cancelled or failed."""
+        self._heap = [entry for entry in self._heap if not entry[2].is_answered]
+        heapq.heapify(self._heap)

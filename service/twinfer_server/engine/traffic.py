@@ -1,0 +1,61 @@
+"""Traffic: what is in the air on one member's lane, and so how long a new run would wait for it."""
+
+from collections import deque
+from typing import NamedTuple
+
+from ..ensemble import Flight, Member, Run, Slot
+
+
+class _Airborne(NamedTuple):
+    run: Run
+    expected_end: float
+
+
+class LaneTraffic:
+    """One member's slots and the runs that hold them. Not thread-safe: the batcher's lock guards it."""
+
+    def __init__(self, member: Member) -> None:
+        """Begin with every slot free."""
+        self._free = deque(member.slots)
+        self._air: deque[_Airborne] = deque()
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether a new run could be staged."""
+        return bool(self._free)
+
+    def wait_seconds(self, now: float) -> float:
+        """Estimate how long a run launched `now` would wait for the lane.
+
+        A lane that is behind its time is expected to stay so for as long again: a short hiccup costs little, and the longer it stands,
+        the fewer rows wait for it.
+        """
+        if not self._air:
+            return 0.0
+        return abs(self._air[-1].expected_end - now)
+
+    def take_slot(self) -> Slot:
+        """Take a free slot."""
+        return self._free.popleft()
+
+    def give_back(self, slot: Slot) -> None:
+        """Give back a slot that no run holds."""
+        self._free.append(slot)
+
+    def take_off(self, run: Run, now: float, alone_seconds: float) -> None:
+        """Note that `run` is about to be launched."""
+        begins = max(now, self._air[-1].expected_end) if self._air else now
+        self._air.append(_Airborne(run, begins + alone_seconds))
+
+    def land(self, flight: Flight) -> None:
+        """Free the slot that `flight` held on this lane, if it held one."""
+        for airborne in self._air:
+            if airborne.run in flight.runs:
+                self._air.remove(airborne)
+                self._free.append(airborne.run.slot)
+                return
+
+    def standing_since(self, now: float) -> float:
+        """Say for how long the lane has been behind its time, in seconds; 0 if it is not."""
+        unfinished = [airborne for airborne in self._air if not airborne.run.done.is_done()]
+        return max(0.0, now - unfinished[0].expected_end) if unfinished else 0.0

@@ -1,0 +1,13 @@
+"""The ensemble: members, slots, plans and flights; what is computed, on which lane, and what became of it."""
+
+from .answers import answer_rows, fusion_failure
+from .ensemble import Ensemble, load_ensemble
+from .flight import Flight, LeftOut, Run
+from .member import Member
+from .plan import Plan
+from .slot import Slot
+from .times import BucketTimes
+from .warmup import warm_up
+
+__all__ = ["BucketTimes", "Ensemble", "Flight", "LeftOut", "Member", "Plan", "Run", "Slot", "answer_rows", "fusion_failure",
+           "load_ensemble", "warm_up"]

@@ -1,0 +1,86 @@
+"""From a flight to its rows' answers: what became of each member, and whether that is enough for the row's policy."""
+
+from collections.abc import Sequence
+
+from numpy.typing import NDArray
+
+from ..errors import InternalError, MemberFailed, MemberLate, NotFinite, NothingToFuse, TwinferError
+from ..fusion import Fused
+from ..rows import DEGRADING, Answer, MemberAnswer, Policy, Row, State, Timings
+from .flight import Flight, Run
+
+STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLate: State.LATE}
+
+
+def answer_rows(flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float) -> list[Answer | TwinferError]:
+    """Judge `rows` of `flight` by `fused`, which has them in the same order: each gets an answer, or the error it ends with.
+
+    Call it when the flight has landed, or, for rows that cannot wait, with what `Flight.fuse_now` made of the members so far.
+    """
+    prediction = fused.prediction.numpy()
+    weights, present, disagreement = fused.weights.tolist(), fused.present.tolist(), fused.disagreement.tolist()
+    spans = {run.member.index: run.done.seconds_since(run.started) for run in flight.runs if run.done.is_done()}
+    ratio = flight.overlap_ratio
+    runs = {run.member.index: run for run in flight.runs}
+    answers: list[Answer | TwinferError] = []
+    for place, row in enumerate(rows):
+        members = tuple(
+            _judge_member(flight, row, runs.get(index), index, weights[place][index], present[place][index], spans.get(index))
+            for index in range(len(flight.crew.members))
+        )
+        timings = Timings(
+            decode_seconds=row.decode_seconds,
+            queue_seconds=flight.launched_at - row.ready_at,
+            device_seconds=device_seconds,
+            flight_rows=len(flight.rows),
+            overlap_ratio=ratio,
+        )
+        # The fusion gives NaN where fewer than two members took part.
+        apart = disagreement[place]
+        answers.append(_judge_row(row, prediction[place], members, apart if apart == apart else None, timings))
+    return answers
+
+
+def fusion_failure(flight: Flight) -> list[Answer | TwinferError]:
+    """Give every row of a flight whose fusion raised the same error."""
+    return [InternalError("the fusion raised an error; the server's log has it") for _ in flight.rows]
+
+
+def _judge_row(
+    row: Row, prediction: NDArray, members: tuple[MemberAnswer, ...], disagreement: float | None, timings: Timings
+) -> Answer | TwinferError:  # fmt: skip
+    """Apply the row's policy."""
+    lost = [member.error for member in members if member.state in DEGRADING and member.error is not None]
+    if row.policy is Policy.REQUIRE_ALL and lost:
+        return lost[0]
+    if not any(member.state is State.OK for member in members):
+        causes = "; ".join(f"{error.member}: {error.text}" for error in lost)
+        return lost[0] if len(lost) == 1 else NothingToFuse(f"no member has an output for this row: {causes}")
+    return Answer(prediction, members, disagreement, timings)
+
+
+def _judge_member(
+    flight: Flight, row: Row, run: Run | None, index: int, weight: float, is_present: bool, seconds: float | None
+) -> MemberAnswer:  # fmt: skip
+    """Say what became of one member for one row."""
+    member = flight.crew.members[index]
+    number = flight.number_of(row)
+    if index not in row.samples:
+        return MemberAnswer(State.NO_INPUT)
+    error = flight.left_out.get((number, index))
+    if error is None and run is not None:
+        if not run.done.is_done():
+            error = MemberLate("the member was not ready when the row had to be answered", member=member.name)
+        elif run.error is not None:
+            error = run.error
+        elif not is_present:
+            error = NotFinite("the member answered with NaN or an infinity", member=member.name)
+    if error is not None:
+        return MemberAnswer(STATE_OF_ERROR[type(error)], device_seconds=seconds, error=error)
+    assert run is not None
+    output = None
+    if row.request.wants_member_predictions:
+        assert run.host_output is not None
+        sample = run.positions[number]
+        output = flight.crew.host_fusion.belief(index, run.host_output[sample : sample + 1])[0].numpy().copy()  # not a view of the slot
+    return MemberAnswer(State.OK, weight, seconds, output)

@@ -1,0 +1,181 @@
+"""The ensemble at work: its members and its fusion, loaded, probed and warm; it checks requests, prepares rows and boards flights."""
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..device import Device
+from ..errors import InvalidEnsemble, InvalidOption, MissingInput, UnknownEnsemble, UnknownInput, UnknownMember, quote
+from ..fusion import build_fusion, find_method
+from ..inputs import InputLimits, make_input
+from ..loaders import load
+from ..rows import Policy, Request, Row, Samples
+from ..spec import EnsembleSpec, read_labels, read_spec
+from ..trust import Trust
+from .flight import Crew, Flight, LeftOut, Run
+from .member import Member
+from .plan import Plan, lanes_plan, serial_plan
+from .probe import probe_member
+from .slot import Slot
+from .times import TimesTable
+
+
+class Ensemble:
+    """Members and a fusion on a device. Made by `load_ensemble`; warm once `times` is set."""
+
+    def __init__(self, spec: EnsembleSpec, labels: tuple[str, ...], crew: Crew, device: Device) -> None:
+        """Take over what `load_ensemble` has loaded and checked."""
+        self.spec = spec
+        self.labels = labels
+        self.crew = crew
+        self.device = device
+        self.default_policy = Policy[spec.policy.upper()]
+        self.weights = np.array(spec.member_weights())
+        self.times: TimesTable | None = None
+        names = [member.name for member in crew.members]
+        self.plans: dict[str, Plan] = {"serial": serial_plan(device, names), "lanes": lanes_plan(device, names)}
+        self._members_of = {
+            name: [(member, kind) for member in crew.members for kind in member.inputs if kind.name == name]
+            for _, name, _ in spec.walk_inputs()
+        }
+        self._detour_lock = threading.Lock()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members, in the order in which answers list them."""
+        return self.crew.members
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of the inputs that a request may carry."""
+        return list(self._members_of)
+
+    def is_required(self, input_name: str, policy: Policy) -> bool:
+        """Whether a request under `policy` must carry the input."""
+        return policy is Policy.REQUIRE_ALL or any(
+            name == input_name and spec.required for _, name, spec in self.spec.walk_inputs()
+        )
+
+    def check_served(self, name: str, version: int) -> None:
+        """Raise UnknownEnsemble unless `name` and `version` mean this ensemble; empty and 0 do."""
+        if name not in ("", self.spec.name) or version not in (0, self.spec.version):
+            raise UnknownEnsemble(
+                f"ensemble {quote(name)} version {version} is not served; allowed: {self.spec.name!r} version {self.spec.version}, "
+                "or empty and 0"
+            )
+
+    def check(self, request: Request) -> Policy:
+        """Check a request against the ensemble, without looking into its inputs; give the policy that it is answered under."""
+        self.check_served(request.ensemble, request.version)
+        policy = request.policy or self.default_policy
+        for name in request.inputs:
+            if name not in self._members_of:
+                raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {self.input_names}")
+        missing = [name for name in self.input_names if name not in request.inputs]
+        needed = [name for name in missing if self.is_required(name, policy)]
+        if needed:
+            raise MissingInput(f"inputs: {needed} missing; required: they are needed under policy {policy.name}")
+        if not request.inputs:
+            raise MissingInput(f"inputs: none found; required: at least one of {self.input_names}")
+        classes = self.members[0].output_shape[0] if self.spec.task == "classification" else 0
+        if not 0 <= request.top_k <= classes:
+            allowed = f"0 to {classes}" if classes else "0: the task has no classes"
+            raise InvalidOption(f"options.top_k: found {request.top_k}; allowed: {allowed}")
+        return policy
+
+    def row_weights(self, overrides: Mapping[str, float]) -> NDArray[np.float64]:
+        """Give a row's weights, float64 [members], summing to 1: the ensemble's own, or those the request brings."""
+        if not overrides:
+            return self.weights
+        names = [member.name for member in self.members]
+        for name, weight in overrides.items():
+            if name not in names:
+                raise UnknownMember(f"options.fusion_weights[{quote(name)}]: no such member; allowed: {names}")
+            if not 0 <= weight <= 1e9:  # also refuses NaN
+                raise InvalidOption(f"options.fusion_weights[{quote(name)}]: found {weight}; allowed: 0 to 1e9")
+        weights = np.array([overrides.get(name, 0.0) for name in names])
+        if not weights.sum() > 0:
+            raise InvalidOption("options.fusion_weights: all are 0; allowed: at least one above 0")
+        return weights / weights.sum()
+
+    def prepare(self, request: Request) -> dict[int, Samples]:
+        """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool.
+
+        A member takes part only if all its inputs are there.
+        """
+        arrays: dict[int, dict[str, Samples]] = {}
+        for name, value in request.inputs.items():
+            takers = self._members_of[name]
+            decoded = takers[0][1].decode(value)
+            for member, kind in takers:
+                arrays.setdefault(member.index, {})[name] = kind.prepare(decoded)
+        samples: dict[int, Samples] = {}
+        for member in self.members:
+            found = arrays.get(member.index, {})
+            if all(kind.name in found for kind in member.inputs):
+                samples[member.index] = tuple(array for kind in member.inputs for array in found[kind.name])
+        if not samples:
+            raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")
+        return samples
+
+    def board(self, rows: Sequence[Row], slots: Mapping[int, Slot], left_out: LeftOut, plan: str | None = None) -> Flight:
+        """Make a flight of `rows`; `slots` has one for each member that takes part, `left_out` says who does not fly for whom."""
+        runs = []
+        for index, slot in slots.items():
+            boarded = [n for n, row in enumerate(rows) if index in row.samples and (n, index) not in left_out]
+            if boarded:
+                runs.append(Run(self.members[index], slot, boarded, rows, self.device))
+        tokens = max((run.bucket.tokens for run in runs), default=0)
+        name = plan or (self.times.plan(len(rows), tokens) if self.times else "serial")
+        flight = Flight(rows, runs, left_out, self.plans[name], self.crew, self.device)
+        if self.times is not None:
+            flight.alone_seconds = [self.times.alone_seconds(name, run.member.index, run.bucket) for run in runs]
+        return flight
+
+    def detour(self) -> None:
+        """Give later flights a fusion lane of their own, for the one they had waits for a member that is stuck."""
+        with self._detour_lock:
+            old = self.plans["lanes"]
+            self.plans["lanes"] = Plan(old.name, old.copy, old.members, self.device.lane("fusion"))
+            old.fusion.close()
+
+    def close(self) -> None:
+        """Give the lanes back."""
+        for plan in self.plans.values():
+            for lane in {*plan.members, plan.copy, plan.fusion}:
+                lane.close()
+
+
+def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimits) -> Ensemble:
+    """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared."""
+    spec = read_spec(folder)
+    find_method(spec)
+    labels = read_labels(folder, spec)
+    members = []
+    for index, (name, member_spec) in enumerate(spec.members.items()):
+        inputs = [make_input(name, input_name, input_spec, folder, limits) for input_name, input_spec in member_spec.input.items()]
+        for kind in inputs:
+            kind.to(device.torch_device)
+        model = load(member_spec.model, folder, device.torch_device, trust, f"members.{name}.model")
+        member = Member(
+            index, name, member_spec, model, inputs, max_samples=spec.batching.max_rows, is_deterministic=spec.deterministic,
+            device=device,
+        )  # fmt: skip
+        with torch.inference_mode():
+            probe_member(member)
+        if len(member.output_shape) != 1:
+            raise InvalidEnsemble(
+                f"members.{name}.output: a sample's output has shape {list(member.output_shape)}; allowed: [classes] or [features]"
+            )
+        members.append(member)
+    fusion = build_fusion(spec, [member.output_shape[0] for member in members])
+    classes = members[0].output_shape[0]
+    if labels and (spec.task != "classification" or len(labels) != classes):
+        raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: one for each of the members' {classes} classes")
+    crew = Crew(tuple(members), fusion.to(device.torch_device), copy.deepcopy(fusion).cpu())
+    return Ensemble(spec, labels, crew, device)

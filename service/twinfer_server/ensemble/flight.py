@@ -1,0 +1,229 @@
+"""Flights: one batch under way, from staging to landing.
+
+    copy in ──┬─ staged ──► member lane A ──┬─ done ──► fusion ──► landed
+              └─ staged ──► member lane B ──┘
+
+A flight is written once for every plan: the plan only says which lane does what. It owns its slots and its rows' inputs until it
+has landed, also when a member fails, a launch breaks off half-way or every caller has gone away.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..device import Device, Lane
+from ..errors import MemberFailed, TwinferError
+from ..fusion import Fused, Fusion
+from ..rows import Row
+from .member import Member
+from .plan import Plan
+from .slot import Slot
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """One member's part in a flight: its rows, its slot, and the events that say how far it is.
+
+    `rows` are the flight's rows that have input for the member, in the order of its samples. `host_output` is real once `done` is.
+    """
+
+    def __init__(self, member: Member, slot: Slot, rows: Sequence[int], flight_rows: Sequence[Row], device: Device) -> None:
+        """Board the rows with the numbers `rows` of `flight_rows`."""
+        self.member = member
+        self.slot = slot
+        self.rows = tuple(rows)
+        self.positions = {row: sample for sample, row in enumerate(self.rows)}
+        self.samples = [flight_rows[row].samples[member.index] for row in self.rows]
+        self.bucket = member.bucket(self.samples)
+        self.staged, self.started, self.done = device.event(), device.event(), device.event()
+        self.output: Tensor | None = None
+        self.host_output: Tensor | None = None
+        self.error: TwinferError | None = None
+        self.is_queued = False
+        self._claim = threading.Lock()
+
+    def claim(self) -> bool:
+        """Take the run for the one lane that will compute it; False if another lane already has."""
+        return self._claim.acquire(blocking=False)
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a lane has taken the run."""
+        return self._claim.locked()
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the member has answered; never waits."""
+        return self.done.is_done() and self.error is None
+
+    def queue_on(self, lane: Lane) -> None:
+        """Queue the member's work between its events."""
+        lane.wait_for(self.staged)
+        lane.record(self.started)
+        lane.run(self._compute)
+        lane.record(self.done)
+        self.is_queued = True
+
+    def _compute(self) -> None:
+        try:
+            output = self.member.compute(self.slot, self.bucket)[: len(self.rows)]
+            self.host_output = self.slot.copy_out(output)
+            self.output = output
+        except Exception as error:  # whatever a model raises is its rows' failure and nobody else's
+            logger.exception("member %s raised", self.member.name)
+            self.error = MemberFailed(f"the member raised {type(error).__name__}: {error}", member=self.member.name)
+
+
+LeftOut = Mapping[tuple[int, int], TwinferError]
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Who flies: the ensemble's members, its fusion, and the same fusion on the CPU for rows that cannot wait for the join."""
+
+    members: tuple[Member, ...]
+    fusion: Fusion
+    host_fusion: Fusion
+
+
+class Flight:
+    """One batch under way. Made by `Ensemble.board`, launched by the launch thread, landed once `landed` is done.
+
+    `left_out` says, by (row number, member index), why a member that the row has input for does not take part.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], runs: Sequence[Run], left_out: LeftOut, plan: Plan, crew: Crew, device: Device
+    ) -> None:  # fmt: skip
+        """Take the rows on board."""
+        self.rows = tuple(rows)
+        self.runs = tuple(runs)
+        self.left_out = left_out
+        self.plan = plan
+        self.crew = crew
+        self.landed = device.event()
+        self.launched_at = 0.0
+        self.alone_seconds: Sequence[float] = ()
+        self.fused: Fused | None = None
+        self._device = device.torch_device
+        self._numbers = {id(row): number for number, row in enumerate(self.rows)}
+
+    def launch(self) -> None:
+        """Queue the whole flight and return at once (on lanes that run inline: when it has landed). Launch thread only."""
+        self.launched_at = time.monotonic()
+        plan = self.plan
+        for run in self.runs:
+            run.slot.write(run.samples, run.bucket)
+            plan.copy.run(lambda run=run: run.slot.copy_in(run.bucket))  # type: ignore[misc]
+            plan.copy.record(run.staged)
+        for run in self.runs:
+            if run.claim():
+                run.queue_on(plan.members[run.member.index])
+        for run in self.runs:
+            plan.fusion.wait_for(run.done)
+        plan.fusion.run(self._fuse)
+        plan.fusion.record(self.landed)
+
+    def rescue(self, plan: Plan) -> None:
+        """Move the members that wait behind a stuck one to the lanes of `plan`, and queue those lanes behind what is stuck.
+
+        Any thread; safe to call again.
+        """
+        for run in self.runs:
+            lane = plan.members[run.member.index]
+            if run.claim():
+                run.queue_on(lane)
+            elif not run.done.is_done():
+                lane.wait_for(run.done)
+
+    def break_off(self, error: Exception) -> None:
+        """End a launch that raised half-way: wait for the lanes already started, then fail the members that were not."""
+        logger.error("a launch broke off: %s", error, exc_info=error)
+        for run in self.runs:
+            if run.is_queued:
+                run.done.wait()
+            elif run.error is None:
+                run.error = MemberFailed(f"the launch broke off: {type(error).__name__}", member=run.member.name)
+
+    @property
+    def join_seconds(self) -> float | None:
+        """The time from fork to join: the first member's start to the last one's end. None unless all ran to their end."""
+        if not all(run.has_output for run in self.runs):
+            return None
+        fork = self.runs[0].started
+        starts = [run.started.seconds_since(fork) for run in self.runs]
+        ends = [run.done.seconds_since(fork) for run in self.runs]
+        return max(ends) - min(starts)
+
+    @property
+    def overlap_ratio(self) -> float | None:
+        """The sum of the members' alone times over the time from fork to join; None if fewer than two ran to their end."""
+        seconds = self.join_seconds
+        return sum(self.alone_seconds) / seconds if seconds and len(self.runs) > 1 and self.alone_seconds else None
+
+    def fuse_now(self, rows: Sequence[Row]) -> Fused:
+        """Fuse `rows` on the host from the members that have answered; never waits for the device. Any thread."""
+        numbers = [self._numbers[id(row)] for row in rows]
+        with torch.inference_mode():
+            outputs, present = self._gather(numbers, torch.device("cpu"))
+            return self.crew.host_fusion(outputs, self._weights(numbers), torch.from_numpy(present))
+
+    def number_of(self, row: Row) -> int:
+        """Find the row's number in this flight."""
+        return self._numbers[id(row)]
+
+    def _fuse(self) -> None:
+        """Fuse all rows on the fusion lane and send the result to the host."""
+        try:
+            numbers = range(len(self.rows))
+            outputs, present = self._gather(numbers, self._device)
+            weights = _to_device(self._weights(numbers), self._device)
+            fused = self.crew.fusion(outputs, weights, _to_device(torch.from_numpy(present), self._device))
+            self.fused = Fused(
+                _to_host(fused.prediction), _to_host(fused.weights), _to_host(fused.disagreement), _to_host(fused.present)
+            )
+        except Exception:  # the rows are then judged by what `fuse_now` can still do for them
+            logger.exception("the fusion raised")
+
+    def _weights(self, numbers: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack([self.rows[number].weights for number in numbers]).astype(np.float32))
+
+    def _gather(self, numbers: Sequence[int], device: torch.device) -> tuple[list[Tensor], NDArray[np.bool_]]:
+        """Bring each member's output into row order: float32 [rows, ...] per member, and who is present, bool [rows, members].
+
+        On the host only members that have answered are present; on the device the join has seen to that.
+        """
+        present = np.zeros((len(numbers), len(self.crew.members)), dtype=np.bool_)
+        outputs = [torch.zeros(()).expand(len(numbers), *member.output_shape) for member in self.crew.members]
+        for run in self.runs:
+            output = run.host_output if device.type == "cpu" else run.output
+            if output is None or (device.type == "cpu" and not run.has_output):
+                continue
+            samples = [run.positions.get(number, -1) for number in numbers]
+            present[:, run.member.index] = [sample >= 0 for sample in samples]
+            if samples != list(range(len(output))):
+                # A row without a sample borrows the first one; it is not present, so nothing comes of it.
+                picked = torch.tensor([max(sample, 0) for sample in samples])
+                output = output.index_select(0, _to_device(picked, device))
+            outputs[run.member.index] = output
+        return [_to_device(output, device) for output in outputs], present
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    if values.device == device:
+        return values
+    return values.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def _to_host(values: Tensor) -> Tensor:
+    if not values.is_cuda:
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

@@ -1,0 +1,68 @@
+"""Slots: the staging buffers that a flight takes from a lane and gives back when it has landed."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..device import Device
+from ..inputs import Staging
+from ..rows import Samples
+from .bucket import Bucket
+
+SLOTS_PER_LANE = 2
+
+
+class Slot:
+    """One member's staging: for each of its buffers a host side, written row by row, and a device side, read by the member.
+
+    On a CPU the two sides are one tensor.
+    """
+
+    def __init__(self, device: Device, stagings: Sequence[Staging], max_samples: int) -> None:
+        """Make room for `max_samples` samples of every staging buffer."""
+        self._stagings = tuple(stagings)
+        pairs = [device.staging((max_samples, *staging.shape), staging.dtype) for staging in stagings]
+        self._host = [host for host, _ in pairs]
+        self._device = [twin for _, twin in pairs]
+        self._host_arrays = [host.numpy() for host in self._host]
+        self._host_outputs: Tensor | None = None
+
+    def write(self, samples: Sequence[Samples], bucket: Bucket) -> None:
+        """Write the flight's samples into the host side, ragged ones padded to the bucket's tokens."""
+        for staging, array, position in zip(self._stagings, self._host_arrays, range(len(self._stagings)), strict=True):
+            first = 0
+            if staging.is_ragged:
+                array[: bucket.samples, : bucket.tokens] = staging.fill
+            for sample in samples:
+                values = sample[position]
+                last = first + len(values)
+                if staging.is_ragged:
+                    array[first:last, : values.shape[1]] = values
+                else:
+                    array[first:last] = values
+                first = last
+
+    def copy_in(self, bucket: Bucket) -> None:
+        """Send the host side to the device side; nothing to do where they are one."""
+        for staging, host, twin in zip(self._stagings, self._host, self._device, strict=True):
+            if host is not twin:
+                self._view(twin, staging, bucket).copy_(self._view(host, staging, bucket), non_blocking=True)
+
+    def staged(self, bucket: Bucket) -> list[Tensor]:
+        """Give the device side, cut to the bucket."""
+        return [self._view(twin, staging, bucket) for staging, twin in zip(self._stagings, self._device, strict=True)]
+
+    def copy_out(self, output: Tensor) -> Tensor:
+        """Send a member's output to the host; the values are real once the event recorded next is done."""
+        if not output.is_cuda:
+            return output
+        if self._host_outputs is None or self._host_outputs.shape[1:] != output.shape[1:]:
+            max_samples = self._host[0].shape[0]
+            self._host_outputs = torch.empty((max_samples, *output.shape[1:]), dtype=output.dtype, pin_memory=True)
+        return self._host_outputs[: len(output)].copy_(output, non_blocking=True)
+
+    @staticmethod
+    def _view(buffer: Tensor, staging: Staging, bucket: Bucket) -> Tensor:
+        rows = buffer[: bucket.samples]
+        return rows[:, : bucket.tokens] if staging.is_ragged else rows

@@ -1,0 +1,59 @@
+"""What warm-up measured: how long members and flights take at each bucket, and the plan that was faster there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .bucket import Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class BucketTimes:
+    """What warm-up measured for one bucket, in seconds: medians.
+
+    `plan_seconds` is a flight of all members from fork to join, by plan; `alone_seconds` each member by itself, by plan.
+    """
+
+    bucket: Bucket
+    plan: str
+    plan_seconds: Mapping[str, float]
+    alone_seconds: Mapping[str, tuple[float, ...]]
+
+    @property
+    def overlap_ratio(self) -> float:
+        """The sum of the alone times over the time from fork to join, under the chosen plan."""
+        return sum(self.alone_seconds[self.plan]) / self.plan_seconds[self.plan]
+
+
+class TimesTable:
+    """The measured buckets, to look up a plan or an expected time on the hot path."""
+
+    def __init__(self, measured: list[BucketTimes]) -> None:
+        """Index the measurements by their token count."""
+        self.measured = tuple(measured)
+        self._tokens = sorted({times.bucket.tokens for times in measured})
+        self._by_tokens = {
+            tokens: sorted((times for times in measured if times.bucket.tokens == tokens), key=lambda times: times.bucket.samples)
+            for tokens in self._tokens
+        }
+        self._curves: dict[tuple[str, int, int], tuple[list[float], list[float]]] = {}
+
+    def plan(self, rows: int, tokens: int) -> str:
+        """Give the plan that was faster at the smallest bucket that holds `rows` and `tokens`."""
+        column = self._by_tokens[self._column(tokens)]
+        return next((times.plan for times in column if times.bucket.samples >= rows), column[-1].plan)
+
+    def alone_seconds(self, plan: str, member: int, bucket: Bucket) -> float:
+        """Give the alone time of a member at a bucket, between measured sizes on a straight line."""
+        tokens = self._column(bucket.tokens)
+        key = (plan, member, tokens)
+        curve = self._curves.get(key)
+        if curve is None:
+            column = self._by_tokens[tokens]
+            curve = ([times.bucket.samples for times in column], [times.alone_seconds[plan][member] for times in column])
+            self._curves[key] = curve
+        return float(np.interp(bucket.samples, *curve))
+
+    def _column(self, tokens: int) -> int:
+        return next((column for column in self._tokens if column >= tokens), self._tokens[-1])

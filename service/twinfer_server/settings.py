@@ -1,0 +1,82 @@
+"""What the operator sets: flags of `twinfer serve` and `TWINFER_*` variables, read once by the entry point.
+
+A flag wins over its variable. A variable that begins with TWINFER_ and names no setting is an error.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import quote
+
+PREFIX = "TWINFER_"
+Seconds = Annotated[FiniteFloat, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class InvalidSettings(Exception):
+    """A setting that cannot be used: says which, what was found and what is allowed."""
+
+
+class ServerSettings(BaseSettings):
+    """Everything that `twinfer serve` can be told, besides the folder."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    listen: str = "127.0.0.1:50051"
+    """Where callers connect: HOST:PORT; port 0 picks a free one."""
+    admin_listen: str = ""
+    """Where operators connect: HOST:PORT; empty means nowhere."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    trust_code: bool = False
+    """Let any program among the models run."""
+    trust_list: list[Path] = []
+    """Files with the sha256 digests of the programs that may run."""
+
+    max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 32 * 2**20
+    max_concurrent_calls: Count = 256
+    """Calls in hand at once, streams included; bounds, times `max_message_bytes`, what can lie in memory before admission."""
+    max_streams_per_connection: Count = 128
+    """Calls at once on one connection; a client queues the rest."""
+    max_stream_rows: Count = 64
+    """Rows that one InferStream may have in hand; further ones are read when an answer has gone out."""
+    max_waiting_rows: Count = 1024
+    max_waiting_bytes: Count = 256 * 2**20
+    """Bytes of the requests in hand, over all calls."""
+    max_image_pixels: Count = 50_000_000
+    max_text_bytes: Count = 65_536
+    default_timeout_seconds: Seconds = 30.0
+    """The time a row may take where the caller sets none; also the most that a caller can set."""
+    reply_margin_seconds: Seconds = 0.02
+    """How long before its deadline a row is answered at the latest; at most a quarter of the time it has."""
+    stall_seconds: Seconds = 0.25
+    """How long a row waits before somebody looks whether the flight ahead of it is stuck."""
+    stuck_seconds: Seconds = 10.0
+    """How long a lane may stand still before health turns NOT_SERVING."""
+    drain_seconds: Seconds = 20.0
+    """How long the rows in hand may take once the server is told to stop."""
+    decode_threads: Annotated[int, Field(ge=0)] = 0
+    """Threads that decode and tokenize; 0 means one per core."""
+    log_json: bool = False
+    """Write the log as JSON lines."""
+
+
+def read_settings(**flags: Any) -> ServerSettings:
+    """Read the settings from `flags` (None: not given) and the environment; raises InvalidSettings."""
+    known = {f"{PREFIX}{name.upper()}" for name in ServerSettings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise InvalidSettings(f"environment: found {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
+    try:
+        return ServerSettings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        raise InvalidSettings(
+            "\n".join(
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}; found {quote(fault['input'])}" for fault in faults
+            )
+        ) from None
