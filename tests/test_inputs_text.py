@@ -1,0 +1,171 @@
+"""Text inputs: token ids by the ensemble's tokenizer, cut and padded by the spec's rules."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from twinfer_server.errors import InvalidEnsemble, InvalidInput
+from twinfer_server.inputs import InputKind, InputLimits, Staging, make_input
+from twinfer_server.rows import RawInput
+from twinfer_server.spec import TextInputSpec
+
+WORDS = {"[UNK]": 0, "one": 1, "two": 2, "three": 3, "[CLS]": 4, "[SEP]": 5}
+TEN_BYTES = InputLimits(max_text_bytes=10)
+
+
+def save_tokenizer(folder: Path, *, unknown: bool = True, special: bool = False) -> None:
+    """Save a tokenizer of whole words whose own truncation and padding would spoil every test."""
+    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]") if unknown else models.WordLevel({"one": 0}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if special:
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 5), ("[CLS]", 4))
+    tokenizer.enable_truncation(3 if special else 1)
+    tokenizer.enable_padding(length=9, pad_id=3)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def make(folder: Path, limits: InputLimits | None = None, **keys: object) -> InputKind[Any]:
+    document = {"kind": "text", "tokenizer": "tokenizer.json", "max_tokens": 4, **keys}
+    spec = TextInputSpec.model_validate(document, context={"folder": folder})
+    return make_input("language", "text", spec, folder, limits or InputLimits())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words")
+    save_tokenizer(folder)
+    return folder
+
+
+def test_with_a_mask_a_text_is_as_long_as_its_tokens(folder: Path) -> None:
+    kind = make(folder, mask=True)
+    ids, length = kind.prepare(kind.decode("one two"))
+    assert (ids.tolist(), length.tolist()) == ([[1, 2]], [2])
+    assert {ids.dtype, length.dtype} == {np.dtype(np.int32)}
+
+
+def test_with_a_mask_the_flight_is_told_to_pad(folder: Path) -> None:
+    kind = make(folder, mask=True, pad_id=3)
+    assert kind.staging == (
+        Staging("ids", torch.int32, (4,), is_ragged=True, fill=3),
+        Staging("length", torch.int32, ()),
+    )
+
+
+def test_the_mask_marks_the_tokens_and_not_the_padding(folder: Path) -> None:
+    kind = make(folder, mask=True)
+    kind.to(torch.device("cpu"))
+    staged = [torch.tensor([[1, 2, 0], [3, 0, 0]], dtype=torch.int32), torch.tensor([2, 1], dtype=torch.int32)]
+    ids, mask = kind.arguments(staged)
+    assert (ids.tolist(), mask.tolist()) == ([[1, 2, 0], [3, 0, 0]], [[1, 1, 0], [1, 0, 0]])
+    assert (ids.dtype, mask.dtype) == (torch.int64, torch.int64)
+
+
+def test_without_a_mask_every_text_is_padded_to_max_tokens(folder: Path) -> None:
+    kind = make(folder, pad_id=5)
+    assert kind.staging == (Staging("ids", torch.int32, (4,), fill=5),)
+    [samples] = kind.prepare(kind.decode("one two"))
+    [ids] = kind.arguments([torch.from_numpy(samples)])
+    assert (ids.tolist(), ids.dtype) == ([[1, 2, 5, 5]], torch.int64)
+
+
+def test_the_specs_truncation_counts_and_not_the_tokenizers_own(folder: Path) -> None:
+    kind = make(folder, mask=True)
+    ids, _ = kind.prepare(kind.decode("three three three three two two"))
+    assert ids.tolist() == [[3, 3, 3, 3]]
+
+
+def test_special_tokens_survive_truncation(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, special=True)
+    kind = make(tmp_path, mask=True)
+    ids, _ = kind.prepare(kind.decode("one two three"))
+    assert ids.tolist() == [[4, 1, 2, 5]]
+
+
+def test_it_tells_callers_what_ready_ids_look_like(folder: Path) -> None:
+    kind = make(folder)
+    assert (kind.tensor_dtype, kind.tensor_shape, kind.max_tokens) == ("int64", (-1,), 4)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_ready_ids_stand_in_for_a_text(folder: Path, dtype: type) -> None:
+    kind = make(folder, mask=True)
+    ids, length = kind.prepare(kind.decode(np.array([5, 0, 1], dtype=dtype)))
+    assert (ids.tolist(), length.tolist()) == ([[5, 0, 1]], [3])
+    assert ids.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param(b"one", "found 3 bytes; allowed: a text, or a tensor int32 or int64", id="bytes"),
+        pytest.param("", "found the text '', which has no token; allowed: a text with at least one", id="empty"),
+        pytest.param(" \n", "which has no token", id="blank"),
+        pytest.param("one \ud800", "found a text that is no Unicode", id="half a character"),
+        pytest.param("ääääää", "found a text of 12 bytes; allowed: at most 10 bytes of UTF-8", id="too long"),
+        pytest.param(np.ones(2), "found a tensor float64 [2]; allowed: a text, or", id="ids of floats"),
+        pytest.param(np.ones((1, 2), np.int64), "found a tensor int64 [1, 2]; allowed", id="ids of rank 2"),
+        pytest.param(np.ones(0, np.int64), "found 0 token ids; allowed: 1 to 4", id="no ids"),
+        pytest.param(np.ones(5, np.int64), "found 5 token ids; allowed: 1 to 4", id="too many ids"),
+        pytest.param(np.array([1, -1]), "found token id -1; allowed: 0 to 5", id="negative id"),
+        pytest.param(np.array([6]), "found token id 6; allowed: 0 to 5, the tokenizer's", id="id past the end"),
+        pytest.param(np.array([2**32 + 1]), "found token id 4294967297", id="id that would wrap round"),
+    ],
+)
+def test_what_is_no_usable_text_is_refused(folder: Path, value: RawInput, message: str) -> None:
+    kind = make(folder, TEN_BYTES)
+    with pytest.raises(InvalidInput, match=re.escape(f"inputs['text']: {message}") if "found" in message else message):
+        kind.prepare(kind.decode(value))
+
+
+def test_a_word_that_the_tokenizer_cannot_read_is_the_callers_fault(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, unknown=False)
+    kind = make(tmp_path)
+    with pytest.raises(InvalidInput, match=r"inputs\['text'\]: found the text 'seven' .*UNK.*; allowed: a text that"):
+        kind.prepare(kind.decode("seven"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"model": 1}'], ids=lambda content: repr(content))
+def test_a_file_that_is_no_tokenizer_is_refused_naming_the_key(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InvalidEnsemble, match=r"^members\.language\.input\.text\.tokenizer: found .*; allowed: "):
+        make(tmp_path)
+
+
+def test_max_tokens_must_leave_room_for_a_word_beside_the_special_tokens(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, special=True)
+    with pytest.raises(InvalidEnsemble, match=r"text\.max_tokens: found 2; allowed: more than the 2 tokens"):
+        make(tmp_path, max_tokens=2)
+
+
+@given(text=st.text(alphabet=st.characters()) | st.text(alphabet="one two three\n", max_size=60))
+def test_any_text_gives_ids_within_bounds_or_is_refused(folder: Path, text: str) -> None:
+    kind = make(folder, mask=True)
+    try:
+        ids, length = kind.prepare(kind.decode(text))
+    except InvalidInput:
+        assert not text.split()
+    else:
+        assert ids.shape == (1, length[0])
+        assert 1 <= length[0] <= 4
+        assert set(ids[0].tolist()) <= set(WORDS.values())
+
+
+@given(values=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 6), max_size=6))
+def test_any_ids_pass_as_they_are_or_are_refused(folder: Path, values: list[int]) -> None:
+    kind = make(folder, mask=True)
+    is_good = 1 <= len(values) <= 4 and all(0 <= value <= 5 for value in values)
+    try:
+        ids, _ = kind.prepare(kind.decode(np.array(values, dtype=np.int64)))
+    except InvalidInput:
+        assert not is_good
+    else:
+        assert is_good
+        assert ids[0].tolist() == values
