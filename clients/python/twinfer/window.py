@@ -67,4 +67,4 @@ class Window:
             raise self._unanswered()
 
     def _unanswered(self) -> Unavailable:
-        return Unavailable(f"the server ended the stream with {len(self)} rows unanswered.")
+        return Unavailable(f"the server ended the stream too early; rows unanswered: {len(self)}.")
