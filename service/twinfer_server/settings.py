@@ -5,7 +5,7 @@ A flag wins over its variable. A variable that begins with TWINFER_ and names no
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,13 +38,16 @@ class ServerSettings(BaseSettings):
     """Files with the sha256 digests of the programs that may run."""
 
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 32 * 2**20
-    max_concurrent_calls: Count = 256
-    """Calls in hand at once, streams included; bounds, times `max_message_bytes`, what can lie in memory before admission."""
+    max_concurrent_calls: Count = 320
+    """Calls of every kind at once, streams included; times `max_message_bytes`, the most that can lie in memory before admission.
+
+    Above `max_waiting_rows`, so that overload is refused with a hint when to come again, and health still answers."""
     max_streams_per_connection: Count = 128
     """Calls at once on one connection; a client queues the rest."""
     max_stream_rows: Count = 64
     """Rows that one InferStream may have in hand; further ones are read when an answer has gone out."""
-    max_waiting_rows: Count = 1024
+    max_waiting_rows: Count = 256
+    """Rows in hand at once, waiting or in the air."""
     max_waiting_bytes: Count = 256 * 2**20
     """Bytes of the requests in hand, over all calls."""
     max_image_pixels: Count = 50_000_000
@@ -61,6 +64,7 @@ class ServerSettings(BaseSettings):
     """How long the rows in hand may take once the server is told to stop."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
     """Threads that decode and tokenize; 0 means one per core."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
     """Write the log as JSON lines."""
 

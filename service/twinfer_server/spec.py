@@ -126,7 +126,7 @@ class FusionSpec(_Strict):
     """How the members' outputs become one; the method is found in the table of `twinfer_server.fusion`."""
 
     method: str
-    weights: dict[Name, Annotated[FiniteFloat, Field(ge=0)]] = {}
+    weights: dict[Name, Annotated[FiniteFloat, Field(ge=0, le=1e6)]] = {}
     """By member; normalised to sum to 1. Empty means equal weights."""
 
 
@@ -142,7 +142,7 @@ class EnsembleSpec(_Strict):
     """An `ensemble.toml`, checked."""
 
     name: Name
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, lt=2**63)]
     task: Literal["classification", "embedding"]
     labels: FolderFile | None = None
     policy: Literal["require_all", "best_effort"] = "require_all"
@@ -189,7 +189,11 @@ def read_spec(folder: Path) -> EnsembleSpec:
         raise InvalidEnsemble(f"{folder}: no {SPEC_FILE} here; allowed: an ensemble folder")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # tomllib nests, and reads long numbers, until Python stops it
         raise InvalidEnsemble(f"{path}: not TOML: {error}") from error
     try:
         return EnsembleSpec.model_validate(document, context={"folder": folder})
@@ -198,10 +202,16 @@ def read_spec(folder: Path) -> EnsembleSpec:
 
 
 def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
-    """Read the class labels, one a line, by index; empty where the ensemble has none."""
+    """Read the class labels, one a line, by index; empty where the ensemble has none; raises InvalidEnsemble."""
     if spec.labels is None:
         return ()
-    return tuple((folder / spec.labels).read_text(encoding="utf-8").splitlines())
+    path = folder / spec.labels
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidEnsemble(
+            f"{folder / SPEC_FILE}: labels: {path} cannot be read: {error}; allowed: UTF-8"
+        ) from error
 
 
 def _describe(error: ValidationError) -> Iterator[str]:
@@ -209,12 +219,13 @@ def _describe(error: ValidationError) -> Iterator[str]:
         path = list(fault["loc"])
         if len(path) > 4 and path[2] == "input":
             del path[4]  # pydantic names the kind that it picked; the file has no such key
-        key = ".".join(str(part) for part in path) or "(the whole file)"
+        key = ".".join(map(str, path)) + (": " if path else "")
+        found, allowed = quote(fault["input"]), fault["msg"].removeprefix("Input should be ")
         if fault["type"] == "extra_forbidden":
-            yield f"{key}: unknown key; found {quote(fault['input'])}; allowed: no such key"
+            yield f"{key}found a key that nobody knows; allowed: no such key"
         elif fault["type"] == "missing":
-            yield f"{key}: missing; it is required"
+            yield f"{key}found nothing; allowed: a value, this key is required"
         elif fault["type"] == "value_error":
-            yield f"{key}: {fault['ctx']['error']}"
+            yield f"{key}{fault['ctx']['error']}"  # our own words, which say found and allowed themselves
         else:
-            yield f"{key}: {fault['msg']}; found {quote(fault['input'])}"
+            yield f"{key}found {found}; allowed: {allowed}"

@@ -6,8 +6,19 @@ from .cpu import CpuDevice, CpuEvent, HereLane, ThreadLane, usable_cores
 from .cuda import CudaDevice
 from .lane import Device, Event, Lane, Work
 
-__all__ = ["CpuDevice", "CpuEvent", "CudaDevice", "Device", "Event", "HereLane", "Lane", "ThreadLane", "Work", "open_device",
-           "usable_cores"]
+__all__ = [
+    "CpuDevice",
+    "CpuEvent",
+    "CudaDevice",
+    "Device",
+    "Event",
+    "HereLane",
+    "Lane",
+    "ThreadLane",
+    "Work",
+    "open_device",
+    "usable_cores",
+]
 
 
 def open_device(name: str, lanes: int) -> Device:
@@ -22,4 +33,6 @@ def open_device(name: str, lanes: int) -> Device:
         return CpuDevice(lanes)
     if torch_device.type == "cuda" and torch.cuda.is_available():
         return CudaDevice(torch.device("cuda", torch_device.index or 0))
-    raise RuntimeError(f"device {name!r} is not there; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else ""))
+    raise RuntimeError(
+        f"device {name!r} is not there; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
+    )

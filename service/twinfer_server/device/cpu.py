@@ -129,13 +129,15 @@ class CpuDevice:
         self._cores = usable_cores()
         self._cores_per_lane = max(1, self._cores // max(1, lanes))
         self._here = HereLane()
+        self.serial_threads = self._cores
+        """How many threads the serial plan computes with; warm-up keeps all cores only where they help."""
 
     def lane(self, name: str) -> ThreadLane:
         """Make a lane with a worker thread of its own."""
         return ThreadLane(name, self._cores_per_lane)
 
     def serial_lane(self) -> HereLane:
-        """Give the launching thread itself; it computes with all cores."""
+        """Give the launching thread itself; it computes with `serial_threads`."""
         return self._here
 
     def copy_lane(self) -> HereLane:
@@ -152,5 +154,5 @@ class CpuDevice:
         return buffer, buffer
 
     def prepare_thread(self) -> None:
-        """Let the launching thread compute with all cores; torch keeps that number per thread."""
-        torch.set_num_threads(self._cores)
+        """Give the launching thread its number of threads to compute with; torch keeps it per thread."""
+        torch.set_num_threads(self.serial_threads)

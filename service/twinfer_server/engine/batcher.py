@@ -186,7 +186,9 @@ class Batcher:
 
     def _left_behind(self, index: int, wait_seconds: float) -> MemberLate:
         name = self._ensemble.members[index].name
-        return MemberLate(f"the member's lane is behind by about {wait_seconds:.3f} s, more than the row had left", member=name)
+        return MemberLate(
+            f"the member's lane is behind by about {wait_seconds:.3f} s, more than the row had left", member=name
+        )
 
     def _seconds_to_next_look(self, now: float) -> float | None:
         """Say when boarding may go differently although nobody calls: a lane gets free, or a delay is over."""

@@ -94,7 +94,9 @@ def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
             for member in ensemble.members
         ),
         fusion_method=spec.fusion.method,
-        fusion_weights=dict(zip(spec.members, spec.member_weights(), strict=True)) if METHODS[spec.fusion.method].takes_weights else {},
+        fusion_weights=dict(zip(spec.members, spec.member_weights(), strict=True))
+        if METHODS[spec.fusion.method].takes_weights
+        else {},
         limits=settings,
         max_flight_rows=spec.batching.max_rows,
         times=ensemble.times.measured if ensemble.times else (),

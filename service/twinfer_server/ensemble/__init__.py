@@ -9,5 +9,17 @@ from .slot import Slot
 from .times import BucketTimes
 from .warmup import warm_up
 
-__all__ = ["BucketTimes", "Ensemble", "Flight", "LeftOut", "Member", "Plan", "Run", "Slot", "answer_rows", "fusion_failure",
-           "load_ensemble", "warm_up"]
+__all__ = [
+    "BucketTimes",
+    "Ensemble",
+    "Flight",
+    "LeftOut",
+    "Member",
+    "Plan",
+    "Run",
+    "Slot",
+    "answer_rows",
+    "fusion_failure",
+    "load_ensemble",
+    "warm_up",
+]

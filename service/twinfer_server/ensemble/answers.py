@@ -12,7 +12,9 @@ from .flight import Flight, Run
 STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLate: State.LATE}
 
 
-def answer_rows(flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float) -> list[Answer | TwinferError]:
+def answer_rows(
+    flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float
+) -> list[Answer | TwinferError]:
     """Judge `rows` of `flight` by `fused`, which has them in the same order: each gets an answer, or the error it ends with.
 
     Call it when the flight has landed, or, for rows that cannot wait, with what `Flight.fuse_now` made of the members so far.
@@ -25,7 +27,9 @@ def answer_rows(flight: Flight, rows: Sequence[Row], fused: Fused, device_second
     answers: list[Answer | TwinferError] = []
     for place, row in enumerate(rows):
         members = tuple(
-            _judge_member(flight, row, runs.get(index), index, weights[place][index], present[place][index], spans.get(index))
+            _judge_member(
+                flight, row, runs.get(index), index, weights[place][index], present[place][index], spans.get(index)
+            )
             for index in range(len(flight.crew.members))
         )
         timings = Timings(
@@ -82,5 +86,7 @@ def _judge_member(
     if row.request.wants_member_predictions:
         assert run.host_output is not None
         sample = run.positions[number]
-        output = flight.crew.host_fusion.belief(index, run.host_output[sample : sample + 1])[0].numpy().copy()  # not a view of the slot
+        output = (
+            flight.crew.host_fusion.belief(index, run.host_output[sample : sample + 1])[0].numpy().copy()
+        )  # not a view of the slot
     return MemberAnswer(State.OK, weight, seconds, output)

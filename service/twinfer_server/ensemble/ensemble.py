@@ -120,10 +120,14 @@ class Ensemble:
             if all(kind.name in found for kind in member.inputs):
                 samples[member.index] = tuple(array for kind in member.inputs for array in found[kind.name])
         if not samples:
-            raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")
+            raise MissingInput(
+                f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's"
+            )
         return samples
 
-    def board(self, rows: Sequence[Row], slots: Mapping[int, Slot], left_out: LeftOut, plan: str | None = None) -> Flight:
+    def board(
+        self, rows: Sequence[Row], slots: Mapping[int, Slot], left_out: LeftOut, plan: str | None = None
+    ) -> Flight:
         """Make a flight of `rows`; `slots` has one for each member that takes part, `left_out` says who does not fly for whom."""
         runs = []
         for index, slot in slots.items():
@@ -158,7 +162,10 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     labels = read_labels(folder, spec)
     members = []
     for index, (name, member_spec) in enumerate(spec.members.items()):
-        inputs = [make_input(name, input_name, input_spec, folder, limits) for input_name, input_spec in member_spec.input.items()]
+        inputs = [
+            make_input(name, input_name, input_spec, folder, limits)
+            for input_name, input_spec in member_spec.input.items()
+        ]
         for kind in inputs:
             kind.to(device.torch_device)
         model = load(member_spec.model, folder, device.torch_device, trust, f"members.{name}.model")

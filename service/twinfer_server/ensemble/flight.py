@@ -35,7 +35,9 @@ class Run:
     `rows` are the flight's rows that have input for the member, in the order of its samples. `host_output` is real once `done` is.
     """
 
-    def __init__(self, member: Member, slot: Slot, rows: Sequence[int], flight_rows: Sequence[Row], device: Device) -> None:
+    def __init__(
+        self, member: Member, slot: Slot, rows: Sequence[int], flight_rows: Sequence[Row], device: Device
+    ) -> None:
         """Board the rows with the numbers `rows` of `flight_rows`."""
         self.member = member
         self.slot = slot
@@ -188,7 +190,10 @@ class Flight:
             weights = _to_device(self._weights(numbers), self._device)
             fused = self.crew.fusion(outputs, weights, _to_device(torch.from_numpy(present), self._device))
             self.fused = Fused(
-                _to_host(fused.prediction), _to_host(fused.weights), _to_host(fused.disagreement), _to_host(fused.present)
+                _to_host(fused.prediction),
+                _to_host(fused.weights),
+                _to_host(fused.disagreement),
+                _to_host(fused.present),
             )
         except Exception:  # the rows are then judged by what `fuse_now` can still do for them
             logger.exception("the fusion raised")

@@ -40,7 +40,11 @@ class Member:
         longest = max((staging.shape[0] for staging in self.stagings if staging.is_ragged), default=0)
         # Without a mask padding would change the answers, so such a member always sees the full length it was made for.
         takes_mask = all(getattr(spec, "mask", True) for spec in self.spec.input.values())
-        return doublings(MIN_TOKENS, longest) if longest > MIN_TOKENS and takes_mask and not self.is_deterministic else (longest,)
+        return (
+            doublings(MIN_TOKENS, longest)
+            if longest > MIN_TOKENS and takes_mask and not self.is_deterministic
+            else (longest,)
+        )
 
     def bucket(self, samples: Sequence[Samples]) -> Bucket:
         """Find the size at which these samples run: exact in samples, rounded up in tokens; the largest if deterministic."""

@@ -34,7 +34,9 @@ class TimesTable:
         self.measured = tuple(measured)
         self._tokens = sorted({times.bucket.tokens for times in measured})
         self._by_tokens = {
-            tokens: sorted((times for times in measured if times.bucket.tokens == tokens), key=lambda times: times.bucket.samples)
+            tokens: sorted(
+                (times for times in measured if times.bucket.tokens == tokens), key=lambda times: times.bucket.samples
+            )
             for tokens in self._tokens
         }
         self._curves: dict[tuple[str, int, int], tuple[list[float], list[float]]] = {}
@@ -51,7 +53,10 @@ class TimesTable:
         curve = self._curves.get(key)
         if curve is None:
             column = self._by_tokens[tokens]
-            curve = ([times.bucket.samples for times in column], [times.alone_seconds[plan][member] for times in column])
+            curve = (
+                [times.bucket.samples for times in column],
+                [times.alone_seconds[plan][member] for times in column],
+            )
             self._curves[key] = curve
         return float(np.interp(bucket.samples, *curve))
 

@@ -69,7 +69,9 @@ def _fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, .
     flight.landed.wait()
     for run in flight.runs:
         if run.error is not None:
-            raise InvalidEnsemble(f"members.{run.member.name}: failed at warm-up with {bucket.samples} samples: {run.error.text}")
+            raise InvalidEnsemble(
+                f"members.{run.member.name}: failed at warm-up with {bucket.samples} samples: {run.error.text}"
+            )
     wall = flight.join_seconds
     assert wall is not None
     return Trial(wall, {run.member.index: run.done.seconds_since(run.started) for run in flight.runs})
@@ -142,5 +144,7 @@ def _scale(smaller: BucketTimes, rows: int) -> BucketTimes:
         bucket=Bucket(rows, smaller.bucket.tokens),
         plan=smaller.plan,
         plan_seconds={plan: seconds * factor for plan, seconds in smaller.plan_seconds.items()},
-        alone_seconds={plan: tuple(value * factor for value in values) for plan, values in smaller.alone_seconds.items()},
+        alone_seconds={
+            plan: tuple(value * factor for value in values) for plan, values in smaller.alone_seconds.items()
+        },
     )

@@ -1,0 +1,178 @@
+"""The commands that need the service: `twinfer serve`, `validate` and `demo`. The light client's command line hands them on."""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .errors import InvalidEnsemble
+from .rpc import PortTaken
+from .serve import end_process, prepare_ensemble, serve
+from .settings import InvalidSettings, ServerSettings, read_settings
+
+app = typer.Typer(name="twinfer", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+logger = logging.getLogger(__name__)
+
+Folder = Annotated[Path | None, typer.Argument(help="The ensemble folder. Default: the digits that come with twinfer.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+TrustCode = Annotated[bool | None, typer.Option("--trust-code", help="Let any program among the models run.")]
+TrustList = Annotated[
+    list[Path] | None,
+    typer.Option("--trust-list", help="A file with sha256 digests of programs that may run; repeatable."),
+]
+
+
+def digits_folder() -> Path:
+    """Find the ensemble that comes with twinfer: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "ensembles" / "digits"
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "ensembles" / "digits"
+
+
+@app.command("serve")
+def serve_command(
+    folder: Folder = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT for callers; port 0 picks a free one.")] = None,
+    admin_listen: Annotated[str | None, typer.Option(help="HOST:PORT for operators; off by default.")] = None,
+    device: Device = None,
+    trust_code: TrustCode = None,
+    trust_list: TrustList = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. drain_seconds=5; repeatable."),
+    ] = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json", help="Log JSON lines.")] = None,
+) -> None:
+    """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
+    flags: dict[str, Any] = dict(_split_setting(text) for text in setting or ())
+    flags |= {
+        "listen": listen, "admin_listen": admin_listen, "device": device, "trust_code": trust_code, "log_json": log_json,
+        "trust_list": trust_list or None,
+    }  # fmt: skip
+    with _plain_errors():
+        settings = read_settings(**flags)
+        _configure_logging(settings.log_level, settings.log_json)
+        with _warmup_bar() as on_progress:
+            _run_loop(
+                serve(
+                    folder or digits_folder(), settings, on_listening=_say_listening, on_progress=on_progress,
+                    on_ready=lambda: print("ready", flush=True),  # noqa: T201  # scripts wait for this line
+                )
+            )  # fmt: skip
+    end_process(0)
+
+
+@app.command("validate")
+def validate_command(
+    folder: Annotated[Path, typer.Argument(help="The ensemble folder.")],
+    device: Device = None,
+    trust_code: TrustCode = None,
+    trust_list: TrustList = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Load, probe and warm an ensemble folder without serving it, and say what is wrong with it or how it will run."""
+    from .validate import report
+
+    with _plain_errors():
+        settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
+        with _warmup_bar() as on_progress:
+            ensemble = prepare_ensemble(folder, settings, on_progress)
+        report(ensemble, settings, as_json)
+    sys.stdout.flush()
+
+
+@app.command("demo")
+def demo_command(
+    folder: Folder = None,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object, and print nothing else.")] = False,
+) -> None:
+    """Serve the digits on a free port, ask real held-out questions and show the answers."""
+    from .demo import demo
+
+    with _plain_errors():
+        demo(folder or digits_folder(), device, as_json)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one of the commands with `arguments`, the command's name first."""
+    app(args=list(arguments), prog_name="twinfer")
+
+
+def _split_setting(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found or name not in ServerSettings.model_fields:
+        raise typer.BadParameter(
+            f"found {text!r}; allowed: NAME=VALUE with a NAME of {', '.join(ServerSettings.model_fields)}"
+        )
+    return name, value
+
+
+def _say_listening(address: str, admin_address: str) -> None:
+    print(f"listening on {address}", flush=True)  # noqa: T201  # scripts read the port from this line
+    if admin_address:
+        print(f"operators on {admin_address}", flush=True)  # noqa: T201
+
+
+def _run_loop(main_task: Any) -> None:
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        asyncio.run(main_task)
+    else:
+        uvloop.run(main_task)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Show the errors that an operator can mend as one message, without a traceback, and end with 1."""
+    try:
+        yield
+    except (InvalidEnsemble, InvalidSettings, PortTaken, RuntimeError) as error:
+        logger.debug("ended by an error", exc_info=True)
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.stderr.flush()
+        end_process(1)
+
+
+@contextmanager
+def _warmup_bar() -> Iterator[Any]:
+    """Give a callback that draws the warm-up's progress on standard error, where that is a terminal."""
+    columns = (TextColumn("warming up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def on_progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=done < total)
+
+        yield on_progress
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object per record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def _configure_logging(level: str, as_json: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

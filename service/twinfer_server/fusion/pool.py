@@ -1,0 +1,61 @@
+"""The ways to make one belief out of several: opinion pools over the same classes.
+
+All put a constant in an absent member's place by selecting, never by multiplying: 0 times NaN is NaN. That constant
+is finite, for a row in which all are absent would be nothing but -inf and normalise to NaN. A logit of -inf rules its
+class out.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Pool = Callable[[Tensor, Tensor], Tensor]
+"""(logits float [members, rows, classes], weights float [rows, members]) -> log-probabilities float [rows, classes]."""
+
+
+def weighted_mean(logits: Tensor, weights: Tensor) -> Tensor:
+    """Average the members' probabilities: the linear opinion pool.
+
+    logits: float [members, rows, classes], before softmax.
+    weights: float [rows, members]; 0 for an absent member; each row sums to 1, or is all 0.
+    Returns float [rows, classes], log-probabilities; a row of all-0 weights is uniform.
+    p = sum_m w_m p_m, summed as logarithms so that small probabilities do not underflow.
+    A mean of logits and a product of beliefs are not this pool but special cases of `log_opinion_pool`.
+    Source: Stone 1961, "The opinion pool"; Genest & Zidek 1986 (the linear opinion pool).
+    """
+    weights = weights.t().unsqueeze(-1)
+    terms = logits.log_softmax(-1) + weights.log()
+    terms = terms.masked_fill(weights.logical_not(), torch.finfo(terms.dtype).min)
+    return terms.logsumexp(0).log_softmax(-1)
+
+
+def log_opinion_pool(logits: Tensor, weights: Tensor) -> Tensor:
+    """Multiply the members' beliefs, each to the power of its weight, and renormalise.
+
+    logits: float [members, rows, classes], before softmax.
+    weights: float [rows, members]; 0 for an absent member; each row sums to 1, or is all 0.
+    Returns float [rows, classes], log-probabilities; a row of all-0 weights is uniform.
+    log p = sum_m w_m log p_m - log Z, and logits do for log p_m, since Z takes up what each lacks. A class that any
+    member with weight rules out is ruled out; members that rule out all classes between them have no pool: NaN.
+    Special cases: the softmax of the mean logits is this pool with equal weights. The product of experts (Hinton 2002)
+    is this pool with every weight 1, so equal weights give the product at temperature `members`: the same ranking.
+    Source: Genest & Zidek 1986 (the logarithmic opinion pool).
+    """
+    weights = weights.t().unsqueeze(-1)
+    return (logits * weights).masked_fill(weights.logical_not(), 0.0).sum(0).log_softmax(-1)
+
+
+def maximum(logits: Tensor, weights: Tensor) -> Tensor:
+    """Take, for each class, the largest probability that any present member gives it, and renormalise.
+
+    logits: float [members, rows, classes], before softmax.
+    weights: float [rows, members]; 0 for an absent member. Only that counts: the rule knows no weights, and a belief
+    scaled by a weight is no longer one to compare.
+    Returns float [rows, classes], log-probabilities; a row of all-0 weights is uniform.
+    p = max_m p_m / Z.
+    Source: Kittler, Hatef, Duin & Matas 1998, "On combining classifiers" (the max rule, equal priors).
+    """
+    absent = weights.t().unsqueeze(-1).logical_not()
+    beliefs = logits.log_softmax(-1).masked_fill(absent, torch.finfo(logits.dtype).min)
+    return beliefs.amax(0).log_softmax(-1)

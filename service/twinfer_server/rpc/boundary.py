@@ -1,0 +1,86 @@
+"""The error boundary: the one place where bytes are parsed and where exceptions become statuses.
+
+Handlers are registered for raw bytes, so that a message that does not parse is refused here like any other bad input; gRPC itself
+would end the call as UNKNOWN before any handler saw it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError
+from .codec import write_error
+
+logger = logging.getLogger(__name__)
+
+ERROR_KEY = "twinfer-error-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+SMALL_MESSAGE_BYTES = 256 * 1024
+"""Up to this size a message is parsed on the event loop; parsing a larger one would hold up the others."""
+MAX_DETAIL_BYTES = 2048
+"""Of a status message as it travels, percent-encoded; clients refuse trailers of more than 8 KiB in all."""
+
+INTERNAL_TEXT = "internal error; the server's log has the details"
+STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+M = TypeVar("M", bound=Message)
+Context = grpc.aio.ServicerContext[Any, Any]
+UnaryMethod = Callable[[Any, int, Context], Awaitable[Message]]
+"""A method that takes the parsed request, its size in bytes and the context."""
+
+
+async def parse(kind: type[M], data: bytes, pool: Executor) -> M:
+    """Parse a message; raises MalformedMessage."""
+    try:
+        if len(data) <= SMALL_MESSAGE_BYTES:
+            return kind.FromString(data)
+        return await asyncio.get_running_loop().run_in_executor(pool, kind.FromString, data)
+    except DecodeError:
+        raise MalformedMessage(
+            f"{len(data)} bytes do not parse; allowed: a serialized {kind.DESCRIPTOR.full_name}"
+        ) from None
+
+
+def unary(kind: type[Message], method: UnaryMethod, pool: Executor) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """Make the handler of a unary RPC whose request is a `kind`."""
+
+    async def handle(data: bytes, context: Context) -> bytes:
+        try:
+            reply = await method(await parse(kind, data, pool), len(data), context)
+            return reply.SerializeToString()
+        except Exception as error:
+            await fail(context, error)
+
+    return grpc.unary_unary_rpc_method_handler(handle)  # type: ignore[arg-type]  # the stubs know sync handlers only
+
+
+def describe_error(error: BaseException) -> TwinferError:
+    """Give the error as callers may know it; what is nobody's declared error is logged and kept from them."""
+    if isinstance(error, TwinferError):
+        return error
+    logger.error("a request failed by a defect", exc_info=error)
+    return InternalError(INTERNAL_TEXT)
+
+
+async def fail(context: Context, error: BaseException) -> NoReturn:
+    """End a call with the status that `error` stands for."""
+    known = describe_error(error)
+    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(known).SerializeToString())]
+    if isinstance(known, Overloaded):
+        metadata.append((PUSHBACK_KEY, str(round(known.retry_after_seconds * 1000))))
+    await context.abort(STATUS[known.code], _cut(known), tuple(metadata))
+
+
+def _cut(error: TwinferError) -> str:
+    """Write the status message: member, stage and text, short enough to be received."""
+    where = f"member {error.member}, stage {error.stage.name}: " if error.member else ""
+    text = where + error.text
+    # A character beyond ASCII travels as three bytes for each of its UTF-8 bytes.
+    while sum(1 if character.isascii() else 3 * len(character.encode()) for character in text) > MAX_DETAIL_BYTES:
+        text = text[: len(text) * 3 // 4]
+    return text

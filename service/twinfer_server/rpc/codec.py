@@ -1,0 +1,260 @@
+"""The codec: protobuf messages to plain rows, and answers back to messages."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from numpy.typing import NDArray
+from twinfer.v1 import ensemble_pb2, ensemble_service_pb2, error_pb2, tensor_pb2
+
+from ..engine import Description
+from ..ensemble import BucketTimes
+from ..errors import InvalidInput, InvalidOption, TwinferError, quote
+from ..rows import Answer, Array, Caller, MemberAnswer, Policy, Priority, RawInput, Request
+
+E = TypeVar("E", Policy, Priority)
+
+DEFAULT_TOP_K = 5
+MAX_REQUEST_ID_BYTES = 256
+MAX_RANK = 16
+
+# BF16 has no NumPy type: it is read as the upper half of float32.
+_DTYPES: Mapping[int, np.dtype[np.generic]] = {
+    tensor_pb2.DATA_TYPE_BOOL: np.dtype("?"),
+    tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
+    tensor_pb2.DATA_TYPE_INT8: np.dtype("i1"),
+    tensor_pb2.DATA_TYPE_INT16: np.dtype("<i2"),
+    tensor_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
+    tensor_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+    tensor_pb2.DATA_TYPE_FP16: np.dtype("<f2"),
+    tensor_pb2.DATA_TYPE_BF16: np.dtype("<u2"),
+    tensor_pb2.DATA_TYPE_FP32: np.dtype("<f4"),
+    tensor_pb2.DATA_TYPE_FP64: np.dtype("<f8"),
+}
+_DTYPE_OF_NAME = {str(dtype): number for number, dtype in _DTYPES.items() if number != tensor_pb2.DATA_TYPE_BF16}
+_DEFAULT_OPTIONS = ensemble_service_pb2.InferOptions()
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def read_request(
+    message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, traceparent: str = ""
+) -> Request:
+    """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
+    if len(message.request_id.encode()) > MAX_REQUEST_ID_BYTES:
+        raise InvalidOption(
+            f"request_id: found {len(message.request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}"
+        )
+    options = message.options if message.HasField("options") else _DEFAULT_OPTIONS
+    policy = read_enum(
+        "options.policy", options.policy, Policy, ensemble_service_pb2.Policy.DESCRIPTOR.values_by_number
+    )
+    priority = read_enum(
+        "options.priority", options.priority, Priority, ensemble_service_pb2.Priority.DESCRIPTOR.values_by_number
+    )
+    return Request(
+        inputs={name: _read_input(name, message.inputs[name]) for name in message.inputs},
+        arrived_at=arrived_at,
+        deadline=deadline,
+        ensemble=message.ensemble,
+        version=message.version,
+        policy=policy,
+        timeout_seconds=_read_timeout(options.timeout) if options.HasField("timeout") else None,
+        priority=priority or Priority.NORMAL,
+        top_k=options.top_k,
+        wants_member_predictions=options.member_predictions,
+        fusion_weights=dict(options.fusion_weights),
+        caller=Caller(message.request_id, traceparent),
+    )
+
+
+def read_enum(field: str, number: int, kind: type[E], allowed: Mapping[int, object]) -> E | None:
+    """Give the enum's value, None where it is unset; raises InvalidOption for a number that the contract does not have."""
+    if number not in allowed:
+        raise InvalidOption(f"{field}: found {number}; allowed: {', '.join(map(str, sorted(allowed)))}")
+    return kind(number) if number else None
+
+
+def _read_timeout(timeout: Duration) -> float:
+    seconds = timeout.seconds + timeout.nanos / 1e9
+    if not seconds > 0:
+        raise InvalidOption(f"options.timeout: found {seconds} s; allowed: more than 0")
+    return seconds
+
+
+def _read_input(name: str, message: ensemble_service_pb2.Input) -> RawInput:
+    match message.WhichOneof("value"):
+        case "image":
+            return message.image
+        case "text":
+            return message.text
+        case "tensor":
+            return read_tensor(f"inputs[{quote(name)}].tensor", message.tensor)
+    raise InvalidInput(f"inputs[{quote(name)}]: no value is set; allowed: image, text or tensor")
+
+
+def read_tensor(field: str, message: tensor_pb2.Tensor) -> Array:
+    """Look at a tensor's bytes as an array, read-only and without a copy; raises InvalidInput."""
+    dtype = _DTYPES.get(message.dtype)
+    if dtype is None:
+        names = ", ".join(tensor_pb2.DataType.Name(number) for number in _DTYPES)
+        raise InvalidInput(f"{field}.dtype: found {message.dtype or 'none'}; allowed: {names}")
+    shape = tuple(message.shape)
+    if len(shape) > MAX_RANK:
+        raise InvalidInput(f"{field}.shape: found {len(shape)} dimensions; allowed: at most {MAX_RANK}")
+    if any(size < 0 for size in shape):
+        raise InvalidInput(f"{field}.shape: found {list(shape)}; allowed: sizes of at least 0")
+    if math.prod(shape) * dtype.itemsize != len(message.data):
+        raise InvalidInput(
+            f"{field}.data: found {len(message.data)} bytes; "
+            f"allowed: {math.prod(shape) * dtype.itemsize}, as dtype {tensor_pb2.DataType.Name(message.dtype)} "
+            f"and shape {list(shape)} say"
+        )
+    array = np.frombuffer(message.data, dtype=dtype).reshape(shape)
+    if message.dtype == tensor_pb2.DATA_TYPE_BF16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def write_answer(answer: Answer, request: Request, description: Description) -> ensemble_service_pb2.InferResponse:
+    """Turn an answer into its message; the total time ends here."""
+    timings = answer.timings
+    return ensemble_service_pb2.InferResponse(
+        ensemble=description.name,
+        version=description.version,
+        request_id=request.caller.request_id,
+        prediction=_write_prediction(answer.fused, request, description),
+        members=[
+            _write_member(member, name.name, request, description)
+            for member, name in zip(answer.members, description.members, strict=True)
+        ],
+        degraded=answer.is_degraded,
+        disagreement=answer.disagreement,
+        timings=ensemble_service_pb2.Timings(
+            decode=write_duration(timings.decode_seconds),
+            queue=write_duration(timings.queue_seconds),
+            device=write_duration(timings.device_seconds),
+            total=write_duration(time.monotonic() - request.arrived_at),
+            flight_rows=timings.flight_rows,
+            overlap_ratio=timings.overlap_ratio,
+        ),
+    )
+
+
+def _write_member(
+    member: MemberAnswer, name: str, request: Request, description: Description
+) -> ensemble_service_pb2.MemberResult:
+    return ensemble_service_pb2.MemberResult(
+        name=name,
+        state=int(member.state),  # type: ignore[arg-type]  # the numbers are the contract's own
+        weight=member.weight,
+        device_time=None if member.device_seconds is None else write_duration(member.device_seconds),
+        prediction=None if member.output is None else _write_prediction(member.output, request, description),
+        error=None if member.error is None else write_error(member.error),
+    )
+
+
+def _write_prediction(
+    values: NDArray[np.float32], request: Request, description: Description
+) -> ensemble_service_pb2.Prediction:
+    if description.task == "embedding":
+        return ensemble_service_pb2.Prediction(embedding=ensemble_service_pb2.Embedding(values=values.tolist()))
+    best = np.argsort(-values, kind="stable")[: request.top_k or DEFAULT_TOP_K]
+    labels = description.labels
+    return ensemble_service_pb2.Prediction(
+        classification=ensemble_service_pb2.Classification(
+            classes=[
+                ensemble_service_pb2.ScoredClass(
+                    index=index, label=labels[index] if labels else "", probability=probability
+                )
+                for index, probability in zip(best.tolist(), values[best].tolist(), strict=True)
+            ]
+        )
+    )
+
+
+def write_error(error: TwinferError) -> error_pb2.Error:
+    """Turn an error into its message."""
+    return error_pb2.Error(
+        code=int(error.code),
+        reason=int(error.reason),  # type: ignore[arg-type]  # the numbers are the contract's own
+        member=error.member,
+        stage=int(error.stage),  # type: ignore[arg-type]
+        text=error.text,
+    )
+
+
+def write_duration(seconds: float) -> Duration:
+    """Turn seconds into a Duration, to the nanosecond."""
+    nanos = round(seconds * 1e9)
+    return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
+
+
+# --- the description --------------------------------------------------------------------------------------------------
+
+
+def write_description(description: Description) -> ensemble_pb2.Ensemble:
+    """Turn the facts about an ensemble into their message."""
+    limits = description.limits
+    names = [member.name for member in description.members]
+    return ensemble_pb2.Ensemble(
+        name=description.name,
+        version=description.version,
+        task=ensemble_pb2.Task.Value(f"TASK_{description.task.upper()}"),
+        labels=description.labels,
+        inputs=[
+            ensemble_pb2.InputSpec(
+                name=entry.name,
+                kind=entry.kind,
+                dtype=_DTYPE_OF_NAME[entry.dtype],  # type: ignore[arg-type]
+                shape=entry.shape,
+                members=entry.members,
+                optional=entry.is_optional,
+                max_tokens=entry.max_tokens,
+            )
+            for entry in description.inputs
+        ],
+        members=[
+            ensemble_pb2.Member(
+                name=member.name,
+                loader=member.loader,
+                precision=member.precision,
+                device=member.device,
+                inputs=member.inputs,
+                output=member.output,
+                parameter_bytes=member.parameter_bytes,
+            )
+            for member in description.members
+        ],
+        fusion=ensemble_pb2.Fusion(method=description.fusion_method, weights=dict(description.fusion_weights)),
+        policy=description.policy,
+        limits=ensemble_pb2.Limits(
+            max_message_bytes=limits.max_message_bytes,
+            max_image_pixels=limits.max_image_pixels,
+            max_text_bytes=limits.max_text_bytes,
+            max_flight_rows=description.max_flight_rows,
+            max_waiting_rows=limits.max_waiting_rows,
+            default_timeout=write_duration(limits.default_timeout_seconds),
+        ),
+        plans=[_write_plan(times, names) for times in description.times],
+    )
+
+
+def _write_plan(times: BucketTimes, names: Sequence[str]) -> ensemble_pb2.BucketPlan:
+    return ensemble_pb2.BucketPlan(
+        rows=times.bucket.samples,
+        tokens=times.bucket.tokens,
+        plan=times.plan,
+        times={plan: write_duration(seconds) for plan, seconds in times.plan_seconds.items()},
+        alone_times={
+            name: write_duration(seconds) for name, seconds in zip(names, times.alone_seconds[times.plan], strict=True)
+        },
+        overlap_ratio=times.overlap_ratio,
+    )

@@ -1,0 +1,120 @@
+"""EnsembleService: rows in, answers out, one by one or over a stream."""
+
+import asyncio
+import time
+from concurrent.futures import Executor
+
+import grpc
+from google.protobuf.message import Message
+from twinfer.v1 import ensemble_service_pb2 as pb
+
+from ..engine import Engine
+from ..errors import Loading, TwinferError
+from .boundary import Context, describe_error, fail, parse, unary
+from .codec import read_request, write_answer, write_description, write_error
+
+SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleService"].full_name
+
+
+class EnsembleService:
+    """Translates between the contract and an engine, which comes when it has loaded."""
+
+    def __init__(self, pool: Executor, max_stream_rows: int) -> None:
+        """`pool` parses large messages; a stream may have `max_stream_rows` in hand."""
+        self.engine: Engine | None = None
+        self._pool = pool
+        self._max_stream_rows = max_stream_rows
+        self._readers: set[asyncio.Task[None]] = set()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Give the service's handlers, for raw bytes."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Infer": unary(pb.InferRequest, self._infer, self._pool),
+                "GetEnsemble": unary(pb.GetEnsembleRequest, self._get_ensemble, self._pool),
+                "InferStream": grpc.stream_stream_rpc_method_handler(self._infer_stream),  # type: ignore[arg-type]
+            },
+        )
+
+    def end_streams(self) -> None:
+        """Read nothing more from open streams; each ends when its rows in hand have been answered."""
+        for reader in self._readers:
+            reader.cancel()
+
+    def _ready_engine(self) -> Engine:
+        if self.engine is None:
+            raise Loading("the ensemble is loading")
+        return self.engine
+
+    async def _get_ensemble(self, message: pb.GetEnsembleRequest, size_bytes: int, context: Context) -> Message:
+        engine = self._ready_engine()
+        engine.check_served(message.ensemble, message.version)
+        return pb.GetEnsembleResponse(ensemble=write_description(engine.description))
+
+    async def _infer(self, message: pb.InferRequest, size_bytes: int, context: Context) -> pb.InferResponse:
+        engine = self._ready_engine()
+        now = time.monotonic()
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else now + remaining
+        request = read_request(message, now, deadline, _traceparent(context))
+        answer = await engine.infer(request, size_bytes)
+        return write_answer(answer, request, engine.description)
+
+    async def _infer_stream(self, requests: object, context: Context) -> None:
+        """Serve a stream: one reader, one task per row in hand, and one writer, for a stream's messages go out one at a time."""
+        replies: asyncio.Queue[bytes | None] = asyncio.Queue()
+        rows: set[asyncio.Task[None]] = set()
+        reader = asyncio.create_task(self._read_rows(context, rows, replies))
+        writer = asyncio.create_task(_write_replies(context, replies))
+        self._readers.add(reader)
+        try:
+            try:
+                await reader
+            except asyncio.CancelledError:
+                if not reader.cancelled():
+                    raise  # it is this call that was cancelled, not its reader
+            await asyncio.gather(*rows)
+            replies.put_nowait(None)
+            await writer
+        finally:
+            self._readers.discard(reader)
+            for task in (reader, writer, *rows):
+                task.cancel()
+        if reader.cancelled():
+            await fail(context, Loading("the server is shutting down; no more rows are read from this stream"))
+
+    async def _read_rows(
+        self, context: Context, rows: set[asyncio.Task[None]], replies: "asyncio.Queue[bytes | None]"
+    ) -> None:
+        in_hand = asyncio.Semaphore(self._max_stream_rows)
+        await in_hand.acquire()
+        while (data := await context.read()) is not grpc.aio.EOF:
+            task = asyncio.create_task(self._answer_row(data, context, replies))
+            rows.add(task)
+            task.add_done_callback(rows.discard)
+            task.add_done_callback(lambda _: in_hand.release())
+            await in_hand.acquire()
+
+    async def _answer_row(self, data: bytes, context: Context, replies: "asyncio.Queue[bytes | None]") -> None:
+        request_id = ""
+        try:
+            message = await parse(pb.InferStreamRequest, data, self._pool)
+            request_id = message.request.request_id
+            answer = await self._infer(message.request, len(data), context)
+            reply = pb.InferStreamResponse(request_id=request_id, response=answer)
+        except Exception as error:
+            reply = pb.InferStreamResponse(request_id=request_id, error=write_error(describe_error(error)))
+        replies.put_nowait(reply.SerializeToString())
+
+
+async def _write_replies(context: Context, replies: "asyncio.Queue[bytes | None]") -> None:
+    while (reply := await replies.get()) is not None:
+        await context.write(reply)
+
+
+def _traceparent(context: Context) -> str:
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"), "")
+
+
+__all__ = ["SERVICE", "EnsembleService", "TwinferError"]

@@ -1,0 +1,69 @@
+"""What `twinfer validate` says about a folder that loads: its members, its fusion and how its flights will run."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from .engine import Description, describe
+from .ensemble import Ensemble
+from .settings import ServerSettings
+
+
+def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
+    """Print the description of a warm ensemble, readable or as one JSON object."""
+    description = describe(ensemble, settings)
+    console = Console(highlight=False)
+    if as_json:
+        console.print_json(json.dumps(_as_dict(description)), indent=None)
+        return
+    console.print(
+        f"[bold]{description.name}[/] version {description.version}: {description.task}, policy {description.policy}"
+    )
+    members = Table(
+        "member", "loader", "precision", "device", "inputs", "output", "parameters", box=None, header_style="dim"
+    )
+    for member in description.members:
+        size = f"{member.parameter_bytes / 1e6:.3g} MB"
+        members.add_row(
+            member.name, member.loader, member.precision, member.device, ", ".join(member.inputs), member.output, size
+        )
+    console.print(members)
+    console.print(f"fusion {description.fusion_method} {dict(description.fusion_weights) or ''}")
+    plans = Table("rows", "tokens", "plan", "ms by plan", "overlap", box=None, header_style="dim")
+    for times in description.times:
+        by_plan = ", ".join(f"{plan} {seconds * 1e3:.3g}" for plan, seconds in times.plan_seconds.items())
+        plans.add_row(
+            str(times.bucket.samples),
+            str(times.bucket.tokens or "-"),
+            times.plan,
+            by_plan,
+            f"{times.overlap_ratio:.2f}",
+        )
+    console.print(plans)
+    console.print("[green]valid[/]")
+
+
+def _as_dict(description: Description) -> dict[str, object]:
+    return {
+        "name": description.name,
+        "version": description.version,
+        "task": description.task,
+        "policy": description.policy,
+        "members": {
+            member.name: {"loader": member.loader, "device": member.device, "parameter_bytes": member.parameter_bytes}
+            for member in description.members
+        },
+        "fusion": {"method": description.fusion_method, "weights": dict(description.fusion_weights)},
+        "plans": [
+            {
+                "rows": times.bucket.samples,
+                "tokens": times.bucket.tokens,
+                "plan": times.plan,
+                "ms": {plan: seconds * 1e3 for plan, seconds in times.plan_seconds.items()},
+                "overlap_ratio": times.overlap_ratio,
+            }
+            for times in description.times
+        ],
+        "is_valid": True,
+    }
