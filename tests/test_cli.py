@@ -68,6 +68,7 @@ ENSEMBLE: dict[str, Any] = {
     "plans": [
         {
             "rows": 32,
+            "tokens": 16,
             "plan": "lanes",
             "times": {"lanes": {"nanos": 250_000}, "serial": {"nanos": 400_000}},
             "alone_times": {"vision": {"nanos": 200_000}},
@@ -239,9 +240,10 @@ def test_describe_prints_the_ensemble_for_people(service: DigitsService) -> None
     assert lines[:3] == ["digits version 3", "classification into 2: zero, one", "policy best_effort"]
     assert "image image vision FP32 [1, 8, 8]" in lines
     assert "text text INT64 [-1] may be left out, at most 32 tokens" in lines
+    assert "vision pt2 fp32 cpu 2.7 kB" in lines
     assert "fusion log_opinion_pool with weights language 0.750, vision 0.250" in lines
     assert "max_message_bytes 33,554,432" in lines
-    assert "32 lanes lanes 0.250, serial 0.400 vision 0.200 1.60" in lines
+    assert "32 16 lanes lanes 0.25, serial 0.40 vision 0.20 1.60" in lines
 
 
 def test_describe_prints_one_json_object_for_programs(service: DigitsService) -> None:

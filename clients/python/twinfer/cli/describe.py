@@ -45,7 +45,7 @@ def _print(ensemble: ensemble_pb2.Ensemble) -> None:
                 member.loader,
                 member.precision,
                 member.device,
-                f"{member.parameter_bytes / 1e6:.2f} MB",
+                f"{member.parameter_bytes / 1e3:,.1f} kB",
             ]
             for member in ensemble.members
         ],
@@ -55,10 +55,11 @@ def _print(ensemble: ensemble_pb2.Ensemble) -> None:
     print_table(["limit", ""], [[name, f"{value:,}"] for name, value in described.get("limits", {}).items()])
     if ensemble.plans:
         print_table(
-            ["rows up to", "plan", "times, ms", "alone, ms", "overlap"],
+            ["rows", "tokens", "plan", "times, ms", "alone, ms", "overlap"],
             [
                 [
                     str(plan["rows"]),
+                    str(plan["tokens"] or ""),
                     plan["plan"],
                     _spans(plan["times_ms"]),
                     _spans(plan["alone_times_ms"]),
@@ -77,4 +78,4 @@ def _notes(spec: dict[str, object]) -> str:
 
 
 def _spans(spans: dict[str, float]) -> str:
-    return ", ".join(f"{name} {span:.3f}" for name, span in spans.items())
+    return ", ".join(f"{name} {span:.2f}" for name, span in spans.items())
