@@ -88,9 +88,7 @@ class DigitsService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
     def Infer(self, request: ensemble_service_pb2.InferRequest, context: grpc.ServicerContext) -> Any:
         self.requests.append(request)
         if request.inputs["text"].text == "bad":
-            error = error_pb2.Error(
-                code=3, reason="REASON_INVALID_INPUT", stage="STAGE_DECODE", text="inputs['text']: no"
-            )
+            error = error_pb2.Error(code=3, reason="REASON_INVALID_INPUT", stage="STAGE_DECODE", text="inputs['text']: no")
             context.set_trailing_metadata((("twinfer-error-bin", error.SerializeToString()),))
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.text)
         return ANSWER
@@ -272,9 +270,7 @@ def python(program: str, *arguments: str, path: Path | None = None, flags: tuple
     """Run a program with this interpreter, a folder first on its path."""
     search = os.pathsep.join([str(path), *sys.path] if path else sys.path)
     command = [sys.executable, "-W", "error", *flags, "-c", program, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": search}
-    )
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": search})
 
 
 WITHOUT = """

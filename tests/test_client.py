@@ -115,9 +115,7 @@ class Caller:
         answer: twinfer.Answer = self.call("infer", address, {"text": "fve"} if inputs is None else inputs, **named)
         return answer
 
-    def infer_many(
-        self, address: str, rows: Iterable[Any], seen: list[Outcome] | None = None, **named: Any
-    ) -> list[Outcome]:
+    def infer_many(self, address: str, rows: Iterable[Any], seen: list[Outcome] | None = None, **named: Any) -> list[Outcome]:
         outcomes = [] if seen is None else seen
         if self.kind == "blocking":
             with Client(address, attempts=1) as blocking:
@@ -228,9 +226,7 @@ def test_an_answer_reads_as_plain_values(caller: Caller) -> None:
 
 
 def test_an_embedding_has_no_label() -> None:
-    answer = twinfer.Answer.from_message(
-        ensemble_service_pb2.InferResponse(prediction={"embedding": {"values": [1.0, 0.5]}})
-    )
+    answer = twinfer.Answer.from_message(ensemble_service_pb2.InferResponse(prediction={"embedding": {"values": [1.0, 0.5]}}))
     assert answer.embedding == (1.0, 0.5)
     with pytest.raises(LookupError, match="no classes"):
         _ = answer.label
@@ -318,9 +314,7 @@ def test_values_are_sent_by_their_type(tmp_path: Path, caller: Caller) -> None:
         "empty",
     ],
 )
-def test_a_numpy_array_is_sent_row_major_and_little_endian(
-    array: Any, dtype: str, shape: list[int], data: bytes
-) -> None:
+def test_a_numpy_array_is_sent_row_major_and_little_endian(array: Any, dtype: str, shape: list[int], data: bytes) -> None:
     sent = make_request({"pixels": array}).inputs["pixels"].tensor
     assert (tensor_pb2.DataType.Name(sent.dtype), list(sent.shape), sent.data) == (f"DATA_TYPE_{dtype}", shape, data)
 
@@ -405,9 +399,7 @@ def test_every_call_has_a_deadline(caller: Caller) -> None:
 
     def add_health(server: grpc.Server) -> None:
         method: Any = grpc.unary_unary_rpc_method_handler(check_health)
-        server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": method})]
-        )
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": method})])
 
     with serving(service, add_health) as address:
         caller.infer(address)
@@ -441,9 +433,7 @@ def test_a_call_past_its_deadline_says_so(caller: Caller) -> None:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def failing(
-    code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str | bytes], ...] = (), times: int = 1_000
-) -> Script:
+def failing(code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str | bytes], ...] = (), times: int = 1_000) -> Script:
     """Fail the first calls, then answer."""
     left = iter(range(times))
 
@@ -495,9 +485,7 @@ def test_a_reason_picks_the_class(kind: type[errors.TwinferError], caller: Calle
     ],
     ids=lambda value: value.name if isinstance(value, grpc.StatusCode) else "",
 )
-def test_a_bare_status_picks_the_class_by_its_code(
-    code: grpc.StatusCode, kind: type[errors.TwinferError], caller: Caller
-) -> None:
+def test_a_bare_status_picks_the_class_by_its_code(code: grpc.StatusCode, kind: type[errors.TwinferError], caller: Caller) -> None:
     with serving(ScriptedService(failing(code, "from a proxy"))) as address, pytest.raises(kind) as caught:
         caller.infer(address)
     assert type(caught.value) is kind

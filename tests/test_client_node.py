@@ -45,9 +45,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
     assert done.returncode == 0, done.stderr
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [node, "infer.js", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60
-        )
+        return subprocess.run([node, "infer.js", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
 
     return run
 

@@ -107,9 +107,7 @@ def test_it_sees_what_a_person_would(content: bytes, color: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pixels_without_an_agreed_range_are_refused(mode: str) -> None:
-    with pytest.raises(
-        InvalidInput, match=rf"inputs\['image'\]: found 32-bit pixels \(mode {mode}\); allowed: 8 or 16"
-    ):
+    with pytest.raises(InvalidInput, match=rf"inputs\['image'\]: found 32-bit pixels \(mode {mode}\); allowed: 8 or 16"):
         make().decode(encode(orange("L").convert(mode), "TIFF"))
 
 
@@ -241,9 +239,7 @@ BOMBS = {
     "above Pillow's warning": write_png(10_000, 10_000),
     "above Pillow's error": write_png(60_000, 60_000),
     "WebP": encode(Image.new("L", (16_000, 16_000)), "WEBP", lossless=True, method=0),
-    "GIF whose frame is larger than its screen": (
-        b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0;"
-    ),
+    "GIF whose frame is larger than its screen": (b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0;"),
 }
 
 

@@ -58,9 +58,7 @@ def test_it_tells_callers_its_dtype_and_shape() -> None:
         pytest.param(b"\x89PNG", "found 4 bytes; allowed: a tensor float32 [2, 3]", id="image bytes"),
         pytest.param(np.zeros((2, 3)), "found dtype float64; allowed: float32", id="wrong dtype"),
         pytest.param(np.zeros((2, 3), ">f4"), "found dtype >f4; allowed: float32", id="wrong byte order"),
-        pytest.param(
-            np.zeros((6,), np.float32), "found rank 1 (shape [6]); allowed: rank 2 (shape [2, 3])", id="wrong rank"
-        ),
+        pytest.param(np.zeros((6,), np.float32), "found rank 1 (shape [6]); allowed: rank 2 (shape [2, 3])", id="wrong rank"),
         pytest.param(np.zeros((3, 2), np.float32), "found shape [3, 2]; allowed: [2, 3]", id="wrong shape"),
         pytest.param(np.zeros((0, 3), np.float32), "found shape [0, 3]; allowed: [2, 3]", id="empty"),
         pytest.param(np.full((2, 3), np.nan, np.float32), "found NaN or an infinity", id="NaN"),

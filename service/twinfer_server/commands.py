@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import InvalidEnsemble
 from .rpc import PortTaken
-from .serve import end_process, prepare_ensemble, serve
+from .serve import Observer, end_process, prepare_ensemble, serve, stop_on_signals
 from .settings import InvalidSettings, ServerSettings, read_settings
 
 app = typer.Typer(name="twinfer", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -60,12 +60,8 @@ def serve_command(
         settings = read_settings(**flags)
         _configure_logging(settings.log_level, settings.log_json)
         with _warmup_bar() as on_progress:
-            _run_loop(
-                serve(
-                    folder or digits_folder(), settings, on_listening=_say_listening, on_progress=on_progress,
-                    on_ready=lambda: print("ready", flush=True),  # noqa: T201  # scripts wait for this line
-                )
-            )  # fmt: skip
+            observer = Observer(_say_listening, on_progress, _say_ready)
+            _run_loop(_serve_until_signal(folder or digits_folder(), settings, observer))
     end_process(0)
 
 
@@ -109,9 +105,7 @@ def main(arguments: Sequence[str]) -> None:
 def _split_setting(text: str) -> tuple[str, str]:
     name, found, value = text.partition("=")
     if not found or name not in ServerSettings.model_fields:
-        raise typer.BadParameter(
-            f"found {text!r}; allowed: NAME=VALUE with a NAME of {', '.join(ServerSettings.model_fields)}"
-        )
+        raise typer.BadParameter(f"found {text!r}; allowed: NAME=VALUE with a NAME of {', '.join(ServerSettings.model_fields)}")
     return name, value
 
 
@@ -121,13 +115,21 @@ def _say_listening(address: str, admin_address: str) -> None:
         print(f"operators on {admin_address}", flush=True)  # noqa: T201
 
 
-def _run_loop(main_task: Any) -> None:
+def _say_ready() -> None:
+    print("ready", flush=True)  # noqa: T201  # scripts wait for this line
+
+
+async def _serve_until_signal(folder: Path, settings: ServerSettings, observer: Observer) -> None:
+    await serve(folder, settings, observer, stop_on_signals())
+
+
+def _run_loop(life: Coroutine[Any, Any, None]) -> None:
     try:
         import uvloop
     except ImportError:  # not on Windows
-        asyncio.run(main_task)
+        asyncio.run(life)
     else:
-        uvloop.run(main_task)
+        uvloop.run(life)
 
 
 @contextmanager
@@ -172,7 +174,5 @@ class _JsonLines(logging.Formatter):
 
 def _configure_logging(level: str, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

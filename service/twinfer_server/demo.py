@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
+
 from twinfer import Answer, AsyncClient
 
 SHOWN_ROWS = 4
@@ -56,22 +56,24 @@ def running_server(folder: Path, device: str | None = None, arguments: Sequence[
         "127.0.0.1:0",
     ]
     command += ["--set", "log_level=warning", *(["--device", device] if device else []), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        address = ""
-        for line in process.stdout:
-            address = line.removeprefix("listening on ").strip() if line.startswith("listening on ") else address
-            if line.strip() == "ready":
-                yield address
-                break
-        else:
-            raise RuntimeError(f"the server ended with exit code {process.wait()} before it was ready")
-    finally:
-        process.terminate()
-        code = process.wait()
-    if code:
-        raise RuntimeError(f"the server did not stop cleanly: exit code {code}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield _read_address(process)
+        finally:
+            process.terminate()
+    if process.returncode:
+        raise RuntimeError(f"the server did not stop cleanly: exit code {process.returncode}")
+
+
+def _read_address(process: "subprocess.Popen[str]") -> str:
+    """Read what the server prints until it is ready; give the address that it listens on."""
+    address = ""
+    for line in process.stdout or ():
+        if line.startswith("listening on "):
+            address = line.removeprefix("listening on ").strip()
+        if line.strip() == "ready":
+            return address
+    raise RuntimeError(f"the server ended with exit code {process.wait()} before it was ready")
 
 
 def demo(folder: Path, device: str | None, as_json: bool) -> None:
@@ -129,7 +131,7 @@ def _labels(answer: Answer) -> Mapping[str, str]:
     return {name: member.prediction.label if member.prediction else "-" for name, member in answer.members.items()}
 
 
-def _show(row: HeldOutRow, answer: Answer) -> Columns:
+def _show(row: HeldOutRow, answer: Answer) -> Table:
     pixels = np.asarray(Image.open(row.image).convert("L")).tolist()
     drawing = "\n".join("".join(SHADES[value * len(SHADES) // 256] * 2 for value in line) for line in pixels)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -146,7 +148,9 @@ def _show(row: HeldOutRow, answer: Answer) -> Columns:
         f"decode {timings.decode_ms:.2f} ms, queue {timings.queue_ms:.2f} ms, device {timings.device_ms:.2f} ms, "
         f"total {timings.total_ms:.2f} ms; shared a flight of {timings.flight_rows}",
     )
-    return Columns([Panel(Text(drawing), padding=0), table], padding=(0, 2))
+    side_by_side = Table.grid(padding=(0, 2))
+    side_by_side.add_row(Panel.fit(Text(drawing), padding=0), table)
+    return side_by_side
 
 
 def _verdict(label: str, probability: float, truth: str) -> str:
@@ -157,10 +161,9 @@ def _verdict(label: str, probability: float, truth: str) -> str:
 def _summarise(
     rows: Sequence[HeldOutRow], answers: Sequence[Answer], latencies: Sequence[float], seconds: float
 ) -> dict[str, object]:  # fmt: skip
-    said = [_labels(answer) | {"fused": answer.label} for answer in answers]
+    said = [{**_labels(answer), "fused": answer.label} for answer in answers]
     accuracy = {
-        name: statistics.mean(labels[name] == row.label for labels, row in zip(said, rows, strict=True))
-        for name in said[0]
+        name: statistics.mean(labels[name] == row.label for labels, row in zip(said, rows, strict=True)) for name in said[0]
     }
     ratios = [answer.timings.overlap_ratio for answer in answers if answer.timings.overlap_ratio is not None]
     return {

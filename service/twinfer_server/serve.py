@@ -6,8 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .device import open_device
 from .engine import LocalEngine
@@ -22,12 +24,24 @@ logger = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 1.0
 
-Progress = Callable[[int, int], None]
-"""Told how many of how many steps of the warm-up are done."""
+OnProgress = Callable[[int, int], None]
+"""Told how many of how many steps of the warm-up are done; on the thread that loads."""
 
 
-def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: Progress) -> Ensemble:
-    """Load, probe and warm the ensemble in `folder`, on the calling thread; raises InvalidEnsemble, RuntimeError without the device."""
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Who is told how far the server is: `on_listening` gets the callers' and the operators' address ("" if none)."""
+
+    on_listening: Callable[[str, str], None]
+    on_progress: OnProgress
+    on_ready: Callable[[], None]
+
+
+def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProgress) -> Ensemble:
+    """Load, probe and warm the ensemble in `folder`, on the calling thread.
+
+    Raises InvalidEnsemble, and RuntimeError where the device is not there.
+    """
     device = open_device(settings.device, lanes=len(read_spec(folder).members))
     device.prepare_thread()
     trust = Trust.read(settings.trust_code, settings.trust_list)
@@ -37,64 +51,53 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: Progre
     return ensemble
 
 
-async def serve(
-    folder: Path, settings: ServerSettings, on_listening: Callable[[str, str], None], on_progress: Progress, on_ready: Callable[[], None]
-) -> None:  # fmt: skip
-    """Serve the ensemble in `folder` until SIGTERM or SIGINT, then drain and return; a second signal ends the process at once.
+async def serve(folder: Path, settings: ServerSettings, observer: Observer, stopping: asyncio.Event) -> None:
+    """Serve the ensemble in `folder` until `stopping` is set, then drain and return.
 
-    `on_listening` gets the callers' and the operators' address. Raises PortTaken, InvalidEnsemble, RuntimeError without the device.
+    Raises PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
     """
-    stopping = _stop_on_signals()
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers:
         server = RpcServer(settings, parsers)
-        on_listening(*await server.start())
+        observer.on_listening(*await server.start())
         try:
-            await _serve_until(stopping, server, folder, settings, on_progress, on_ready)
+            ensemble = await _load(folder, settings, observer, stopping)
+            if ensemble is None:
+                return
+            engine = LocalEngine(ensemble, settings)
+            engine.start()
+            server.ensemble_service.engine = engine
+            await server.report(is_serving=True)
+            observer.on_ready()
+            await _watch_health(server, engine, stopping)
+            await _drain(server, engine, settings.drain_seconds)
         finally:
             await server.stop(grace_seconds=0)
 
 
-async def _serve_until(
-    stopping: asyncio.Event, server: RpcServer, folder: Path, settings: ServerSettings, on_progress: Progress, on_ready: Callable[[], None]
-) -> None:  # fmt: skip
-    # A thread of its own: torch's settings belong to the thread, and must not stick to one that others borrow later.
-    with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
-        ensemble = await _unless(stopping, loader, prepare_ensemble, folder, settings, on_progress)
-    if ensemble is None:
-        return
-    engine = LocalEngine(ensemble, settings)
-    engine.start()
-    server.ensemble_service.engine = engine
-    await server.report(is_serving=True)
-    on_ready()
-    await _watch_health(stopping, server, engine)
-    await _drain(server, engine, settings.drain_seconds)
-
-
-async def _unless(
-    stopping: asyncio.Event, pool: Executor, work: Callable[..., Ensemble], *arguments: object
+async def _load(
+    folder: Path, settings: ServerSettings, observer: Observer, stopping: asyncio.Event
 ) -> Ensemble | None:  # fmt: skip
-    """Do the work on `pool`; None if the server is told to stop meanwhile (the work is not waited for: the process ends)."""
-    loading = asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
+    """Load on a thread of its own; None if the server is told to stop meanwhile, and then the thread is left to itself."""
+    # Of its own, because torch's settings belong to a thread and must not stick to one that others borrow later.
+    loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+    loading = asyncio.get_running_loop().run_in_executor(loader, prepare_ensemble, folder, settings, observer.on_progress)
     told = asyncio.create_task(stopping.wait())
-    await asyncio.wait({loading, told}, return_when=asyncio.FIRST_COMPLETED)
-    if loading.done():
-        told.cancel()
-        return loading.result()
-    logger.info("told to stop while loading")
-    end_process(0)
-    return None
+    waiting: set[asyncio.Future[Any]] = {loading, told}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    loader.shutdown(wait=False)
+    return loading.result() if loading.done() else None
 
 
-async def _watch_health(stopping: asyncio.Event, server: RpcServer, engine: LocalEngine) -> None:
+async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asyncio.Event) -> None:
     """Keep health true to the lanes until the server is told to stop."""
-    was_serving = True
+    is_serving = True
     while not stopping.is_set():
         stuck = engine.stuck_members()
-        if bool(stuck) is was_serving:
-            was_serving = not stuck
+        if is_serving is bool(stuck):
+            is_serving = not stuck
             logger.warning("members stuck: %s", ", ".join(stuck) or "none any more")
-            await server.report(is_serving=was_serving)
+            await server.report(is_serving)
         try:
             await asyncio.wait_for(stopping.wait(), HEALTH_SECONDS)
         except TimeoutError:
@@ -105,19 +108,18 @@ async def _drain(server: RpcServer, engine: LocalEngine, drain_seconds: float) -
     """Refuse new work, answer what is in hand, end streams and watches; at the latest after `drain_seconds`."""
     logger.info("draining, for at most %g s", drain_seconds)
     until = time.monotonic() + drain_seconds
-    try:
-        async with asyncio.timeout_at(asyncio.get_running_loop().time() + drain_seconds):
-            drained = asyncio.create_task(engine.drain())  # from now on new calls are UNAVAILABLE
-            await server.end_streams()
-            await drained
-    except TimeoutError:
+    drained = asyncio.create_task(engine.drain())  # from now on new calls are UNAVAILABLE
+    await server.end_streams()
+    _, late = await asyncio.wait({drained}, timeout=max(0.0, until - time.monotonic()))
+    if late:
         logger.warning("drain_seconds are over and some rows are still in hand; they are given up")
     await server.stop(grace_seconds=max(0.0, until - time.monotonic()))
     engine.close()
     logger.info("drained")
 
 
-def _stop_on_signals() -> asyncio.Event:
+def stop_on_signals() -> asyncio.Event:
+    """Give an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 

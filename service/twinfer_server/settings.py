@@ -80,7 +80,5 @@ def read_settings(**flags: Any) -> ServerSettings:
     except ValidationError as error:
         faults = error.errors(include_url=False)
         raise InvalidSettings(
-            "\n".join(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}; found {quote(fault['input'])}" for fault in faults
-            )
+            "\n".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}; found {quote(fault['input'])}" for fault in faults)
         ) from None

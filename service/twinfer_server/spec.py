@@ -164,8 +164,7 @@ class EnsembleSpec(_Strict):
         for member, name, spec in self.walk_inputs():
             if kinds.setdefault(name, spec.kind) != spec.kind:
                 raise ValueError(
-                    f"members.{member}.input.{name} is of kind {spec.kind!r}; "
-                    f"allowed: {kinds[name]!r}, as another member has it"
+                    f"members.{member}.input.{name} is of kind {spec.kind!r}; allowed: {kinds[name]!r}, as another member has it"
                 )
         return self
 
@@ -209,9 +208,7 @@ def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
     try:
         return tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidEnsemble(
-            f"{folder / SPEC_FILE}: labels: {path} cannot be read: {error}; allowed: UTF-8"
-        ) from error
+        raise InvalidEnsemble(f"{folder / SPEC_FILE}: labels: {path} cannot be read: {error}; allowed: UTF-8") from error
 
 
 def _describe(error: ValidationError) -> Iterator[str]:

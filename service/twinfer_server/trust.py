@@ -64,8 +64,7 @@ def read_trust_list(path: Path) -> frozenset[str]:
         digest = line.partition("#")[0].strip().lower()
         if digest and not re.fullmatch("[0-9a-f]{64}", digest):
             raise InvalidEnsemble(
-                f"trust list {path}, line {number}: found {quote(digest)}; "
-                "allowed: a sha256 as 64 hex digits, or a # comment"
+                f"trust list {path}, line {number}: found {quote(digest)}; allowed: a sha256 as 64 hex digits, or a # comment"
             )
         digests.add(digest)
     return frozenset(digests - {""})
@@ -74,8 +73,7 @@ def read_trust_list(path: Path) -> frozenset[str]:
 def format_trust_list(paths: Iterable[Path]) -> str:
     """Write the trust list of some files, in the order of their names."""
     lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  # {path.name}"
-        for path in sorted(paths, key=lambda path: path.name)
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  # {path.name}" for path in sorted(paths, key=lambda path: path.name)
     ]
     head = "# sha256 of programs that may run; written by `python -m twinfer_server.trust FILE...`"
     return "\n".join([head, *lines]) + "\n"

@@ -17,17 +17,11 @@ def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
     if as_json:
         console.print_json(json.dumps(_as_dict(description)), indent=None)
         return
-    console.print(
-        f"[bold]{description.name}[/] version {description.version}: {description.task}, policy {description.policy}"
-    )
-    members = Table(
-        "member", "loader", "precision", "device", "inputs", "output", "parameters", box=None, header_style="dim"
-    )
+    console.print(f"[bold]{description.name}[/] version {description.version}: {description.task}, policy {description.policy}")
+    members = Table("member", "loader", "precision", "device", "inputs", "output", "parameters", box=None, header_style="dim")
     for member in description.members:
         size = f"{member.parameter_bytes / 1e6:.3g} MB"
-        members.add_row(
-            member.name, member.loader, member.precision, member.device, ", ".join(member.inputs), member.output, size
-        )
+        members.add_row(member.name, member.loader, member.precision, member.device, ", ".join(member.inputs), member.output, size)
     console.print(members)
     console.print(f"fusion {description.fusion_method} {dict(description.fusion_weights) or ''}")
     plans = Table("rows", "tokens", "plan", "ms by plan", "overlap", box=None, header_style="dim")

@@ -44,9 +44,7 @@ class Prediction:
     def from_message(cls, message: ensemble_service_pb2.Prediction) -> Self:
         """Return the prediction that a message holds."""
         return cls(
-            classes=tuple(
-                ScoredClass(scored.index, scored.label, scored.probability) for scored in message.classification.classes
-            ),
+            classes=tuple(ScoredClass(scored.index, scored.label, scored.probability) for scored in message.classification.classes),
             embedding=tuple(message.embedding.values),
         )
 

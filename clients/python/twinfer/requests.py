@@ -31,9 +31,7 @@ class Options(TypedDict, total=False):
     fusion_weights: Mapping[str, float]
 
 
-def make_request(
-    inputs: Inputs, *, timeout: float | None = None, **options: Unpack[Options]
-) -> ensemble_service_pb2.InferRequest:
+def make_request(inputs: Inputs, *, timeout: float | None = None, **options: Unpack[Options]) -> ensemble_service_pb2.InferRequest:
     """Make a request, ready for `infer` and `infer_many`: one row of many can so have options of its own.
 
     timeout: seconds that the server may take for the row, from its arrival.
@@ -57,9 +55,7 @@ def make_request(
     )
 
 
-def as_request(
-    inputs: Inputs | ensemble_service_pb2.InferRequest, options: Options
-) -> ensemble_service_pb2.InferRequest:
+def as_request(inputs: Inputs | ensemble_service_pb2.InferRequest, options: Options) -> ensemble_service_pb2.InferRequest:
     """Return a ready request as it is, and make one of inputs and options otherwise."""
     if not isinstance(inputs, ensemble_service_pb2.InferRequest):
         return make_request(inputs, **options)

@@ -72,9 +72,7 @@ def error_from_call(failure: grpc.RpcError) -> TwinferError:
             pass  # not from our server, or damaged on the way: the status still says what it can
     code = failure.code()
     kind = _BY_CODE.get(code, TwinferError)
-    return kind(
-        failure.details() or code.name, code=code, reason=Reason.UNSPECIFIED, retry_after_seconds=retry_after_seconds
-    )
+    return kind(failure.details() or code.name, code=code, reason=Reason.UNSPECIFIED, retry_after_seconds=retry_after_seconds)
 
 
 def _seconds(pushback: str) -> float | None:

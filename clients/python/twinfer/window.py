@@ -35,9 +35,7 @@ class Window:
         request = message.request
         request_id = request.request_id = request.request_id or str(index)
         if request_id in self._index_by_id:
-            raise ValueError(
-                f"row {index} has the request_id {request_id!r}, as has row {self._index_by_id[request_id]}."
-            )
+            raise ValueError(f"row {index} has the request_id {request_id!r}, as has row {self._index_by_id[request_id]}.")
         if not request.options.HasField("timeout"):
             request.options.timeout.FromNanoseconds(round(self._timeout * 1e9))
         try:

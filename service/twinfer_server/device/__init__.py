@@ -33,6 +33,4 @@ def open_device(name: str, lanes: int) -> Device:
         return CpuDevice(lanes)
     if torch_device.type == "cuda" and torch.cuda.is_available():
         return CudaDevice(torch.device("cuda", torch_device.index or 0))
-    raise RuntimeError(
-        f"device {name!r} is not there; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
-    )
+    raise RuntimeError(f"device {name!r} is not there; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else ""))

@@ -36,7 +36,7 @@ class CudaEvent:
     def seconds_since(self, earlier: Event) -> float:
         """Give the device time from `earlier` to this event, in seconds."""
         assert isinstance(earlier, CudaEvent)
-        return earlier._torch_event.elapsed_time(self._torch_event) / 1000.0
+        return float(earlier._torch_event.elapsed_time(self._torch_event)) / 1000.0
 
 
 class CudaLane:

@@ -1,4 +1,4 @@
-"""The three nouns of every device: lanes do work in order, events say when it is done, staging carries bytes between host and device.
+"""The nouns of every device: lanes do work in order, events say when it is done, staging carries bytes to the device.
 
 A flight is written once, against these protocols; `cpu` and `cuda` give them a body, and a test gives them a recorder.
 """

@@ -26,9 +26,7 @@ class Admission:
         if self.is_draining:
             raise Draining("the server is shutting down")
         if self.rows >= self._max_rows:
-            raise Overloaded(
-                f"{self.rows} rows are in hand; allowed: {self._max_rows}", retry_after_seconds=self._retry_after()
-            )
+            raise Overloaded(f"{self.rows} rows are in hand; allowed: {self._max_rows}", retry_after_seconds=self._retry_after())
         if self.bytes + size_bytes > self._max_bytes:
             raise Overloaded(
                 f"{self.bytes} bytes are in hand and this request has {size_bytes}; allowed: {self._max_bytes}",

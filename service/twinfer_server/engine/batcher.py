@@ -1,8 +1,8 @@
 """The batcher: decides which rows fly together, and has the threads that launch flights and wait for them.
 
 One launch thread at a time queues device work, so stream order is decided in one place. When the lanes are idle it takes whatever
-waits, even a single row; while a flight computes, rows collect until that flight is about to land. On a CPU the serial plan computes
-on the launch thread itself; if a member gets stuck there, another thread takes over the launching.
+waits, even a single row; while a flight computes, rows collect until that flight is about to land. On a CPU the serial plan
+computes on the launch thread itself; if a member gets stuck there, another thread takes over the launching.
 """
 
 import logging
@@ -146,9 +146,7 @@ class Batcher:
     def _board(self, now: float) -> Flight | None:
         """Take as many rows as fit and can fly now, and make their flight; the others go on waiting."""
         waits = [traffic.wait_seconds(now) for traffic in self._traffic]
-        is_ready = [
-            traffic.has_slot and wait <= self._lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)
-        ]
+        is_ready = [traffic.has_slot and wait <= self._lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)]
         rows: list[Row] = []
         left_out: dict[tuple[int, int], TwinferError] = {}
         staying: list[Row] = []
@@ -186,9 +184,7 @@ class Batcher:
 
     def _left_behind(self, index: int, wait_seconds: float) -> MemberLate:
         name = self._ensemble.members[index].name
-        return MemberLate(
-            f"the member's lane is behind by about {wait_seconds:.3f} s, more than the row had left", member=name
-        )
+        return MemberLate(f"the member's lane is behind by about {wait_seconds:.3f} s, more than the row had left", member=name)
 
     def _seconds_to_next_look(self, now: float) -> float | None:
         """Say when boarding may go differently although nobody calls: a lane gets free, or a delay is over."""
@@ -234,7 +230,7 @@ class Batcher:
         self._on_answers(flight.rows, answers)
 
     def fuse_late(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]] | None:
-        """Answer `row`, and those of its flight that are as late, from the members so far; None if it is not in the air. CPU pool."""
+        """Answer `row`, and those of its flight that are as late, from the members so far; None if it is not in the air."""
         with self._changed:
             flights = [airborne.flight for airborne in self._air if row in airborne.flight.rows]
         if not flights:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..ensemble import BucketTimes, Ensemble
 from ..fusion import METHODS
+from ..inputs import InputKind
 from ..rows import Policy
 from ..settings import ServerSettings
 
@@ -57,7 +59,7 @@ def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
     """Gather the facts about a warm ensemble."""
     spec = ensemble.spec
     takers: dict[str, list[str]] = {}
-    kinds = {}
+    kinds: dict[str, InputKind[Any]] = {}
     for member in ensemble.members:
         for kind in member.inputs:
             takers.setdefault(kind.name, []).append(member.name)

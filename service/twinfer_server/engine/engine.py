@@ -143,9 +143,7 @@ class LocalEngine:
         late = self._batcher.fuse_late(row)
         if late is None:
             names = [self._ensemble.members[index].name for index in row.samples]
-            behind = {
-                name: seconds for name, seconds in self._batcher.standing_seconds().items() if seconds and name in names
-            }
+            behind = {name: seconds for name, seconds in self._batcher.standing_seconds().items() if seconds and name in names}
             error: TwinferError = DeadlinePassed("the deadline came while the row waited for a flight")
             if behind and row.policy is Policy.REQUIRE_ALL:
                 name, seconds = max(behind.items(), key=lambda item: item[1])

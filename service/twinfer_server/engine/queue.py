@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..rows import Priority, Row
 
 AGEING_SECONDS = {Priority.HIGH: -1.0, Priority.NORMAL: 0.0, Priority.LOW: 1.0}
-"""How much later than it came a row counts as having come: a low row goes behind normal ones of the next second, and never starves."""
+"""How much later than it came a row counts as having come: a low row lets the normal ones of the next second pass, no more."""
 
 
 class RowQueue:

@@ -27,8 +27,8 @@ class LaneTraffic:
     def wait_seconds(self, now: float) -> float:
         """Estimate how long a run launched `now` would wait for the lane.
 
-        A lane that is behind its time is expected to stay so for as long again: a short hiccup costs little, and the longer it stands,
-        the fewer rows wait for it.
+        A lane that is behind its time is expected to stay so for as long again: a short hiccup costs little, and the longer it
+        stands, the fewer rows wait for it.
         """
         if not self._air:
             return 0.0

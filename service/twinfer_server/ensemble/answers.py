@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InternalError, MemberFailed, MemberLate, NotFinite, NothingToFuse, TwinferError
@@ -12,9 +13,7 @@ from .flight import Flight, Run
 STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLate: State.LATE}
 
 
-def answer_rows(
-    flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float
-) -> list[Answer | TwinferError]:
+def answer_rows(flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float) -> list[Answer | TwinferError]:
     """Judge `rows` of `flight` by `fused`, which has them in the same order: each gets an answer, or the error it ends with.
 
     Call it when the flight has landed, or, for rows that cannot wait, with what `Flight.fuse_now` made of the members so far.
@@ -27,9 +26,7 @@ def answer_rows(
     answers: list[Answer | TwinferError] = []
     for place, row in enumerate(rows):
         members = tuple(
-            _judge_member(
-                flight, row, runs.get(index), index, weights[place][index], present[place][index], spans.get(index)
-            )
+            _judge_member(flight, row, runs.get(index), index, weights[place][index], present[place][index], spans.get(index))
             for index in range(len(flight.crew.members))
         )
         timings = Timings(
@@ -51,7 +48,7 @@ def fusion_failure(flight: Flight) -> list[Answer | TwinferError]:
 
 
 def _judge_row(
-    row: Row, prediction: NDArray, members: tuple[MemberAnswer, ...], disagreement: float | None, timings: Timings
+    row: Row, prediction: NDArray[np.float32], members: tuple[MemberAnswer, ...], disagreement: float | None, timings: Timings
 ) -> Answer | TwinferError:  # fmt: skip
     """Apply the row's policy."""
     lost = [member.error for member in members if member.state in DEGRADING and member.error is not None]

@@ -1,4 +1,4 @@
-"""The ensemble at work: its members and its fusion, loaded, probed and warm; it checks requests, prepares rows and boards flights."""
+"""The ensemble at work: members and fusion, loaded, probed and warm; it checks requests, prepares rows and boards flights."""
 
 import copy
 import threading
@@ -101,7 +101,8 @@ class Ensemble:
         weights = np.array([overrides.get(name, 0.0) for name in names])
         if not weights.sum() > 0:
             raise InvalidOption("options.fusion_weights: all are 0; allowed: at least one above 0")
-        return weights / weights.sum()
+        normalised: NDArray[np.float64] = weights / weights.sum()
+        return normalised
 
     def prepare(self, request: Request) -> dict[int, Samples]:
         """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool.
@@ -120,14 +121,10 @@ class Ensemble:
             if all(kind.name in found for kind in member.inputs):
                 samples[member.index] = tuple(array for kind in member.inputs for array in found[kind.name])
         if not samples:
-            raise MissingInput(
-                f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's"
-            )
+            raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")
         return samples
 
-    def board(
-        self, rows: Sequence[Row], slots: Mapping[int, Slot], left_out: LeftOut, plan: str | None = None
-    ) -> Flight:
+    def board(self, rows: Sequence[Row], slots: Mapping[int, Slot], left_out: LeftOut, plan: str | None = None) -> Flight:
         """Make a flight of `rows`; `slots` has one for each member that takes part, `left_out` says who does not fly for whom."""
         runs = []
         for index, slot in slots.items():
@@ -162,10 +159,7 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     labels = read_labels(folder, spec)
     members = []
     for index, (name, member_spec) in enumerate(spec.members.items()):
-        inputs = [
-            make_input(name, input_name, input_spec, folder, limits)
-            for input_name, input_spec in member_spec.input.items()
-        ]
+        inputs = [make_input(name, input_name, input_spec, folder, limits) for input_name, input_spec in member_spec.input.items()]
         for kind in inputs:
             kind.to(device.torch_device)
         model = load(member_spec.model, folder, device.torch_device, trust, f"members.{name}.model")

@@ -35,9 +35,7 @@ class Run:
     `rows` are the flight's rows that have input for the member, in the order of its samples. `host_output` is real once `done` is.
     """
 
-    def __init__(
-        self, member: Member, slot: Slot, rows: Sequence[int], flight_rows: Sequence[Row], device: Device
-    ) -> None:
+    def __init__(self, member: Member, slot: Slot, rows: Sequence[int], flight_rows: Sequence[Row], device: Device) -> None:
         """Board the rows with the numbers `rows` of `flight_rows`."""
         self.member = member
         self.slot = slot
@@ -176,7 +174,8 @@ class Flight:
         numbers = [self._numbers[id(row)] for row in rows]
         with torch.inference_mode():
             outputs, present = self._gather(numbers, torch.device("cpu"))
-            return self.crew.host_fusion(outputs, self._weights(numbers), torch.from_numpy(present))
+            fused: Fused = self.crew.host_fusion(outputs, self._weights(numbers), torch.from_numpy(present))
+            return fused
 
     def number_of(self, row: Row) -> int:
         """Find the row's number in this flight."""

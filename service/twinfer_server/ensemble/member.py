@@ -1,8 +1,8 @@
 """Members: one model each, with the inputs it takes and the slots of its lane."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..device import Device
@@ -19,7 +19,7 @@ class Member:
     """One model of the ensemble, ready to compute on the device."""
 
     def __init__(
-        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind], *, max_samples: int,
+        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any]], *, max_samples: int,
         is_deterministic: bool, device: Device,
     ) -> None:  # fmt: skip
         """Give the member its slots; `is_deterministic` pads every flight to the one largest bucket."""
@@ -40,11 +40,7 @@ class Member:
         longest = max((staging.shape[0] for staging in self.stagings if staging.is_ragged), default=0)
         # Without a mask padding would change the answers, so such a member always sees the full length it was made for.
         takes_mask = all(getattr(spec, "mask", True) for spec in self.spec.input.values())
-        return (
-            doublings(MIN_TOKENS, longest)
-            if longest > MIN_TOKENS and takes_mask and not self.is_deterministic
-            else (longest,)
-        )
+        return doublings(MIN_TOKENS, longest) if longest > MIN_TOKENS and takes_mask and not self.is_deterministic else (longest,)
 
     def bucket(self, samples: Sequence[Samples]) -> Bucket:
         """Find the size at which these samples run: exact in samples, rounded up in tokens; the largest if deterministic."""

@@ -53,7 +53,7 @@ def _answer(member: Member, key: str, first: int, count: int) -> Tensor:
         if count == 1:
             raise InvalidEnsemble(f"{key}: the member raised on one sample: {type(error).__name__}: {error}") from error
         raise InvalidEnsemble(
-            f"{key}: the member answers 1 sample and raises on {count} ({type(error).__name__}: {error}). Its batch dimension is fixed: "
+            f"{key}: the member answers 1 sample and raises on {count} ({type(error).__name__}: {error}). Its batch is fixed: "
             "export it with a dynamic one (dynamic_shapes={...: {0: torch.export.Dim('batch')}})"
         ) from error
     finally:

@@ -34,9 +34,7 @@ class TimesTable:
         self.measured = tuple(measured)
         self._tokens = sorted({times.bucket.tokens for times in measured})
         self._by_tokens = {
-            tokens: sorted(
-                (times for times in measured if times.bucket.tokens == tokens), key=lambda times: times.bucket.samples
-            )
+            tokens: sorted((times for times in measured if times.bucket.tokens == tokens), key=lambda times: times.bucket.samples)
             for tokens in self._tokens
         }
         self._curves: dict[tuple[str, int, int], tuple[list[float], list[float]]] = {}

@@ -52,7 +52,7 @@ def warm_up(ensemble: Ensemble, on_progress: Progress) -> None:
         return _fly_blank(ensemble, plan, bucket, crew)
 
     with torch.inference_mode():
-        measured = measure_buckets(fly, plans, len(ensemble.members), {size: rows for size in tokens}, on_progress)
+        measured = measure_buckets(fly, plans, len(ensemble.members), dict.fromkeys(tokens, rows), on_progress)
     ensemble.times = TimesTable(measured)
 
 
@@ -69,9 +69,7 @@ def _fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, .
     flight.landed.wait()
     for run in flight.runs:
         if run.error is not None:
-            raise InvalidEnsemble(
-                f"members.{run.member.name}: failed at warm-up with {bucket.samples} samples: {run.error.text}"
-            )
+            raise InvalidEnsemble(f"members.{run.member.name}: failed at warm-up with {bucket.samples} samples: {run.error.text}")
     wall = flight.join_seconds
     assert wall is not None
     return Trial(wall, {run.member.index: run.done.seconds_since(run.started) for run in flight.runs})
@@ -80,7 +78,7 @@ def _fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, .
 def measure_buckets(
     fly: Fly, plans: tuple[str, ...], member_count: int, buckets: Mapping[int, tuple[int, ...]], on_progress: Progress
 ) -> list[BucketTimes]:  # fmt: skip
-    """Measure all buckets, given as row counts (ascending) by token count; the first of `plans` is kept unless another is faster."""
+    """Measure all buckets, as row counts (ascending) by token count; the first of `plans` is kept unless another is faster."""
     points = [(rows, tokens) for tokens, sizes in buckets.items() for rows in sizes]
     measured: list[BucketTimes] = []
     for done, (rows, tokens) in enumerate(points):
@@ -144,7 +142,5 @@ def _scale(smaller: BucketTimes, rows: int) -> BucketTimes:
         bucket=Bucket(rows, smaller.bucket.tokens),
         plan=smaller.plan,
         plan_seconds={plan: seconds * factor for plan, seconds in smaller.plan_seconds.items()},
-        alone_seconds={
-            plan: tuple(value * factor for value in values) for plan, values in smaller.alone_seconds.items()
-        },
+        alone_seconds={plan: tuple(value * factor for value in values) for plan, values in smaller.alone_seconds.items()},
     )

@@ -28,9 +28,7 @@ def load_python(source: str, folder: Path, device: torch.device, trust: Trust, k
     _, _, rest = source.partition(":")
     place, _, attribute = rest.rpartition(":")
     if not place or not attribute:
-        raise InvalidEnsemble(
-            f"{key}: found {quote(source)}; allowed: python:module:attribute, or python:file.py:attribute"
-        )
+        raise InvalidEnsemble(f"{key}: found {quote(source)}; allowed: python:module:attribute, or python:file.py:attribute")
     try:
         path = find_file(folder, place) if place.endswith(".py") else None
     except ValueError as error:

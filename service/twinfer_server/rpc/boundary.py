@@ -41,9 +41,7 @@ async def parse(kind: type[M], data: bytes, pool: Executor) -> M:
             return kind.FromString(data)
         return await asyncio.get_running_loop().run_in_executor(pool, kind.FromString, data)
     except DecodeError:
-        raise MalformedMessage(
-            f"{len(data)} bytes do not parse; allowed: a serialized {kind.DESCRIPTOR.full_name}"
-        ) from None
+        raise MalformedMessage(f"{len(data)} bytes do not parse; allowed: a serialized {kind.DESCRIPTOR.full_name}") from None
 
 
 def unary(kind: type[Message], method: UnaryMethod, pool: Executor) -> "grpc.RpcMethodHandler[bytes, bytes]":
@@ -56,7 +54,7 @@ def unary(kind: type[Message], method: UnaryMethod, pool: Executor) -> "grpc.Rpc
         except Exception as error:
             await fail(context, error)
 
-    return grpc.unary_unary_rpc_method_handler(handle)  # type: ignore[arg-type]  # the stubs know sync handlers only
+    return grpc.unary_unary_rpc_method_handler(handle)
 
 
 def describe_error(error: BaseException) -> TwinferError:

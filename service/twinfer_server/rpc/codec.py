@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
+
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2, error_pb2, tensor_pb2
 
 from ..engine import Description
@@ -46,16 +47,10 @@ def read_request(
 ) -> Request:
     """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
     if len(message.request_id.encode()) > MAX_REQUEST_ID_BYTES:
-        raise InvalidOption(
-            f"request_id: found {len(message.request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}"
-        )
+        raise InvalidOption(f"request_id: found {len(message.request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
     options = message.options if message.HasField("options") else _DEFAULT_OPTIONS
-    policy = read_enum(
-        "options.policy", options.policy, Policy, ensemble_service_pb2.Policy.DESCRIPTOR.values_by_number
-    )
-    priority = read_enum(
-        "options.priority", options.priority, Priority, ensemble_service_pb2.Priority.DESCRIPTOR.values_by_number
-    )
+    policy = read_enum("options.policy", options.policy, Policy, ensemble_service_pb2.Policy.DESCRIPTOR.values_by_number)
+    priority = read_enum("options.priority", options.priority, Priority, ensemble_service_pb2.Priority.DESCRIPTOR.values_by_number)
     return Request(
         inputs={name: _read_input(name, message.inputs[name]) for name in message.inputs},
         arrived_at=arrived_at,
@@ -148,9 +143,7 @@ def write_answer(answer: Answer, request: Request, description: Description) -> 
     )
 
 
-def _write_member(
-    member: MemberAnswer, name: str, request: Request, description: Description
-) -> ensemble_service_pb2.MemberResult:
+def _write_member(member: MemberAnswer, name: str, request: Request, description: Description) -> ensemble_service_pb2.MemberResult:
     return ensemble_service_pb2.MemberResult(
         name=name,
         state=int(member.state),  # type: ignore[arg-type]  # the numbers are the contract's own
@@ -161,9 +154,7 @@ def _write_member(
     )
 
 
-def _write_prediction(
-    values: NDArray[np.float32], request: Request, description: Description
-) -> ensemble_service_pb2.Prediction:
+def _write_prediction(values: NDArray[np.float32], request: Request, description: Description) -> ensemble_service_pb2.Prediction:
     if description.task == "embedding":
         return ensemble_service_pb2.Prediction(embedding=ensemble_service_pb2.Embedding(values=values.tolist()))
     best = np.argsort(-values, kind="stable")[: request.top_k or DEFAULT_TOP_K]
@@ -171,9 +162,7 @@ def _write_prediction(
     return ensemble_service_pb2.Prediction(
         classification=ensemble_service_pb2.Classification(
             classes=[
-                ensemble_service_pb2.ScoredClass(
-                    index=index, label=labels[index] if labels else "", probability=probability
-                )
+                ensemble_service_pb2.ScoredClass(index=index, label=labels[index] if labels else "", probability=probability)
                 for index, probability in zip(best.tolist(), values[best].tolist(), strict=True)
             ]
         )
@@ -207,7 +196,7 @@ def write_description(description: Description) -> ensemble_pb2.Ensemble:
     return ensemble_pb2.Ensemble(
         name=description.name,
         version=description.version,
-        task=ensemble_pb2.Task.Value(f"TASK_{description.task.upper()}"),
+        task=f"TASK_{description.task.upper()}",
         labels=description.labels,
         inputs=[
             ensemble_pb2.InputSpec(
@@ -253,8 +242,6 @@ def _write_plan(times: BucketTimes, names: Sequence[str]) -> ensemble_pb2.Bucket
         tokens=times.bucket.tokens,
         plan=times.plan,
         times={plan: write_duration(seconds) for plan, seconds in times.plan_seconds.items()},
-        alone_times={
-            name: write_duration(seconds) for name, seconds in zip(names, times.alone_seconds[times.plan], strict=True)
-        },
+        alone_times={name: write_duration(seconds) for name, seconds in zip(names, times.alone_seconds[times.plan], strict=True)},
         overlap_ratio=times.overlap_ratio,
     )

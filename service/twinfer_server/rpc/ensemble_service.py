@@ -6,10 +6,11 @@ from concurrent.futures import Executor
 
 import grpc
 from google.protobuf.message import Message
+
 from twinfer.v1 import ensemble_service_pb2 as pb
 
 from ..engine import Engine
-from ..errors import Loading, TwinferError
+from ..errors import Draining, Loading
 from .boundary import Context, describe_error, fail, parse, unary
 from .codec import read_request, write_answer, write_description, write_error
 
@@ -33,7 +34,7 @@ class EnsembleService:
             {
                 "Infer": unary(pb.InferRequest, self._infer, self._pool),
                 "GetEnsemble": unary(pb.GetEnsembleRequest, self._get_ensemble, self._pool),
-                "InferStream": grpc.stream_stream_rpc_method_handler(self._infer_stream),  # type: ignore[arg-type]
+                "InferStream": grpc.stream_stream_rpc_method_handler(self._infer_stream),
             },
         )
 
@@ -55,7 +56,7 @@ class EnsembleService:
     async def _infer(self, message: pb.InferRequest, size_bytes: int, context: Context) -> pb.InferResponse:
         engine = self._ready_engine()
         now = time.monotonic()
-        remaining = context.time_remaining()
+        remaining: float | None = context.time_remaining()
         deadline = None if remaining is None else now + remaining
         request = read_request(message, now, deadline, _traceparent(context))
         answer = await engine.infer(request, size_bytes)
@@ -69,11 +70,7 @@ class EnsembleService:
         writer = asyncio.create_task(_write_replies(context, replies))
         self._readers.add(reader)
         try:
-            try:
-                await reader
-            except asyncio.CancelledError:
-                if not reader.cancelled():
-                    raise  # it is this call that was cancelled, not its reader
+            was_cut_short = await _was_cancelled(reader)
             await asyncio.gather(*rows)
             replies.put_nowait(None)
             await writer
@@ -81,12 +78,10 @@ class EnsembleService:
             self._readers.discard(reader)
             for task in (reader, writer, *rows):
                 task.cancel()
-        if reader.cancelled():
-            await fail(context, Loading("the server is shutting down; no more rows are read from this stream"))
+        if was_cut_short:
+            await fail(context, Draining("the server is shutting down; no more rows are read from this stream"))
 
-    async def _read_rows(
-        self, context: Context, rows: set[asyncio.Task[None]], replies: "asyncio.Queue[bytes | None]"
-    ) -> None:
+    async def _read_rows(self, context: Context, rows: set[asyncio.Task[None]], replies: "asyncio.Queue[bytes | None]") -> None:
         in_hand = asyncio.Semaphore(self._max_stream_rows)
         await in_hand.acquire()
         while (data := await context.read()) is not grpc.aio.EOF:
@@ -108,6 +103,15 @@ class EnsembleService:
         replies.put_nowait(reply.SerializeToString())
 
 
+async def _was_cancelled(task: "asyncio.Task[None]") -> bool:
+    """Wait for a task to end; whether somebody else cancelled it. If the waiting itself is cancelled, so it stays."""
+    await asyncio.wait({task})
+    if task.cancelled():
+        return True
+    task.result()  # raises what the task raised
+    return False
+
+
 async def _write_replies(context: Context, replies: "asyncio.Queue[bytes | None]") -> None:
     while (reply := await replies.get()) is not None:
         await context.write(reply)
@@ -115,6 +119,3 @@ async def _write_replies(context: Context, replies: "asyncio.Queue[bytes | None]
 
 def _traceparent(context: Context) -> str:
     return next((str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"), "")
-
-
-__all__ = ["SERVICE", "EnsembleService", "TwinferError"]

@@ -6,6 +6,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio
 
+from .boundary import Context
+
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -30,7 +32,7 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # the package has no ty
         for service in list(self._server_status):
             await self.set(service, SERVING if is_serving else NOT_SERVING)
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Report each change until the caller goes away or `end` is called."""
         watch = asyncio.create_task(super().Watch(request, context))
         self._watches.add(watch)

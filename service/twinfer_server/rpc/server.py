@@ -3,6 +3,7 @@
 from concurrent.futures import Executor
 
 import grpc
+
 from twinfer.v1 import ensemble_admin_service_pb2
 
 from ..settings import ServerSettings

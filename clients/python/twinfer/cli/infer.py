@@ -116,9 +116,7 @@ def _print(answer: Answer, with_members: bool) -> None:
         typer.secho(f"degraded: {', '.join(absent)}", fg=typer.colors.YELLOW)
     if answer.prediction.classes:
         classes = answer.prediction.classes
-        print_table(
-            ["class", "probability"], [[one.label or str(one.index), f"{one.probability:.4f}"] for one in classes]
-        )
+        print_table(["class", "probability"], [[one.label or str(one.index), f"{one.probability:.4f}"] for one in classes])
     columns = ["member", "state", "weight", "device"] + ["says"] * with_members + ["why"] * answer.degraded
     print_table(columns, [_member_row(member, with_members, answer.degraded) for member in answer.members.values()])
     timings = answer.timings

@@ -26,9 +26,7 @@ def seconds(text: str) -> float:
 
 
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
-Timeout = Annotated[
-    float, typer.Option("--timeout", metavar="SPAN", parser=seconds, help="How long it may take: 5s, 250ms, 2m.")
-]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SPAN", parser=seconds, help="How long it may take: 5s, 250ms, 2m.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors included, and nothing else.")]
 
 DEFAULT_SERVER = DEFAULT_TARGET

@@ -109,7 +109,7 @@ class Limits(_message.Message):
     def __init__(self, max_message_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_flight_rows: _Optional[int] = ..., max_waiting_rows: _Optional[int] = ..., default_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class BucketPlan(_message.Message):
-    __slots__ = ("rows", "plan", "times", "alone_times", "overlap_ratio")
+    __slots__ = ("rows", "tokens", "plan", "times", "alone_times", "overlap_ratio")
     class TimesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -125,13 +125,15 @@ class BucketPlan(_message.Message):
         value: _duration_pb2.Duration
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     ALONE_TIMES_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_RATIO_FIELD_NUMBER: _ClassVar[int]
     rows: int
+    tokens: int
     plan: str
     times: _containers.MessageMap[str, _duration_pb2.Duration]
     alone_times: _containers.MessageMap[str, _duration_pb2.Duration]
     overlap_ratio: float
-    def __init__(self, rows: _Optional[int] = ..., plan: _Optional[str] = ..., times: _Optional[_Mapping[str, _duration_pb2.Duration]] = ..., alone_times: _Optional[_Mapping[str, _duration_pb2.Duration]] = ..., overlap_ratio: _Optional[float] = ...) -> None: ...
+    def __init__(self, rows: _Optional[int] = ..., tokens: _Optional[int] = ..., plan: _Optional[str] = ..., times: _Optional[_Mapping[str, _duration_pb2.Duration]] = ..., alone_times: _Optional[_Mapping[str, _duration_pb2.Duration]] = ..., overlap_ratio: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,72 @@
+"""Real servers for tests: the whole service in this process, on a free port, on an event loop of its own."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+from twinfer_server.serve import Observer, serve
+from twinfer_server.settings import ServerSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "ensembles" / "digits"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that is ready; `stop` begins its drain and returns at once, `ended` is set when its life is over."""
+
+    address: str
+    admin_address: str
+    stop: "threading.Event"
+    ended: threading.Event
+
+
+@contextmanager
+def running(folder: Path, **settings: Any) -> Iterator[RunningServer]:
+    """Serve `folder` in this process, so that a test can hold its models' gates; drain and end it afterwards."""
+    ready, ended, stop = threading.Event(), threading.Event(), threading.Event()
+    addresses: list[str] = []
+    failures: list[BaseException] = []
+
+    async def life() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=lambda: (stop.wait(), loop.call_soon_threadsafe(stopping.set)), daemon=True).start()
+        observer = Observer(lambda *found: addresses.extend(found), lambda done, total: None, ready.set)
+        await serve(folder, ServerSettings(**({"listen": "127.0.0.1:0"} | settings)), observer, stopping)
+
+    def run() -> None:
+        try:
+            asyncio.run(life())
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ended.set()
+            ready.set()
+
+    thread = threading.Thread(target=run, name="server", daemon=True)
+    thread.start()
+    ready.wait()
+    if failures:
+        raise failures[0]
+    try:
+        yield RunningServer(addresses[0], addresses[1], stop, ended)
+    finally:
+        stop.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def write_ensemble(folder: Path, toml: str, files: Mapping[str, str] | None = None) -> Path:
+    """Write an ensemble folder: its `ensemble.toml`, and further text files by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ensemble.toml").write_text(dedent(toml), encoding="utf-8")
+    for name, content in (files or {}).items():
+        (folder / name).write_text(dedent(content), encoding="utf-8")
+    return folder
