@@ -129,15 +129,14 @@ class CpuDevice:
         self._cores = usable_cores()
         self._cores_per_lane = max(1, self._cores // max(1, lanes))
         self._here = HereLane()
-        self.serial_threads = self._cores
-        """How many threads the serial plan computes with; warm-up keeps all cores only where they help."""
+        self._serial_threads = self._cores
 
     def lane(self, name: str) -> ThreadLane:
         """Make a lane with a worker thread of its own."""
         return ThreadLane(name, self._cores_per_lane)
 
     def serial_lane(self) -> HereLane:
-        """Give the launching thread itself; it computes with `serial_threads`."""
+        """Give the launching thread itself; warm-up finds out with how many threads it computes best."""
         return self._here
 
     def copy_lane(self) -> HereLane:
@@ -153,6 +152,15 @@ class CpuDevice:
         buffer = torch.zeros(shape, dtype=dtype)
         return buffer, buffer
 
+    def thread_choices(self) -> tuple[int, ...]:
+        """One thread, or all cores: tiny operations gain nothing from more, and lose much when another core is busy."""
+        return (1, self._cores) if self._cores > 1 else (1,)
+
+    def set_serial_threads(self, count: int) -> None:
+        """Let launching threads, the calling one among them, compute with `count` threads."""
+        self._serial_threads = count
+        self.prepare_thread()
+
     def prepare_thread(self) -> None:
         """Give the launching thread its number of threads to compute with; torch keeps it per thread."""
-        torch.set_num_threads(self.serial_threads)
+        torch.set_num_threads(self._serial_threads)

@@ -100,6 +100,13 @@ class CudaDevice:
             torch.zeros(shape, dtype=dtype, device=self.torch_device),
         )
 
+    def thread_choices(self) -> tuple[int, ...]:
+        """One: the launching thread computes nothing itself."""
+        return (1,)
+
+    def set_serial_threads(self, count: int) -> None:
+        """Nothing to set."""
+
     def prepare_thread(self) -> None:
         """Make the GPU the calling thread's current device."""
         torch.cuda.set_device(self.torch_device)

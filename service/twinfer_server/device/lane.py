@@ -78,6 +78,14 @@ class Device(Protocol):
         """Make a (host, device) pair of buffers; the two are one tensor where host and device share memory."""
         ...
 
+    def thread_choices(self) -> tuple[int, ...]:
+        """List the numbers of threads with which the serial plan can compute, fewest first."""
+        ...
+
+    def set_serial_threads(self, count: int) -> None:
+        """Let the serial plan compute with `count` threads from now on, and so the calling thread."""
+        ...
+
     def prepare_thread(self) -> None:
         """Set up the calling thread for launching: its threads for computing, its current device."""
         ...

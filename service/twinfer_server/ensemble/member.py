@@ -56,15 +56,19 @@ class Member:
         """Make one sample of random content, as many tokens long as asked, for probing and warm-up."""
         return tuple(array for kind in self.inputs for array in kind.example(seed, min(tokens, kind.max_tokens)))
 
-    def compute(self, slot: Slot, bucket: Bucket) -> Tensor:
-        """Compute the member on what `slot` holds: float32 [samples, ...]. Runs on the member's lane."""
+    def compute(self, slot: Slot, bucket: Bucket, *, is_checked: bool = False) -> Tensor:
+        """Compute the member on what `slot` holds: float32 [samples, ...]. Runs on the member's lane.
+
+        `is_checked` has the model check its arguments, where it can, which takes longer.
+        """
+        module = self.model.checked if is_checked and self.model.checked else self.model.module
         staged = slot.staged(bucket)
         arguments: list[Tensor] = []
         for kind in self.inputs:
             count = len(kind.staging)
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
-        return self._select(self.model.module(*arguments)).float()
+        return self._select(module(*arguments)).float()
 
     def _select(self, outputs: object) -> Tensor:
         """Pick the output that counts: by position in a tuple, by name in a mapping or as an attribute."""

@@ -46,7 +46,7 @@ def _answer(member: Member, key: str, first: int, count: int) -> Tensor:
     try:
         slot.write(samples, bucket)
         slot.copy_in(bucket)
-        return member.compute(slot, bucket).cpu()
+        return member.compute(slot, bucket, is_checked=True).cpu()
     except InvalidEnsemble:
         raise
     except Exception as error:

@@ -6,8 +6,9 @@ takes on that plan's lane with nothing beside it.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -17,11 +18,16 @@ from .bucket import Bucket, doublings
 from .ensemble import Ensemble
 from .times import BucketTimes, TimesTable
 
+Choice = TypeVar("Choice", str, int)
+
 MIN_ROUNDS = 3
 MAX_ROUNDS = 15
 SECONDS_PER_POINT = 0.08
 TOO_LONG_SECONDS = 0.5
 """A point twice the size of one that took so long is not flown; it is reckoned from the smaller one."""
+
+LONG_ENOUGH_SECONDS = 0.02
+"""A flight on which a second thread would show, if it helps at all."""
 
 Progress = Callable[[int, int], None]
 """Told how many of how many points are done."""
@@ -52,8 +58,26 @@ def warm_up(ensemble: Ensemble, on_progress: Progress) -> None:
         return _fly_blank(ensemble, plan, bucket, crew)
 
     with torch.inference_mode():
+        _choose_threads(ensemble, [Bucket(count, tokens[-1]) for count in rows])
         measured = measure_buckets(fly, plans, len(ensemble.members), dict.fromkeys(tokens, rows), on_progress)
     ensemble.times = TimesTable(measured)
+
+
+def _choose_threads(ensemble: Ensemble, buckets: Sequence[Bucket]) -> None:
+    """Let the serial plan compute with more than one thread only where that is faster by more than flights scatter."""
+    choices = ensemble.device.thread_choices()
+    everybody = tuple(range(len(ensemble.members)))
+    bucket = buckets[-1]
+    for bucket in buckets:
+        if _fly_blank(ensemble, "serial", bucket, everybody).wall_seconds > LONG_ENOUGH_SECONDS:
+            break
+    flights: dict[int, list[float]] = {count: [] for count in choices}
+    for _ in _rounds() if len(choices) > 1 else ():
+        for count in choices:
+            ensemble.device.set_serial_threads(count)
+            _fly_blank(ensemble, "serial", bucket, everybody)
+            flights[count].append(_fly_blank(ensemble, "serial", bucket, everybody).wall_seconds)
+    ensemble.device.set_serial_threads(_choose(flights))
 
 
 def _fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, ...]) -> Trial:
@@ -123,16 +147,18 @@ def _rounds() -> Iterator[None]:
         yield
 
 
-def _choose(flights: Mapping[str, list[float]]) -> str:
-    """Keep the first plan unless another is faster, pair by pair, by more than the pairs scatter."""
+def _choose(flights: Mapping[Choice, list[float]]) -> Choice:
+    """Keep the first choice unless another is faster, pair by pair, by more than the pairs scatter."""
     first, *others = flights
+    if not flights[first]:
+        return first
     best, best_ratio = first, 1.0
-    for plan in others:
-        ratios = [ours / theirs for ours, theirs in zip(flights[plan], flights[first], strict=True)]
+    for choice in others:
+        ratios = [ours / theirs for ours, theirs in zip(flights[choice], flights[first], strict=True)]
         ratio = statistics.median(ratios)
         scatter = statistics.median(abs(other - ratio) for other in ratios)
         if ratio + scatter < best_ratio:
-            best, best_ratio = plan, ratio
+            best, best_ratio = choice, ratio
     return best
 
 

@@ -19,6 +19,8 @@ class LoadedModel:
     parameter_bytes: int
     digest: str = ""
     is_capturable: bool = True
+    checked: Callable[..., object] | None = None
+    """The same model with checks of its arguments that are too slow for every flight; probing calls it."""
 
 
 def count_bytes(tensors: Iterable[Tensor]) -> int:
