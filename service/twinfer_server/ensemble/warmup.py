@@ -149,16 +149,15 @@ def _rounds() -> Iterator[None]:
 
 def _choose(flights: Mapping[Choice, list[float]]) -> Choice:
     """Keep the first choice unless another is faster, pair by pair, by more than the pairs scatter."""
-    first, *others = flights
-    if not flights[first]:
-        return first
-    best, best_ratio = first, 1.0
-    for choice in others:
-        ratios = [ours / theirs for ours, theirs in zip(flights[choice], flights[first], strict=True)]
-        ratio = statistics.median(ratios)
-        scatter = statistics.median(abs(other - ratio) for other in ratios)
-        if ratio + scatter < best_ratio:
-            best, best_ratio = choice, ratio
+    first = best = next(iter(flights))
+    best_ratio = 1.0
+    for choice, seconds in flights.items():
+        if choice != first:
+            ratios = [ours / theirs for ours, theirs in zip(seconds, flights[first], strict=True)]
+            ratio = statistics.median(ratios)
+            scatter = statistics.median(abs(other - ratio) for other in ratios)
+            if ratio + scatter < best_ratio:
+                best, best_ratio = choice, ratio
     return best
 
 
