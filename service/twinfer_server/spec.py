@@ -1,6 +1,7 @@
 """What an ensemble folder says: `ensemble.toml`, parsed and checked before anything is loaded."""
 
 import math
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,18 +212,30 @@ def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
         raise InvalidEnsemble(f"{folder / SPEC_FILE}: labels: {path} cannot be read: {error}; allowed: UTF-8") from error
 
 
+_TOML_WORDS = {
+    "missing": "a value; the key is required",
+    "extra_forbidden": "no key of this name",
+    "model_type": "a table",
+    "dict_type": "a table",
+    "list_type": "an array",
+}
+"""What is allowed, where pydantic would speak of Python rather than of TOML."""
+
+
 def _describe(error: ValidationError) -> Iterator[str]:
     for fault in error.errors(include_url=False):
-        path = list(fault["loc"])
+        path, kind, value = list(fault["loc"]), fault["type"], fault["input"]
         if len(path) > 4 and path[2] == "input":
             del path[4]  # pydantic names the kind that it picked; the file has no such key
-        key = ".".join(map(str, path)) + (": " if path else "")
-        found, allowed = quote(fault["input"]), fault["msg"].removeprefix("Input should be ")
-        if fault["type"] == "extra_forbidden":
-            yield f"{key}found a key that nobody knows; allowed: no such key"
-        elif fault["type"] == "missing":
-            yield f"{key}found nothing; allowed: a value, this key is required"
-        elif fault["type"] == "value_error":
-            yield f"{key}{fault['ctx']['error']}"  # our own words, which say found and allowed themselves
-        else:
-            yield f"{key}found {found}; allowed: {allowed}"
+        found = quote(value) if isinstance(value, str) else quote(value)[1:-1]
+        allowed = _TOML_WORDS.get(kind) or fault["msg"].removeprefix("Input should be ")
+        if kind == "missing":
+            found = "nothing"
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            path.append("kind")
+            found, allowed = quote(value["kind"]) if "kind" in value else "nothing", "'image', 'text', 'tensor'"
+        # As TOML writes it: a key of other characters in quotes, so that none breaks the line or fills the screen.
+        parts = [part if re.fullmatch(r"[\w[\]-]{1,64}", part) else quote(part) for part in map(str, path)]
+        key = ".".join(parts) + (": " if path else "")
+        # A value_error is in our own words, which say found and allowed themselves.
+        yield key + (str(fault["ctx"]["error"]) if kind == "value_error" else f"found {found}; allowed: {allowed}")

@@ -1,0 +1,281 @@
+"""The spec: a folder that reads is right in every key; one that does not says which key, what was found, what is right."""
+
+import copy
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.spec import SPEC_FILE, EnsembleSpec, ImageInputSpec, read_labels, read_spec
+
+DIGITS = Path(__file__).parents[1] / "ensembles" / "digits"
+GOOD = """
+name = "pair"
+version = 3
+task = "classification"
+labels = "labels.txt"
+[members.vision]
+model = "vision.pt2"
+[members.vision.input.image]
+kind = "image"
+size = [6, 8]
+mean = [0, 0.5, 1]
+[members.language]
+model = "python:models:make"
+[members.language.input.text]
+kind = "text"
+tokenizer = "tokenizer.json"
+max_tokens = 16
+[members.language.input.extra]
+kind = "tensor"
+dtype = "float32"
+shape = [2, 3]
+[fusion]
+method = "maximum"
+weights = { language = 3 }
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    (folder / "labels.txt").write_text("eins\nzwei\ndreißig\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "latin1.txt").write_bytes("dreißig".encode("latin-1"))
+    (folder / "loop").symlink_to("loop")
+    (folder / "outside.txt").symlink_to("/etc/hostname")
+    return folder
+
+
+def read(folder: Path, document: str | bytes) -> EnsembleSpec:
+    (folder / SPEC_FILE).write_bytes(document.encode() if isinstance(document, str) else document)
+    return read_spec(folder)
+
+
+def test_a_good_file_is_read_with_its_defaults(folder: Path) -> None:
+    spec = read(folder, GOOD)
+    assert (spec.name, spec.version, spec.policy, spec.plan) == ("pair", 3, "require_all", "auto")
+    assert (spec.batching.max_rows, spec.batching.max_delay_ms) == (32, 0)
+    assert read_labels(folder, spec) == ("eins", "zwei", "dreißig")
+    image = spec.members["vision"].input["image"]
+    assert isinstance(image, ImageInputSpec)
+    assert (image.channels, image.resize, image.mean) == (3, "bilinear", [0, 0.5, 1])
+
+
+def test_inputs_come_in_the_order_of_the_file(folder: Path) -> None:
+    walked = [(member, name) for member, name, _ in read(folder, GOOD).walk_inputs()]
+    assert walked == [("vision", "image"), ("language", "text"), ("language", "extra")]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("{ language = 3 }", [0.0, 1.0]),
+        ("{ language = 3, vision = 1 }", [0.25, 0.75]),
+        ("{}", [0.5, 0.5]),
+    ],
+    ids=["a member that is not named has none", "they are normalised", "without any all are equal"],
+)
+def test_weights_come_in_the_members_order_and_sum_to_one(folder: Path, weights: str, expected: list[float]) -> None:
+    assert read(folder, GOOD.replace("{ language = 3 }", weights)).member_weights() == expected
+
+
+def test_an_ensemble_needs_no_labels(folder: Path) -> None:
+    assert read_labels(folder, read(folder, GOOD.replace('labels = "labels.txt"\n', ""))) == ()
+
+
+def test_the_digits_ensemble_is_read() -> None:
+    spec = read_spec(DIGITS)
+    assert (spec.name, list(spec.members), len(read_labels(DIGITS, spec))) == ("digits", ["vision", "language"], 10)
+
+
+# (what of the good file, becomes what, the key's path, what the message says of it)
+FAULTS = {
+    "version 0": ("version = 3", "version = 0", "version", "found 0; allowed: greater than or equal to 1"),
+    "version beyond int64": ("version = 3", f"version = {2**63}", "version", f"found {2**63}; allowed: less than"),
+    "version as text": ("version = 3", "version = '3'", "version", "found '3'; allowed: a valid integer"),
+    "version as bool": ("version = 3", "version = true", "version", "found True; allowed: a valid integer"),
+    "name with a space": ('"pair"', '"my pair"', "name", "found 'my pair'; allowed: .*pattern"),
+    "no name": ('name = "pair"', "", "name", "found nothing; allowed: a value; the key is required"),
+    "unknown task": ('"classification"', '"guessing"', "task", "found 'guessing'; allowed: 'classification' or"),
+    "unknown policy": ('"pair"', '"pair"\npolicy = "any"', "policy", "found 'any'; allowed: 'require_all' or"),
+    "unknown key": ('"pair"', '"pair"\nversoin = 1', "versoin", "found 1; allowed: no key of this name"),
+    "long unknown value": ('"pair"', f'"pair"\nx = "{"z" * 999}"', "x", r"found 'z{60}\.\.\.'; allowed"),
+    "missing labels": ("labels.txt", "gone.txt", "labels", "no such file: 'gone.txt'; allowed: a file inside"),
+    "labels that are a folder": ("labels.txt", ".", "labels", "no such file: '.'; allowed: a file inside"),
+    "labels that leave": ("labels.txt", "../labels.txt", "labels", "the path leaves the ensemble folder: .*; allowed"),
+    "labels by a link that leaves": ("labels.txt", "outside.txt", "labels", "the path leaves the ensemble folder"),
+    "labels by a link to itself": ("labels.txt", "loop", "labels", "no such file: 'loop'; allowed"),
+    "labels with a NUL": ("labels.txt", "a\\u0000", "labels", "no such file: .*; allowed"),
+    "labels with a long name": ("labels.txt", "a" * 9999, "labels", r"no such file: 'aaa.*\.\.\.'; allowed"),
+    "batching that is no table": ('"pair"', '"pair"\nbatching = 1', "batching", "found 1; allowed: a table"),
+    "member's unknown key": (
+        'model = "vision.pt2"',
+        'model = "vision.pt2"\ngpu = 1',
+        r"members\.vision\.gpu",
+        "found 1; allowed: no key of this name",
+    ),
+    "member without model": ('model = "vision.pt2"', "", r"members\.vision\.model", "found nothing; allowed: a value"),
+    "unknown precision": (
+        'model = "vision.pt2"',
+        'model = "vision.pt2"\nprecision = "fp4"',
+        r"members\.vision\.precision",
+        "found 'fp4'; allowed: 'fp32'",
+    ),
+    "member with a bad name": (
+        "[members.language]",
+        '[members."L 1"]\ninput = {}\nmodel = "x"\n[members.language]',
+        r"members\.'L 1'\.\[key\]",
+        "found 'L 1'; allowed: .*pattern",
+    ),
+    "unknown kind": (
+        'kind = "image"',
+        'kind = "sound"',
+        r"members\.vision\.input\.image\.kind",
+        "found 'sound'; allowed: 'image', 'text', 'tensor'",
+    ),
+    "no kind": (
+        'kind = "image"\n',
+        "",
+        r"members\.vision\.input\.image\.kind",
+        "found nothing; allowed: 'image', 'text', 'tensor'",
+    ),
+    "size of one number": ("[6, 8]", "[6]", r"members\.vision\.input\.image\.size", r"found \[6\]; allowed: .*2 items"),
+    "size of 0": ("[6, 8]", "[6, 0]", r"members\.vision\.input\.image\.size\.1", "found 0; allowed: greater than"),
+    "mean of one number": ("[0, 0.5, 1]", "[1]", r"members\.vision\.input\.image", "mean has 1 values; allowed: none, or"),
+    "mean that is NaN": (
+        "[0, 0.5, 1]",
+        "[0, nan, 1]",
+        r"members\.vision\.input\.image\.mean\.1",
+        "found nan; allowed: a finite number",
+    ),
+    "std of 0": (
+        "mean = [0, 0.5, 1]",
+        "std = [1, 0, 1]",
+        r"members\.vision\.input\.image\.std\.1",
+        "found 0; allowed: greater than 0",
+    ),
+    "missing tokenizer": (
+        "tokenizer.json",
+        "gone.json",
+        r"members\.language\.input\.text\.tokenizer",
+        "no such file: 'gone.json'; allowed: a file inside the ensemble folder",
+    ),
+    "unknown dtype": (
+        '"float32"',
+        '"float31"',
+        r"members\.language\.input\.extra\.dtype",
+        "found 'float31'; allowed: 'bool', 'uint8'",
+    ),
+    "one name, two kinds": (
+        "input.extra",
+        "input.image",
+        r"members\.language\.input\.image",
+        "'tensor'; allowed: 'image', as another member has it",
+    ),
+    "no fusion method": ('method = "maximum"', "", r"fusion\.method", "found nothing; allowed: a value"),
+    "weight below 0": ("language = 3 }", "language = -3 }", r"fusion\.weights\.language", "found -3; allowed: greater"),
+    "weight too large to add up": ("language = 3 }", "language = 1e308 }", r"fusion\.weights\.language", "allowed: less"),
+    "weight of nobody": ("{ language = 3", "{ nobody = 3", r"fusion\.weights", r"\['nobody'\]; allowed: the members"),
+    "weights all 0": ("language = 3 }", "language = 0 }", r"fusion\.weights", "all 0; allowed: at least one above 0"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "key", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_refused_naming_key_found_and_allowed(folder: Path, old: str, new: str, key: str, message: str) -> None:
+    assert GOOD.count(old) == 1, "the table must change what it says"
+    with pytest.raises(InvalidEnsemble) as refusal:
+        read(folder, GOOD.replace(old, new))
+    [line] = [line for line in str(refusal.value).splitlines() if re.search(f": {key}[: ]", line)]
+    assert line.startswith(f"{folder / SPEC_FILE}: ")
+    assert re.search(message, line), line
+
+
+def test_every_fault_of_a_file_is_told_at_once(folder: Path) -> None:
+    with pytest.raises(InvalidEnsemble) as refusal:
+        read(folder, GOOD.replace("version = 3", "version = 0").replace("[6, 8]", "[6, 0]").replace('"pair"', "1"))
+    assert len(str(refusal.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"name = ", b"\xff\xfe", b"name = 'a'\nname = 'b'", b"x = " + b"[" * 5000, b"x = " + b"9" * 5000],
+    ids=["unfinished", "not UTF-8", "a key twice", "nested without end", "a number without end"],
+)
+def test_what_is_not_toml_is_refused_naming_the_file(folder: Path, document: bytes) -> None:
+    with pytest.raises(InvalidEnsemble, match=rf"{SPEC_FILE}: not TOML: "):
+        read(folder, document)
+
+
+def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidEnsemble, match=rf"no {SPEC_FILE} here; allowed: an ensemble folder"):
+        read_spec(tmp_path)
+
+
+def test_labels_that_are_not_utf_8_are_refused(folder: Path) -> None:
+    spec = read(folder, GOOD.replace("labels.txt", "latin1.txt"))
+    with pytest.raises(InvalidEnsemble, match=r"labels: .*latin1\.txt cannot be read: .*; allowed: UTF-8"):
+        read_labels(folder, spec)
+
+
+def quote_toml(value: object) -> str:
+    """Write a value as TOML does."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + "".join(f"\\U{ord(character):08x}" for character in value) + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(quote_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{quote_toml(key)} = {quote_toml(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | TEXTS | st.sampled_from(["image", "text", "labels.txt"]),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(TEXTS, children, max_size=3),
+    max_leaves=5,
+)
+DOCUMENT: dict[str, Any] = {
+    "name": "pair",
+    "version": 3,
+    "task": "classification",
+    "members": {
+        "vision": {"model": "vision.pt2", "input": {"image": {"kind": "image", "size": [6, 8], "mean": [0.5] * 3}}},
+        "language": {"model": "x.pt2", "input": {"text": {"kind": "text", "tokenizer": "tokenizer.json", "max_tokens": 9}}},
+    },
+    "fusion": {"method": "maximum", "weights": {"vision": 1, "language": 3}},
+}
+
+
+@given(data=st.data(), value=VALUES)
+def test_whatever_stands_in_one_key_the_file_is_read_or_refused(folder: Path, data: st.DataObject, value: object) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    place = document
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or data.draw(st.integers(0, 4)) == 0:
+            break
+        place = place[key]
+    place[key] = value
+    try:
+        spec = read(folder, "\n".join(f"{name} = {quote_toml(item)}" for name, item in document.items()))
+    except InvalidEnsemble as refusal:
+        lines = str(refusal).splitlines()
+        faults = [line for line in lines if line.startswith(f"{folder / SPEC_FILE}: ") and "; allowed: " in line]
+    else:
+        faults = lines = []
+        assert math.isclose(sum(spec.member_weights()), 1)
+    assert faults == lines
+
+
+@given(document=st.binary(max_size=100) | st.text(max_size=100).map(lambda text: text.encode(errors="ignore")))
+def test_arbitrary_bytes_are_refused(folder: Path, document: bytes) -> None:
+    with pytest.raises(InvalidEnsemble):
+        read(folder, document)
