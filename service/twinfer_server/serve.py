@@ -47,7 +47,7 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
     trust = Trust.read(settings.trust_code, settings.trust_list)
     limits = InputLimits(settings.max_image_pixels, settings.max_text_bytes)
     ensemble = load_ensemble(folder, device, trust, limits)
-    warm_up(ensemble, on_progress)
+    warm_up(ensemble, None, on_progress)
     return ensemble
 
 

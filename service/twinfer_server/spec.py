@@ -118,6 +118,10 @@ class MemberSpec(_Strict):
     model: Annotated[str, Field(min_length=1)]
     """A file of the folder, or `python:module:attribute`; the suffix or prefix picks the loader."""
     precision: Literal["fp32"] = "fp32"
+    capture: bool = True
+    """Whether the member may be captured as a CUDA graph."""
+    priority: Literal["normal", "high"] = "normal"
+    """A high one's CUDA stream goes before the others' where they compete for the GPU; a CPU knows no such thing."""
     input: Annotated[dict[Name, InputSpec], Field(min_length=1)]
     """By input name; the model is called with the inputs in this order."""
     output: OutputSpec = OutputSpec()
@@ -147,7 +151,7 @@ class EnsembleSpec(_Strict):
     task: Literal["classification", "embedding"]
     labels: FolderFile | None = None
     policy: Literal["require_all", "best_effort"] = "require_all"
-    plan: Literal["auto", "serial", "lanes"] = "auto"
+    plan: Literal["auto", "serial", "lanes", "graph"] = "auto"
     deterministic: bool = False
     """Run every flight at one bucket, so that a row's answer is the same to the bit whatever its neighbours."""
     members: Annotated[dict[Name, MemberSpec], Field(min_length=1, max_length=8)]

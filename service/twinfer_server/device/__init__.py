@@ -4,7 +4,7 @@ import torch
 
 from .cpu import CpuDevice, CpuEvent, HereLane, ThreadLane, usable_cores
 from .cuda import CudaDevice
-from .lane import Device, Event, Lane, Work
+from .lane import Device, Event, Graph, Lane, Work
 
 __all__ = [
     "CpuDevice",
@@ -12,6 +12,7 @@ __all__ = [
     "CudaDevice",
     "Device",
     "Event",
+    "Graph",
     "HereLane",
     "Lane",
     "ThreadLane",

@@ -4,12 +4,13 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
-from .lane import Event, Work
+from .lane import Event, Graph, Lane, Work
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class CpuDevice:
     """The CPU as a device; `lanes` says among how many lanes the cores are divided."""
 
     runs_inline = True
+    can_capture = False
 
     def __init__(self, lanes: int) -> None:
         """Divide the usable cores among `lanes` lanes, at least one each."""
@@ -129,10 +131,10 @@ class CpuDevice:
         self._cores = usable_cores()
         self._cores_per_lane = max(1, self._cores // max(1, lanes))
         self._here = HereLane()
-        self._serial_threads = self._cores
+        self.serial_threads = self._cores
 
-    def lane(self, name: str) -> ThreadLane:
-        """Make a lane with a worker thread of its own."""
+    def lane(self, name: str, is_high: bool = False) -> ThreadLane:
+        """Make a lane with a worker thread of its own; a CPU's threads are all alike."""
         return ThreadLane(name, self._cores_per_lane)
 
     def serial_lane(self) -> HereLane:
@@ -158,9 +160,21 @@ class CpuDevice:
 
     def set_serial_threads(self, count: int) -> None:
         """Let launching threads, the calling one among them, compute with `count` threads."""
-        self._serial_threads = count
+        self.serial_threads = count
         self.prepare_thread()
+
+    def graph_pool(self) -> object:
+        """Refuse: a CPU has no graphs."""
+        raise NotImplementedError("a CPU has no graphs")
+
+    def find_sync(self, lane: Lane, work: Callable[[], list[Tensor]]) -> str:
+        """Refuse: a CPU has no graphs."""
+        raise NotImplementedError("a CPU has no graphs")
+
+    def capture(self, lane: Lane, work: Callable[[], list[Tensor]], pool: object) -> Graph:
+        """Refuse: a CPU has no graphs."""
+        raise NotImplementedError("a CPU has no graphs")
 
     def prepare_thread(self) -> None:
         """Give the launching thread its number of threads to compute with; torch keeps it per thread."""
-        torch.set_num_threads(self._serial_threads)
+        torch.set_num_threads(self.serial_threads)

@@ -1,9 +1,12 @@
 """Lanes on an NVIDIA GPU: one CUDA stream each, joined by CUDA events."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .lane import Event, Work
+from .lane import Event, Lane, Work
 
 
 class CudaEvent:
@@ -42,34 +45,55 @@ class CudaEvent:
 class CudaLane:
     """A lane on a GPU: a stream. Queueing work launches its kernels and returns."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, is_high: bool = False) -> None:
         """Make the lane's stream on `device`."""
         self.name = name
-        self._stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device, priority=-1 if is_high else 0)
 
     def run(self, work: Work) -> None:
         """Launch the work's kernels on the lane's stream."""
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self.stream):
             work()
 
     def record(self, event: Event) -> None:
         """Record the event behind everything queued so far."""
         assert isinstance(event, CudaEvent)
-        event.record(self._stream)
+        event.record(self.stream)
 
     def wait_for(self, event: Event) -> None:
         """Hold later work of the stream until the event is done, on the device."""
         assert isinstance(event, CudaEvent)
-        event.hold(self._stream)
+        event.hold(self.stream)
 
     def close(self) -> None:
         """Give back nothing: torch keeps its streams in a pool."""
+
+
+class CudaGraph:
+    """One CUDA graph; its outputs lie in the graph's own memory pool."""
+
+    def __init__(self, stream: torch.cuda.Stream, work: Callable[[], list[Tensor]], pool: Any) -> None:
+        """Capture `work`, beginning on `stream`."""
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+            self.outputs = work()
+
+    def replay(self) -> None:
+        """Launch the graph on the current stream."""
+        self._graph.replay()
+
+
+def _stream(lane: Lane) -> torch.cuda.Stream:
+    assert isinstance(lane, CudaLane)
+    return lane.stream
 
 
 class CudaDevice:
     """One GPU as a device: streams for lanes, pinned host memory for staging."""
 
     runs_inline = False
+    can_capture = True
+    serial_threads = 1
 
     def __init__(self, torch_device: torch.device) -> None:
         """Use the GPU `torch_device`, for instance `cuda:0`."""
@@ -77,9 +101,9 @@ class CudaDevice:
         self._serial = CudaLane("serial", torch_device)
         self._copy = CudaLane("copy", torch_device)
 
-    def lane(self, name: str) -> CudaLane:
+    def lane(self, name: str, is_high: bool = False) -> CudaLane:
         """Make a lane with a stream of its own."""
-        return CudaLane(name, self.torch_device)
+        return CudaLane(name, self.torch_device, is_high)
 
     def serial_lane(self) -> CudaLane:
         """Give the one stream on which the serial plan computes."""
@@ -106,6 +130,31 @@ class CudaDevice:
 
     def set_serial_threads(self, count: int) -> None:
         """Nothing to set."""
+
+    def graph_pool(self) -> object:
+        """Make a memory pool for graphs that never run at the same time."""
+        return torch.cuda.graph_pool_handle()
+
+    def find_sync(self, lane: Lane, work: Callable[[], list[Tensor]]) -> str:
+        """Do `work` three times, the last time with torch raising wherever an operation waits for the device."""
+        torch.cuda.synchronize(self.torch_device)
+        with torch.cuda.stream(_stream(lane)):
+            work()
+            work()  # libraries choose their algorithms in the first calls
+            torch.cuda.synchronize(self.torch_device)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                work()
+            except RuntimeError as error:
+                return str(error).splitlines()[0]
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                torch.cuda.synchronize(self.torch_device)
+        return ""
+
+    def capture(self, lane: Lane, work: Callable[[], list[Tensor]], pool: object) -> CudaGraph:
+        """Capture `work`, beginning on `lane`'s stream."""
+        return CudaGraph(_stream(lane), work, pool)
 
     def prepare_thread(self) -> None:
         """Make the GPU the calling thread's current device."""

@@ -29,6 +29,16 @@ class Event(Protocol):
         ...
 
 
+class Graph(Protocol):
+    """Captured work: replaying it does all of it again with one launch, into the same `outputs`."""
+
+    outputs: list[Tensor]
+
+    def replay(self) -> None:
+        """Launch the captured work on the current lane."""
+        ...
+
+
 class Lane(Protocol):
     """Work in order on the device: one CUDA stream, or on a CPU one worker thread."""
 
@@ -58,8 +68,8 @@ class Device(Protocol):
     runs_inline: bool
     """Whether the serial plan computes on the thread that launches, so that launching waits for the computing."""
 
-    def lane(self, name: str) -> Lane:
-        """Make a lane of its own."""
+    def lane(self, name: str, is_high: bool = False) -> Lane:
+        """Make a lane of its own; one of high priority goes before the others where they compete for the device."""
         ...
 
     def serial_lane(self) -> Lane:
@@ -82,8 +92,26 @@ class Device(Protocol):
         """List the numbers of threads with which the serial plan can compute, fewest first."""
         ...
 
+    serial_threads: int
+    """The number of threads with which the serial plan computes."""
+
     def set_serial_threads(self, count: int) -> None:
         """Let the serial plan compute with `count` threads from now on, and so the calling thread."""
+        ...
+
+    can_capture: bool
+    """Whether the device has graphs; the three methods for capturing are called only then, and only with nothing in the air."""
+
+    def graph_pool(self) -> object:
+        """Make a memory pool for graphs that never run at the same time."""
+        ...
+
+    def find_sync(self, lane: Lane, work: Callable[[], list[Tensor]]) -> str:
+        """Do `work` on `lane` to warm it up, and say where it waits for the device; empty if it never does."""
+        ...
+
+    def capture(self, lane: Lane, work: Callable[[], list[Tensor]], pool: object) -> Graph:
+        """Capture `work`, beginning on `lane`; other lanes that it forks to must have joined again when it ends."""
         ...
 
     def prepare_thread(self) -> None:

@@ -172,7 +172,10 @@ class Batcher:
 
     def _take_off(self, rows: list[Row], left_out: dict[tuple[int, int], TwinferError], now: float) -> Flight:
         flying = {index for n, row in enumerate(rows) for index in row.samples if (n, index) not in left_out}
-        slots = {index: self._traffic[index].take_slot() for index in sorted(flying)}
+        # Slots of one number where there are some: a captured flight has its own in each lane.
+        common = set.intersection(*(self._traffic[index].free_numbers for index in flying))
+        number = min(common, default=None)
+        slots = {index: self._traffic[index].take_slot(number) for index in sorted(flying)}
         # Beside a stuck flight only lanes of their own keep the members apart.
         plan = "lanes" if any(airborne.is_stuck for airborne in self._air) else None
         flight = self._ensemble.board(rows, slots, left_out, plan)

@@ -34,9 +34,16 @@ class LaneTraffic:
             return 0.0
         return abs(self._air[-1].expected_end - now)
 
-    def take_slot(self) -> Slot:
-        """Take a free slot."""
-        return self._free.popleft()
+    @property
+    def free_numbers(self) -> set[int]:
+        """The numbers of the free slots."""
+        return {slot.number for slot in self._free}
+
+    def take_slot(self, number: int | None) -> Slot:
+        """Take the free slot of that number, or any."""
+        slot = next((slot for slot in self._free if slot.number == number), self._free[0])
+        self._free.remove(slot)
+        return slot
 
     def give_back(self, slot: Slot) -> None:
         """Give back a slot that no run holds."""

@@ -20,7 +20,7 @@ def answer_rows(flight: Flight, rows: Sequence[Row], fused: Fused, device_second
     """
     prediction = fused.prediction.numpy()
     weights, present, disagreement = fused.weights.tolist(), fused.present.tolist(), fused.disagreement.tolist()
-    spans = {run.member.index: run.done.seconds_since(run.started) for run in flight.runs if run.done.is_done()}
+    spans = {run.member.index: run.seconds for run in flight.runs}
     ratio = flight.overlap_ratio
     runs = {run.member.index: run for run in flight.runs}
     answers: list[Answer | TwinferError] = []

@@ -17,9 +17,11 @@ from ..loaders import load
 from ..rows import Policy, Request, Row, Samples
 from ..spec import EnsembleSpec, read_labels, read_spec
 from ..trust import Trust
+from .bucket import Bucket, round_up
+from .capture import FlightCapture
 from .flight import Crew, Flight, LeftOut, Run
 from .member import Member
-from .plan import Plan, lanes_plan, serial_plan
+from .plan import Plan, make_plans
 from .probe import probe_member
 from .slot import Slot
 from .times import TimesTable
@@ -37,8 +39,9 @@ class Ensemble:
         self.default_policy = Policy[spec.policy.upper()]
         self.weights = np.array(spec.member_weights())
         self.times: TimesTable | None = None
-        names = [member.name for member in crew.members]
-        self.plans: dict[str, Plan] = {"serial": serial_plan(device, names), "lanes": lanes_plan(device, names)}
+        self.plans = make_plans(device, {name: member.priority == "high" for name, member in spec.members.items()})
+        self.flight_captures: dict[tuple[int, Bucket], FlightCapture] = {}
+        """By slot number and bucket: whole flights that are faster as one graph."""
         self._members_of = {
             name: [(member, kind) for member in crew.members for kind in member.inputs if kind.name == name]
             for _, name, _ in spec.walk_inputs()
@@ -133,10 +136,24 @@ class Ensemble:
                 runs.append(Run(self.members[index], slot, boarded, rows, self.device))
         tokens = max((run.bucket.tokens for run in runs), default=0)
         name = plan or (self.times.plan(len(rows), tokens) if self.times else "serial")
-        flight = Flight(rows, runs, left_out, self.plans[name], self.crew, self.device)
+        capture = self._find_capture(runs, len(rows), tokens) if name == "graph" else None
+        if name == "graph" and capture is None:
+            name = "lanes"
+        flight = Flight(rows, runs, left_out, self.plans[name], self.crew, self.device, capture)
         if self.times is not None:
             flight.alone_seconds = [self.times.alone_seconds(name, run.member.index, run.bucket) for run in runs]
         return flight
+
+    def _find_capture(self, runs: Sequence[Run], rows: int, tokens: int) -> FlightCapture | None:
+        """Find the whole flight's capture: there is one only for flights of everybody, in slots of the same number."""
+        numbers = {run.slot.number for run in runs}
+        if len(runs) < len(self.members) or len(numbers) > 1 or not self.flight_captures:
+            return None
+        row_sizes = sorted({bucket.samples for _, bucket in self.flight_captures})
+        token_sizes = sorted({bucket.tokens for _, bucket in self.flight_captures})
+        if rows > row_sizes[-1] or tokens > token_sizes[-1]:
+            return None
+        return self.flight_captures.get((*numbers, Bucket(round_up(rows, row_sizes), round_up(tokens, token_sizes))))  # type: ignore[arg-type]
 
     def detour(self) -> None:
         """Give later flights a fusion lane of their own, for the one they had waits for a member that is stuck."""
@@ -169,6 +186,8 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
         )  # fmt: skip
         with torch.inference_mode():
             probe_member(member)
+        for slot in member.slots:
+            slot.make_host_outputs(device, member.output_shape)
         if len(member.output_shape) != 1:
             raise InvalidEnsemble(
                 f"members.{name}.output: a sample's output has shape {list(member.output_shape)}; allowed: [classes] or [features]"

@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..device import Device, Lane
+from ..device import Device, Event, Lane
 from ..errors import MemberFailed, TwinferError
 from ..fusion import Fused, Fusion
 from ..rows import Row
+from .capture import FlightCapture
 from .member import Member
 from .plan import Plan
 from .slot import Slot
@@ -43,11 +44,13 @@ class Run:
         self.positions = {row: sample for sample, row in enumerate(self.rows)}
         self.samples = [flight_rows[row].samples[member.index] for row in self.rows]
         self.bucket = member.bucket(self.samples)
-        self.staged, self.started, self.done = device.event(), device.event(), device.event()
+        self.staged, self.started = device.event(), device.event()
+        self.done: Event = device.event()
         self.output: Tensor | None = None
         self.host_output: Tensor | None = None
         self.error: TwinferError | None = None
         self.is_queued = False
+        self.is_in_capture = False
         self._claim = threading.Lock()
 
     def claim(self) -> bool:
@@ -64,6 +67,21 @@ class Run:
         """Whether the member has answered; never waits."""
         return self.done.is_done() and self.error is None
 
+    @property
+    def seconds(self) -> float | None:
+        """The member's time from start to end beside whatever else ran; None until its end, and inside a captured flight."""
+        if self.is_in_capture or not self.done.is_done():
+            return None
+        return self.done.seconds_since(self.started)
+
+    def fly_captured(self, host_output: Tensor, done: Event) -> None:
+        """Take part in a captured flight: row n is sample n of `host_output`, real once `done` is."""
+        self.claim()
+        self.positions = {row: row for row in self.rows}
+        self.host_output = host_output
+        self.done = done
+        self.is_in_capture = self.is_queued = True
+
     def queue_on(self, lane: Lane) -> None:
         """Queue the member's work between its events."""
         lane.wait_for(self.staged)
@@ -74,9 +92,14 @@ class Run:
 
     def _compute(self) -> None:
         try:
-            output = self.member.compute(self.slot, self.bucket)[: len(self.rows)]
-            self.host_output = self.slot.copy_out(output)
-            self.output = output
+            capture = self.slot.captures.get(self.bucket)
+            if capture is None:
+                output = self.member.compute(self.slot, self.bucket)
+                host_output = self.slot.copy_out(output)
+            else:
+                capture.graph.replay()
+                output, host_output = capture.output, capture.host_output
+            self.output, self.host_output = output[: len(self.rows)], host_output[: len(self.rows)]
         except Exception as error:  # whatever a model raises is its rows' failure and nobody else's
             logger.exception("member %s raised", self.member.name)
             self.error = MemberFailed(f"the member raised {type(error).__name__}: {error}", member=self.member.name)
@@ -101,18 +124,20 @@ class Flight:
     """
 
     def __init__(
-        self, rows: Sequence[Row], runs: Sequence[Run], left_out: LeftOut, plan: Plan, crew: Crew, device: Device
+        self, rows: Sequence[Row], runs: Sequence[Run], left_out: LeftOut, plan: Plan, crew: Crew, device: Device,
+        capture: FlightCapture | None = None,
     ) -> None:  # fmt: skip
-        """Take the rows on board."""
+        """Take the rows on board; with `capture` the flight is one graph."""
         self.rows = tuple(rows)
         self.runs = tuple(runs)
         self.left_out = left_out
         self.plan = plan
         self.crew = crew
-        self.landed = device.event()
+        self.capture = capture
+        self.started, self.landed = device.event(), device.event()
         self.launched_at = 0.0
         self.alone_seconds: Sequence[float] = ()
-        self.fused: Fused | None = None
+        self._fused: Fused | None = None
         self._device = device.torch_device
         self._numbers = {id(row): number for number, row in enumerate(self.rows)}
 
@@ -120,6 +145,11 @@ class Flight:
         """Queue the whole flight and return at once (on lanes that run inline: when it has landed). Launch thread only."""
         self.launched_at = time.monotonic()
         plan = self.plan
+        plan.copy.record(self.started)
+        if self.capture is not None:
+            self.capture.launch(self.runs, self._weights(range(len(self.rows))))
+            plan.copy.record(self.landed)
+            return
         for run in self.runs:
             run.slot.write(run.samples, run.bucket)
             plan.copy.run(lambda run=run: run.slot.copy_in(run.bucket))  # type: ignore[misc]
@@ -154,10 +184,20 @@ class Flight:
                 run.error = MemberFailed(f"the launch broke off: {type(error).__name__}", member=run.member.name)
 
     @property
+    def fused(self) -> Fused | None:
+        """The fused output on the host, once the flight has landed; None if the fusion raised."""
+        return self._fused if self.capture is None else self.capture.read_fused(len(self.rows))
+
+    @property
     def join_seconds(self) -> float | None:
-        """The time from fork to join: the first member's start to the last one's end. None unless all ran to their end."""
+        """The time from fork to join: the first member's start to the last one's end. None unless all ran to their end.
+
+        Of a captured flight all there is to see from outside is the whole, copies and fusion included.
+        """
         if not all(run.has_output for run in self.runs):
             return None
+        if self.capture is not None:
+            return self.landed.seconds_since(self.started)
         fork = self.runs[0].started
         starts = [run.started.seconds_since(fork) for run in self.runs]
         ends = [run.done.seconds_since(fork) for run in self.runs]
@@ -188,7 +228,7 @@ class Flight:
             outputs, present = self._gather(numbers, self._device)
             weights = _to_device(self._weights(numbers), self._device)
             fused = self.crew.fusion(outputs, weights, _to_device(torch.from_numpy(present), self._device))
-            self.fused = Fused(
+            self._fused = Fused(
                 _to_host(fused.prediction),
                 _to_host(fused.weights),
                 _to_host(fused.disagreement),

@@ -31,7 +31,10 @@ class Member:
         self.stagings: tuple[Staging, ...] = tuple(staging for kind in self.inputs for staging in kind.staging)
         self.max_samples = max_samples
         self.is_deterministic = is_deterministic
-        self.slots = [Slot(device, self.stagings, max_samples) for _ in range(SLOTS_PER_LANE)]
+        self.slots = [Slot(number, device, self.stagings, max_samples) for number in range(SLOTS_PER_LANE)]
+        self.row_sizes: tuple[int, ...] = ()
+        """The sample counts that it is captured at, and so padded to; empty where it runs as many as there are."""
+        self.why_not_captured = ""
         self.token_sizes = self._find_token_sizes()
         self.output_shape: tuple[int, ...] = ()
         """The shape of one sample's output; known once the member has been probed."""
@@ -50,7 +53,8 @@ class Member:
         for position, staging in enumerate(self.stagings):
             if staging.is_ragged:
                 tokens = max(tokens, *(sample[position].shape[1] for sample in samples))
-        return Bucket(sum(len(sample[0]) for sample in samples), round_up(tokens, self.token_sizes))
+        count = sum(len(sample[0]) for sample in samples)
+        return Bucket(round_up(count, self.row_sizes) if self.row_sizes else count, round_up(tokens, self.token_sizes))
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make one sample of random content, as many tokens long as asked, for probing and warm-up."""

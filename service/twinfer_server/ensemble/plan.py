@@ -1,6 +1,6 @@
 """Plans: which lane does which part of a flight."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..device import Device, Lane
@@ -16,12 +16,16 @@ class Plan:
     fusion: Lane
 
 
-def serial_plan(device: Device, members: Sequence[str]) -> Plan:
-    """Members one after the other: everything on one lane."""
-    lane = device.serial_lane()
-    return Plan("serial", lane, (lane,) * len(members), lane)
+def make_plans(device: Device, members: Mapping[str, bool]) -> dict[str, Plan]:
+    """Make the plans that the device can fly, by name; `members` says by name whose lane has high priority.
 
-
-def lanes_plan(device: Device, members: Sequence[str]) -> Plan:
-    """Members side by side: a lane each, forked after the copy and joined before the fusion."""
-    return Plan("lanes", device.copy_lane(), tuple(device.lane(name) for name in members), device.lane("fusion"))
+    `serial`: members one after the other, everything on one lane. `lanes`: members side by side, a lane each, forked after the
+    copy and joined before the fusion. `graph`: the same, captured as one graph that begins and ends on one lane.
+    """
+    serial, copy = device.serial_lane(), device.copy_lane()
+    lanes = tuple(device.lane(name, is_high) for name, is_high in members.items())
+    plans = [Plan("serial", serial, (serial,) * len(lanes), serial), Plan("lanes", copy, lanes, device.lane("fusion"))]
+    if device.can_capture:
+        root = device.lane("graph")
+        plans.append(Plan("graph", root, lanes, root))
+    return {plan.name: plan for plan in plans}

@@ -1,6 +1,7 @@
 """Slots: the staging buffers that a flight takes from a lane and gives back when it has landed."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,6 +10,9 @@ from ..device import Device
 from ..inputs import Staging
 from ..rows import Samples
 from .bucket import Bucket
+
+if TYPE_CHECKING:
+    from .capture import MemberCapture
 
 SLOTS_PER_LANE = 2
 
@@ -19,23 +23,30 @@ class Slot:
     On a CPU the two sides are one tensor.
     """
 
-    def __init__(self, device: Device, stagings: Sequence[Staging], max_samples: int) -> None:
+    def __init__(self, number: int, device: Device, stagings: Sequence[Staging], max_samples: int) -> None:
         """Make room for `max_samples` samples of every staging buffer."""
+        self.number = number
+        self.captures: dict[Bucket, MemberCapture] = {}
         self._stagings = tuple(stagings)
         pairs = [device.staging((max_samples, *staging.shape), staging.dtype) for staging in stagings]
         self._host = [host for host, _ in pairs]
         self._device = [twin for _, twin in pairs]
         self._host_arrays = [host.numpy() for host in self._host]
-        self._host_outputs: Tensor | None = None
+        self._is_shared = self._host[0] is self._device[0]
+        self.host_outputs = torch.empty(0)
 
-    def write(self, samples: Sequence[Samples], bucket: Bucket) -> None:
-        """Write the flight's samples into the host side, ragged ones padded to the bucket's tokens."""
+    def write(self, samples: Sequence[Samples], bucket: Bucket, places: Sequence[int] | None = None) -> None:
+        """Write the flight's samples into the host side, ragged ones padded to the bucket's tokens.
+
+        `places` says where each one-sample row goes; by default they go one behind the other.
+        """
         for staging, array, position in zip(self._stagings, self._host_arrays, range(len(self._stagings)), strict=True):
             first = 0
             if staging.is_ragged:
                 array[: bucket.samples, : bucket.tokens] = staging.fill
-            for sample in samples:
+            for number, sample in enumerate(samples):
                 values = sample[position]
+                first = first if places is None else places[number]
                 last = first + len(values)
                 if staging.is_ragged:
                     array[first:last, : values.shape[1]] = values
@@ -55,12 +66,13 @@ class Slot:
 
     def copy_out(self, output: Tensor) -> Tensor:
         """Send a member's output to the host; the values are real once the event recorded next is done."""
-        if not output.is_cuda:
+        if self._is_shared:
             return output
-        if self._host_outputs is None or self._host_outputs.shape[1:] != output.shape[1:]:
-            max_samples = self._host[0].shape[0]
-            self._host_outputs = torch.empty((max_samples, *output.shape[1:]), dtype=output.dtype, pin_memory=True)
-        return self._host_outputs[: len(output)].copy_(output, non_blocking=True)
+        return self.host_outputs[: len(output)].copy_(output, non_blocking=True)
+
+    def make_host_outputs(self, device: Device, output_shape: tuple[int, ...]) -> None:
+        """Make the host buffer that outputs travel to; needed where host and device do not share memory."""
+        self.host_outputs = device.staging((self._host[0].shape[0], *output_shape), torch.float32)[0]
 
     @staticmethod
     def _view(buffer: Tensor, staging: Staging, bucket: Bucket) -> Tensor:

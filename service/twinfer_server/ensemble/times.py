@@ -1,6 +1,6 @@
 """What warm-up measured: how long members and flights take at each bucket, and the plan that was faster there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,16 @@ class BucketTimes:
     plan_seconds: Mapping[str, float]
     alone_seconds: Mapping[str, tuple[float, ...]]
 
+    def scale_to(self, bucket: Bucket) -> "BucketTimes":
+        """Reckon the times of a larger bucket of as many tokens from this one's."""
+        factor = bucket.samples / self.bucket.samples
+        return BucketTimes(
+            bucket=bucket,
+            plan=self.plan,
+            plan_seconds={plan: seconds * factor for plan, seconds in self.plan_seconds.items()},
+            alone_seconds={plan: tuple(value * factor for value in values) for plan, values in self.alone_seconds.items()},
+        )
+
     @property
     def overlap_ratio(self) -> float:
         """The sum of the alone times over the time from fork to join, under the chosen plan."""
@@ -29,15 +39,20 @@ class BucketTimes:
 class TimesTable:
     """The measured buckets, to look up a plan or an expected time on the hot path."""
 
-    def __init__(self, measured: list[BucketTimes]) -> None:
+    def __init__(self, measured: Sequence[BucketTimes], serial_threads: int) -> None:
         """Index the measurements by their token count."""
         self.measured = tuple(measured)
+        self.serial_threads = serial_threads
         self._tokens = sorted({times.bucket.tokens for times in measured})
         self._by_tokens = {
             tokens: sorted((times for times in measured if times.bucket.tokens == tokens), key=lambda times: times.bucket.samples)
             for tokens in self._tokens
         }
         self._curves: dict[tuple[str, int, int], tuple[list[float], list[float]]] = {}
+
+    def find(self, bucket: Bucket) -> BucketTimes | None:
+        """Find what was measured at exactly this bucket."""
+        return next((times for times in self.measured if times.bucket == bucket), None)
 
     def plan(self, rows: int, tokens: int) -> str:
         """Give the plan that was faster at the smallest bucket that holds `rows` and `tokens`."""

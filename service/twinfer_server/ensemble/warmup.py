@@ -1,9 +1,10 @@
-"""Warm-up: every bucket is flown under every plan, so that the first caller finds all warm and the faster plan chosen.
+"""Warm-up: every bucket is captured where it can be and flown under every plan, and the faster plan is chosen.
 
-Plans are timed as lone flights in interleaved pairs, for a machine's speed drifts. A member's alone time under a plan is what it
-takes on that plan's lane with nothing beside it.
+So the first caller finds all warm. Plans are timed as lone flights in interleaved pairs, for a machine's speed drifts, and they
+must agree. A member's alone time under a plan is what it takes on that plan's lane with nothing beside it.
 """
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +12,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from ..errors import InvalidEnsemble
 from ..rows import Policy, Request, Row
-from .bucket import Bucket, doublings
+from .bucket import Bucket, doublings, round_up
+from .capture import FlightCapture, capture_member
 from .ensemble import Ensemble
 from .times import BucketTimes, TimesTable
+
+logger = logging.getLogger(__name__)
 
 Choice = TypeVar("Choice", str, int)
 
@@ -25,118 +30,195 @@ MAX_ROUNDS = 15
 SECONDS_PER_POINT = 0.08
 TOO_LONG_SECONDS = 0.5
 """A point twice the size of one that took so long is not flown; it is reckoned from the smaller one."""
-
 LONG_ENOUGH_SECONDS = 0.02
 """A flight on which a second thread would show, if it helps at all."""
+WORTH_A_CORE = 0.8
+"""What part of the time must be left for the serial plan to take all cores: decoding and answering want one too."""
+AGREEMENT = 1e-3
+"""How far the fused outputs of two plans may be apart."""
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told how many of how many points are done."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """One timed flight: fork to join, and each member from start to end, in seconds."""
+class _Trial:
+    """One timed flight: fork to join and each member from start to end, in seconds; and what it fused."""
 
     wall_seconds: float
-    member_seconds: Mapping[int, float]
+    member_seconds: Mapping[int, float | None]
+    fused: Tensor
 
 
-Fly = Callable[[str, Bucket, tuple[int, ...]], Trial]
-"""Flies one blank flight: plan, bucket, the members on board."""
+def warm_up(ensemble: Ensemble, known: TimesTable | None, on_progress: OnProgress) -> None:
+    """Make `ensemble` warm and set its `times`: measured now, or `known` from an earlier start on the same device.
 
-
-def warm_up(ensemble: Ensemble, on_progress: Progress) -> None:
-    """Fly every bucket of `ensemble`, choose its plans and set its `times`. Call it on a thread that the device has prepared."""
-    ragged = [member.token_sizes for member in ensemble.members if member.token_sizes[-1]]
-    tokens = sorted({size for sizes in ragged for size in sizes}) or [0]
-    most = ensemble.spec.batching.max_rows
-    rows = (most,) if ensemble.spec.deterministic else doublings(1, most)
-    allowed = ("serial", "lanes") if ensemble.spec.plan == "auto" else (ensemble.spec.plan,)
-    plans = allowed if len(ensemble.members) > 1 else allowed[:1]
-
-    def fly(plan: str, bucket: Bucket, crew: tuple[int, ...]) -> Trial:
-        return _fly_blank(ensemble, plan, bucket, crew)
-
+    Call it on a thread that the device has prepared, with nothing in the air. Raises InvalidEnsemble.
+    """
     with torch.inference_mode():
-        _choose_threads(ensemble, [Bucket(count, tokens[-1]) for count in rows])
-        measured = measure_buckets(fly, plans, len(ensemble.members), dict.fromkeys(tokens, rows), on_progress)
-    ensemble.times = TimesTable(measured)
+        _WarmUp(ensemble).run(known, on_progress)
 
 
-def _choose_threads(ensemble: Ensemble, buckets: Sequence[Bucket]) -> None:
-    """Let the serial plan compute with more than one thread only where that is faster by more than flights scatter."""
-    choices = ensemble.device.thread_choices()
-    everybody = tuple(range(len(ensemble.members)))
-    bucket = buckets[-1]
-    for bucket in buckets:
-        if _fly_blank(ensemble, "serial", bucket, everybody).wall_seconds > LONG_ENOUGH_SECONDS:
-            break
-    flights: dict[int, list[float]] = {count: [] for count in choices}
-    for _ in _rounds() if len(choices) > 1 else ():
-        for count in choices:
-            ensemble.device.set_serial_threads(count)
-            _fly_blank(ensemble, "serial", bucket, everybody)
-            flights[count].append(_fly_blank(ensemble, "serial", bucket, everybody).wall_seconds)
-    ensemble.device.set_serial_threads(_choose(flights))
+class _WarmUp:
+    def __init__(self, ensemble: Ensemble) -> None:
+        self._ensemble = ensemble
+        self._device = ensemble.device
+        self._everybody = tuple(range(len(ensemble.members)))
+        ragged = [member.token_sizes for member in ensemble.members if member.token_sizes[-1]]
+        self._tokens = sorted({size for sizes in ragged for size in sizes}) or [0]
+        most = ensemble.spec.batching.max_rows
+        self._rows = (most,) if ensemble.spec.deterministic else doublings(1, most)
+        wanted = ensemble.plans if ensemble.spec.plan == "auto" else (ensemble.spec.plan,)
+        self._plans = tuple(wanted) if len(ensemble.members) > 1 else ("serial",)
 
-
-def _fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, ...]) -> Trial:
-    """Fly rows of made-up content and wait for the landing."""
-    samples = {index: ensemble.members[index].example(0, bucket.tokens) for index in crew}
-    row = Row(
-        request=Request(inputs={}, arrived_at=0.0), samples=samples, weights=ensemble.weights, policy=Policy.BEST_EFFORT,
-        reply_by=float("inf"), answer=None, ready_at=0.0, decode_seconds=0.0,
-    )  # fmt: skip
-    slots = {index: ensemble.members[index].slots[0] for index in crew}
-    flight = ensemble.board([row] * bucket.samples, slots, {}, plan)
-    flight.launch()
-    flight.landed.wait()
-    for run in flight.runs:
-        if run.error is not None:
-            raise InvalidEnsemble(f"members.{run.member.name}: failed at warm-up with {bucket.samples} samples: {run.error.text}")
-    wall = flight.join_seconds
-    assert wall is not None
-    return Trial(wall, {run.member.index: run.done.seconds_since(run.started) for run in flight.runs})
-
-
-def measure_buckets(
-    fly: Fly, plans: tuple[str, ...], member_count: int, buckets: Mapping[int, tuple[int, ...]], on_progress: Progress
-) -> list[BucketTimes]:  # fmt: skip
-    """Measure all buckets, as row counts (ascending) by token count; the first of `plans` is kept unless another is faster."""
-    points = [(rows, tokens) for tokens, sizes in buckets.items() for rows in sizes]
-    measured: list[BucketTimes] = []
-    for done, (rows, tokens) in enumerate(points):
-        on_progress(done, len(points))
-        smaller = measured[-1] if measured and measured[-1].bucket.tokens == tokens else None
-        if smaller is not None and max(smaller.plan_seconds.values()) > TOO_LONG_SECONDS:
-            measured.append(_scale(smaller, rows))
+    def run(self, known: TimesTable | None, on_progress: OnProgress) -> None:
+        """Capture, time and choose, or with `known` only capture and fly each point once."""
+        points = [Bucket(rows, tokens) for tokens in self._tokens for rows in self._rows]
+        if self._device.can_capture:
+            self._capture_members()
+        if known is None:
+            self._choose_threads(points)
         else:
-            measured.append(_measure(fly, plans, member_count, Bucket(rows, tokens)))
-    on_progress(len(points), len(points))
-    return measured
+            self._device.set_serial_threads(known.serial_threads)
+        measured: list[BucketTimes] = []
+        for done, point in enumerate(points):
+            on_progress(done, len(points))
+            before = known.find(point) if known else None
+            smaller = measured[-1] if measured and measured[-1].bucket.tokens == point.tokens else None
+            if before is not None:
+                self._keep_capture(point, before.plan)
+                measured.append(before)
+            elif smaller is not None and max(smaller.plan_seconds.values()) > TOO_LONG_SECONDS:
+                measured.append(smaller.scale_to(point))
+            else:
+                measured.append(self._measure(point))
+            if before is not None and max(before.plan_seconds.values()) <= TOO_LONG_SECONDS:
+                self._fly(before.plan, point, self._everybody)
+        on_progress(len(points), len(points))
+        self._ensemble.times = TimesTable(measured, self._device.serial_threads)
+
+    # --- captures ---------------------------------------------------------------------------------------------------------
+
+    def _capture_members(self) -> None:
+        for member in self._ensemble.members:
+            buckets = [Bucket(rows, tokens) for rows in self._rows for tokens in member.token_sizes]
+            lane = self._ensemble.plans["lanes"].members[member.index]
+            member.why_not_captured = capture_member(member, buckets, lane, self._device)
+            if member.why_not_captured:
+                logger.warning("member %s is not captured: %s", member.name, member.why_not_captured)
+            else:
+                member.row_sizes = self._rows
+
+    def _capture_flight(self, point: Bucket, slot_number: int) -> FlightCapture:
+        crew = self._ensemble.crew
+        slots = [member.slots[slot_number] for member in crew.members]
+        buckets = [Bucket(point.samples, round_up_to_last(point.tokens, member.token_sizes)) for member in crew.members]
+        return FlightCapture(crew, slots, buckets, self._ensemble.plans["graph"], self._device)
+
+    def _keep_capture(self, point: Bucket, plan: str) -> None:
+        """Keep captures of the whole flight, one for each slot, where the plan is `graph`; drop what was made to try it."""
+        captures = self._ensemble.flight_captures
+        for number in range(len(self._ensemble.members[0].slots)):
+            if plan == "graph":
+                captures.setdefault((number, point), self._capture_flight(point, number))
+            else:
+                captures.pop((number, point), None)
+
+    def _plans_at(self, point: Bucket) -> tuple[str, ...]:
+        """List the plans that can be tried; a whole flight can be captured where every member can."""
+        if "graph" not in self._plans:
+            return self._plans
+        if any(member.why_not_captured for member in self._ensemble.members):
+            return tuple(plan for plan in self._plans if plan != "graph") or ("lanes",)
+        self._ensemble.flight_captures[0, point] = self._capture_flight(point, 0)
+        return self._plans
+
+    # --- timing -----------------------------------------------------------------------------------------------------------
+
+    def _measure(self, point: Bucket) -> BucketTimes:
+        plans = self._plans_at(point)
+        crews = [self._everybody, *((index,) for index in self._everybody)] if len(self._everybody) > 1 else [self._everybody]
+        results = {plan: self._fly(plan, point, self._everybody).fused for plan in plans}  # pays for caches and threads too
+        plans = self._agreeing(results)
+        flights: dict[str, list[float]] = {plan: [] for plan in plans}
+        alone: dict[str, list[list[float]]] = {plan: [[] for _ in self._everybody] for plan in plans}
+        for _ in _rounds():
+            for crew in crews:
+                for plan in plans:
+                    trial = self._fly(plan, point, crew)
+                    if crew == self._everybody:
+                        flights[plan].append(trial.wall_seconds)
+                    if len(crew) == 1:
+                        alone[plan][crew[0]].append(trial.member_seconds[crew[0]] or trial.wall_seconds)
+        chosen = _choose(flights)
+        self._keep_capture(point, chosen)
+        return BucketTimes(
+            bucket=point,
+            plan=chosen,
+            plan_seconds={plan: statistics.median(times) for plan, times in flights.items()},
+            alone_seconds={plan: tuple(statistics.median(times) for times in alone[plan]) for plan in plans},
+        )
+
+    def _agreeing(self, results: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """List the plans whose fused output is the first one's; a plan that is off is a defect, and is not flown."""
+        first = next(iter(results.values()))
+        agreeing = []
+        for plan, fused in results.items():
+            error = (fused - first).abs().max().item()
+            if error <= AGREEMENT:
+                agreeing.append(plan)
+            else:
+                logger.error("plan %s is off by %.3g and will not be flown", plan, error)
+        return tuple(agreeing)
+
+    def _choose_threads(self, points: Sequence[Bucket]) -> None:
+        """Let the serial plan compute with more than one thread only where that is faster by more than flights scatter."""
+        choices = self._device.thread_choices()
+        if len(choices) < 2:
+            return
+        point = points[-1]
+        for point in points:
+            if self._fly("serial", point, self._everybody).wall_seconds > LONG_ENOUGH_SECONDS:
+                break
+        flights: dict[int, list[float]] = {count: [] for count in choices}
+        for _ in _rounds():
+            for count in choices:
+                self._device.set_serial_threads(count)
+                self._fly("serial", point, self._everybody)
+                flights[count].append(self._fly("serial", point, self._everybody).wall_seconds)
+        self._device.set_serial_threads(_choose(flights, WORTH_A_CORE))
+
+    def _fly(self, plan: str, point: Bucket, crew: tuple[int, ...]) -> _Trial:
+        """Fly rows of made-up content and wait for the landing."""
+        members = self._ensemble.members
+        rows = [self._blank_row(seed % 4, point.tokens, crew) for seed in range(point.samples)]
+        flight = self._ensemble.board(rows, {index: members[index].slots[0] for index in crew}, {}, plan)
+        flight.launch()
+        flight.landed.wait()
+        for run in flight.runs:
+            if run.error is not None:
+                raise InvalidEnsemble(f"members.{run.member.name}: failed at warm-up, {point.samples} samples: {run.error.text}")
+        wall, fused = flight.join_seconds, flight.fused
+        if wall is None or fused is None:
+            raise InvalidEnsemble(f"fusion.method: {self._ensemble.spec.fusion.method!r} raised at warm-up; the log has it")
+        return _Trial(wall, {run.member.index: run.seconds for run in flight.runs}, fused.prediction)
+
+    def _blank_row(self, seed: int, tokens: int, crew: tuple[int, ...]) -> Row:
+        return Row(
+            request=Request(inputs={}, arrived_at=0.0),
+            samples={index: self._ensemble.members[index].example(seed, tokens) for index in crew},
+            weights=self._ensemble.weights,
+            policy=Policy.BEST_EFFORT,
+            reply_by=float("inf"),
+            answer=None,
+            ready_at=0.0,
+            decode_seconds=0.0,
+        )
 
 
-def _measure(fly: Fly, plans: tuple[str, ...], member_count: int, bucket: Bucket) -> BucketTimes:
-    everybody = tuple(range(member_count))
-    crews = [everybody, *((index,) for index in everybody)] if member_count > 1 else [everybody]
-    for plan in plans:
-        fly(plan, bucket, everybody)  # the first flight pays for caches and threads
-    flights: dict[str, list[float]] = {plan: [] for plan in plans}
-    alone: dict[str, list[list[float]]] = {plan: [[] for _ in everybody] for plan in plans}
-    for _ in _rounds():
-        for crew in crews:
-            for plan in plans:
-                trial = fly(plan, bucket, crew)
-                if crew == everybody:
-                    flights[plan].append(trial.wall_seconds)
-                if len(crew) == 1:
-                    alone[plan][crew[0]].append(trial.member_seconds[crew[0]])
-    return BucketTimes(
-        bucket=bucket,
-        plan=_choose(flights),
-        plan_seconds={plan: statistics.median(times) for plan, times in flights.items()},
-        alone_seconds={plan: tuple(statistics.median(times) for times in alone[plan]) for plan in plans},
-    )
+def round_up_to_last(size: int, sizes: Sequence[int]) -> int:
+    """Give the smallest of `sizes` that is at least `size`, or the last."""
+    return round_up(min(size, sizes[-1]), sizes)
 
 
 def _rounds() -> Iterator[None]:
@@ -147,10 +229,13 @@ def _rounds() -> Iterator[None]:
         yield
 
 
-def _choose(flights: Mapping[Choice, list[float]]) -> Choice:
-    """Keep the first choice unless another is faster, pair by pair, by more than the pairs scatter."""
+def _choose(flights: Mapping[Choice, list[float]], worth: float = 1.0) -> Choice:
+    """Keep the first choice unless another is faster, pair by pair, by more than the pairs scatter.
+
+    `worth` is the part of the first one's time below which the other must come.
+    """
     first = best = next(iter(flights))
-    best_ratio = 1.0
+    best_ratio = worth
     for choice, seconds in flights.items():
         if choice != first:
             ratios = [ours / theirs for ours, theirs in zip(seconds, flights[first], strict=True)]
@@ -159,13 +244,3 @@ def _choose(flights: Mapping[Choice, list[float]]) -> Choice:
             if ratio + scatter < best_ratio:
                 best, best_ratio = choice, ratio
     return best
-
-
-def _scale(smaller: BucketTimes, rows: int) -> BucketTimes:
-    factor = rows / smaller.bucket.samples
-    return BucketTimes(
-        bucket=Bucket(rows, smaller.bucket.tokens),
-        plan=smaller.plan,
-        plan_seconds={plan: seconds * factor for plan, seconds in smaller.plan_seconds.items()},
-        alone_seconds={plan: tuple(value * factor for value in values) for plan, values in smaller.alone_seconds.items()},
-    )

@@ -1,0 +1,178 @@
+"""Captures: work recorded once as a CUDA graph and replayed with one launch.
+
+A member is captured by itself, at each bucket in each of its slots; `serial` and `lanes` replay that or call the member
+eagerly, alike. A whole flight - copy in, members side by side, fusion, copy out - is captured for the plan `graph`. Graphs of
+one slot share a memory pool, for a slot is in one flight at a time; others never do.
+
+Everything is captured at warm-up, with nothing in the air. Where the device has no graphs, nothing here is called.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..device import Device, Event, Graph, Lane
+from ..errors import InvalidEnsemble
+from ..fusion import Fused
+from .bucket import Bucket
+from .plan import Plan
+from .slot import Slot
+
+if TYPE_CHECKING:
+    from .flight import Crew, Run
+    from .member import Member
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberCapture:
+    """A member at a bucket in a slot: replaying `graph` computes what the slot holds into the same two tensors each time."""
+
+    graph: Graph
+    output: Tensor
+    host_output: Tensor
+
+
+def capture_member(member: "Member", buckets: Sequence[Bucket], lane: Lane, device: Device) -> str:
+    """Capture `member` at all `buckets` in both of its slots; give the reason why not, or an empty text.
+
+    Raises InvalidEnsemble where a capture breaks off: the allocator cannot be trusted after that, so the process has to end.
+    """
+    if not member.spec.capture:
+        return "capture = false in the ensemble's file"
+    if not member.model.is_capturable:
+        return f"the loader {member.model.loader!r} cannot be captured"
+    for slot in member.slots:
+        pool = device.graph_pool()
+        for bucket in sorted(buckets, reverse=True):  # the largest first: the smaller ones then fit into its memory
+
+            def work(slot: Slot = slot, bucket: Bucket = bucket) -> list[Tensor]:
+                output = member.compute(slot, bucket)
+                return [output, slot.copy_out(output)]
+
+            reason = device.find_sync(lane, work)
+            if reason:
+                slot.captures.clear()
+                return f"it waits for the device: {reason}"
+            try:
+                graph = device.capture(lane, work, pool)
+            except Exception as error:
+                raise InvalidEnsemble(
+                    f"members.{member.name}: capturing it at {bucket.samples} samples broke off ({error}); "
+                    f"set members.{member.name}.capture = false"
+                ) from error
+            slot.captures[bucket] = MemberCapture(graph, *graph.outputs)
+    return ""
+
+
+class TicketEvent:
+    """Done once a number that travels through the captured flight behind the member's output has come to the host.
+
+    A CUDA event recorded inside a graph would not do: until the graph gets there, it reports the replay before.
+    """
+
+    def __init__(self, arrival: NDArray[np.int64], ticket: int) -> None:
+        """Wait for `ticket` to appear in `arrival`, a pinned int64 [1]."""
+        self._arrival = arrival
+        self._ticket = ticket
+
+    def is_done(self) -> bool:
+        """Whether the member's output is on the host."""
+        return int(self._arrival[0]) == self._ticket
+
+    def wait(self) -> None:
+        """Never called: whoever waits for a captured flight waits for its landing."""
+        raise RuntimeError("a ticket cannot be waited for")
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Never called: inside a graph members have no times of their own."""
+        raise RuntimeError("a ticket has no time")
+
+
+class FlightCapture:
+    """A whole flight at a bucket, in one slot of every member's lane.
+
+    Rows keep their places: row n is sample n of every member, and a member that a row has no input for leaves a hole that the
+    fusion passes over. So any mix of modalities fits, as long as it needs every member.
+    """
+
+    def __init__(self, crew: "Crew", slots: Sequence[Slot], buckets: Sequence[Bucket], plan: Plan, device: Device) -> None:
+        """Capture the flight with `plan`'s lanes; `slots` and `buckets` have one for each member, all with the same samples."""
+        self._crew = crew
+        self._slots = tuple(slots)
+        self._buckets = tuple(buckets)
+        self._plan = plan
+        self._device = device
+        shape = (buckets[0].samples, len(crew.members))
+        self._weights_host, self._weights = device.staging(shape, torch.float32)
+        self._present_host, self._present = device.staging(shape, torch.bool)
+        self._ticket_host, self._ticket = device.staging((1,), torch.int64)
+        self._arrivals = [device.staging((1,), torch.int64)[0] for _ in crew.members]
+        self._arrived = [arrival.numpy() for arrival in self._arrivals]
+        self._fused_host: list[Tensor] = []
+        self._graph = device.capture(plan.copy, self._work, device.graph_pool())
+
+    @property
+    def rows(self) -> int:
+        """The most rows that fit."""
+        return self._buckets[0].samples
+
+    def launch(self, runs: Sequence["Run"], weights: Tensor) -> None:
+        """Write the rows of `runs` to their places and replay; `weights` is float32 [rows, members]."""
+        ticket = int(self._ticket_host[0]) + 1
+        self._ticket_host[0] = ticket
+        self._present_host.zero_()
+        self._weights_host[: len(weights)] = weights
+        for run, slot, bucket, arrived in zip(runs, self._slots, self._buckets, self._arrived, strict=True):
+            slot.write(run.samples, bucket, run.rows)
+            self._present_host[list(run.rows), run.member.index] = True
+            run.fly_captured(slot.host_outputs[: self.rows], TicketEvent(arrived, ticket))
+        self._plan.copy.run(self._graph.replay)
+
+    def read_fused(self, rows: int) -> Fused:
+        """Copy the fused output of the first `rows` rows from the buffers, once the flight has landed."""
+        return Fused(*(part[:rows].clone() for part in self._fused_host))
+
+    def _work(self) -> list[Tensor]:
+        """Do what a flight does; every lane forks from the copy lane, where the capture begins, and joins it again."""
+        root, device = self._plan.copy, self._device
+        for slot, bucket in zip(self._slots, self._buckets, strict=True):
+            slot.copy_in(bucket)
+        for host, twin in (
+            (self._weights_host, self._weights),
+            (self._present_host, self._present),
+            (self._ticket_host, self._ticket),
+        ):
+            if host is not twin:
+                twin.copy_(host, non_blocking=True)
+        staged = device.event()
+        root.record(staged)
+        outputs: list[Tensor] = []
+        for member, slot, bucket, arrival in zip(self._crew.members, self._slots, self._buckets, self._arrivals, strict=True):
+            lane = self._plan.members[member.index]
+            lane.wait_for(staged)
+
+            def compute(member: "Member" = member, slot: Slot = slot, bucket: Bucket = bucket, arrival: Tensor = arrival) -> None:
+                output = member.compute(slot, bucket)
+                slot.copy_out(output)
+                arrival.copy_(self._ticket, non_blocking=True)  # behind the output, on the same lane
+                outputs.append(output)
+
+            lane.run(compute)
+            done = device.event()
+            lane.record(done)
+            root.wait_for(done)
+        fused = self._crew.fusion(outputs, self._weights, self._present)
+        parts = [fused.prediction, fused.weights, fused.disagreement, fused.present]
+        if not self._fused_host:
+            self._fused_host = [device.staging(tuple(part.shape), part.dtype)[0] for part in parts]
+        for host, part in zip(self._fused_host, parts, strict=True):
+            host.copy_(part, non_blocking=True)
+        return [*outputs, *parts]

@@ -1,0 +1,123 @@
+"""Captures: what is replayed answers like what is computed, whoever is on board; shown on a device that replays in Python."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.capturing import CapturingDevice
+from tests.servers import DIGITS
+from twinfer_server.demo import HeldOutRow, read_rows
+from twinfer_server.device import CpuDevice, Device
+from twinfer_server.ensemble import Ensemble, answer_rows, load_ensemble, warm_up
+from twinfer_server.ensemble.warmup import _WarmUp
+from twinfer_server.inputs import InputLimits
+from twinfer_server.rows import Answer, Policy, RawInput, Request, Row, State
+from twinfer_server.trust import Trust
+
+HELD_OUT = read_rows(DIGITS)
+
+
+def load(device: Device, folder: Path = DIGITS) -> Ensemble:
+    ensemble = load_ensemble(folder, device, Trust.read(False, ()), InputLimits())
+    warm_up(ensemble, None, lambda done, total: None)
+    return ensemble
+
+
+def make_row(ensemble: Ensemble, held_out: HeldOutRow, inputs: str) -> Row:
+    given: dict[str, RawInput] = {"image": held_out.image.read_bytes(), "text": held_out.text}
+    request = Request({name: given[name] for name in inputs.split("+")}, arrived_at=0.0)
+    samples = ensemble.prepare(request)
+    return Row(request, samples, ensemble.weights, Policy.BEST_EFFORT, float("inf"), None, 0.0, 0.0)
+
+
+def fly(ensemble: Ensemble, mix: Sequence[str], plan: str, slot: int = 0) -> list[Answer]:
+    rows = [make_row(ensemble, held_out, inputs) for held_out, inputs in zip(HELD_OUT, mix, strict=False)]
+    slots = {member.index: member.slots[slot] for member in ensemble.members}
+    with torch.inference_mode():
+        flight = ensemble.board(rows, slots, {}, plan)
+        flight.launch()
+        flight.landed.wait()
+        assert flight.plan.name == plan
+        assert flight.fused is not None
+        answers = answer_rows(flight, rows, flight.fused, 0.0)
+    assert all(isinstance(answer, Answer) for answer in answers)
+    return [answer for answer in answers if isinstance(answer, Answer)]
+
+
+@pytest.fixture(scope="module")
+def captured() -> Ensemble:
+    ensemble = load(CapturingDevice())
+    # Whichever plan was faster here, keep a whole-flight capture for each slot of each bucket, as if it had been `graph`.
+    warmup = _WarmUp(ensemble)
+    assert ensemble.times is not None
+    with torch.inference_mode():
+        for times in ensemble.times.measured:
+            warmup._keep_capture(times.bucket, "graph")
+    return ensemble
+
+
+@pytest.fixture(scope="module")
+def plain() -> Ensemble:
+    return load(CpuDevice(lanes=2))
+
+
+MIXES = {
+    "one row": ["image+text"],
+    "three rows in a bucket of four": ["image+text"] * 3,
+    "a full bucket": ["image+text"] * 8,
+    "a text-only row between others": ["image+text", "text", "image+text"],
+    "rows that share no input": ["text", "image", "text", "image", "image"],
+}
+
+
+@pytest.mark.parametrize("plan", ["serial", "lanes", "graph"])
+@pytest.mark.parametrize("slot", [0, 1])
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+def test_a_replayed_flight_answers_like_a_computed_one(
+    captured: Ensemble, plain: Ensemble, mix: list[str], slot: int, plan: str
+) -> None:
+    fly(captured, ["image+text"] * 8, plan, slot)  # leaves rows behind in the padding
+    for replayed, computed in zip(fly(captured, mix, plan, slot), fly(plain, mix, "serial"), strict=True):
+        assert replayed.fused == pytest.approx(computed.fused, abs=1e-5)
+        assert [member.state for member in replayed.members] == [member.state for member in computed.members]
+        assert [member.weight for member in replayed.members] == pytest.approx([member.weight for member in computed.members])
+
+
+def test_an_answer_is_not_changed_by_the_flight_that_reuses_its_buffers(captured: Ensemble) -> None:
+    first = fly(captured, ["image+text"], "graph")[0]
+    before = first.fused.copy()
+    fly(captured, ["text", "image"] * 2, "graph")
+    assert (first.fused == before).all()
+
+
+def test_a_flight_without_one_member_is_not_flown_as_a_whole(captured: Ensemble) -> None:
+    rows = [make_row(captured, HELD_OUT[0], "text")]
+    flight = captured.board(rows, {1: captured.members[1].slots[0]}, {}, "graph")
+    assert flight.plan.name == "lanes"
+
+
+def test_a_late_row_of_a_captured_flight_is_fused_from_the_members_whose_ticket_has_come(captured: Ensemble) -> None:
+    rows = [make_row(captured, HELD_OUT[0], "image+text")]
+    slots = {member.index: member.slots[0] for member in captured.members}
+    with torch.inference_mode():
+        flight = captured.board(rows, slots, {}, "graph")
+        flight.launch()
+        assert all(run.has_output for run in flight.runs)
+        flight.runs[1].done._ticket += 1  # type: ignore[attr-defined]  # as if the output had not come yet
+        [answer] = answer_rows(flight, rows, flight.fuse_now(rows), 0.0)
+    assert isinstance(answer, Answer)
+    assert [member.state for member in answer.members] == [State.OK, State.LATE]
+    assert [member.weight for member in answer.members] == [1.0, 0.0]
+
+
+def test_a_member_that_waits_for_the_device_runs_uncaptured_and_says_why() -> None:
+    ensemble = load(CapturingDevice(refusal="called a synchronizing CUDA operation"))
+    assert {member.why_not_captured for member in ensemble.members} == {
+        "it waits for the device: called a synchronizing CUDA operation"
+    }
+    assert not ensemble.flight_captures
+    assert ensemble.times is not None
+    assert {plan for times in ensemble.times.measured for plan in times.plan_seconds} == {"serial", "lanes"}
+    assert fly(ensemble, ["image+text"], "lanes")[0].fused.shape == (10,)
