@@ -145,6 +145,12 @@ FAULTS = {
         r"members\.vision\.input\.image\.kind",
         "found nothing; allowed: 'image', 'text', 'tensor'",
     ),
+    "input that is no table": (
+        "[members.language.input.extra]",
+        "[members.language.input]\nextra = 1\n[x]",
+        r"members\.language\.input\.extra",
+        "found 1; allowed: a table",
+    ),
     "size of one number": ("[6, 8]", "[6]", r"members\.vision\.input\.image\.size", r"found \[6\]; allowed: .*2 items"),
     "size of 0": ("[6, 8]", "[6, 0]", r"members\.vision\.input\.image\.size\.1", "found 0; allowed: greater than"),
     "mean of one number": ("[0, 0.5, 1]", "[1]", r"members\.vision\.input\.image", "mean has 1 values; allowed: none, or"),

@@ -221,6 +221,7 @@ _TOML_WORDS = {
     "extra_forbidden": "no key of this name",
     "model_type": "a table",
     "dict_type": "a table",
+    "model_attributes_type": "a table",
     "list_type": "an array",
 }
 """What is allowed, where pydantic would speak of Python rather than of TOML."""
