@@ -38,7 +38,7 @@ def running(folder: Path, **settings: Any) -> Iterator[RunningServer]:
         loop = asyncio.get_running_loop()
         threading.Thread(target=lambda: (stop.wait(), loop.call_soon_threadsafe(stopping.set)), daemon=True).start()
         observer = Observer(lambda *found: addresses.extend(found), lambda done, total: None, ready.set)
-        await serve(folder, ServerSettings(**({"listen": "127.0.0.1:0"} | settings)), observer, stopping)
+        await serve(folder, ServerSettings(**({"listen": "127.0.0.1:0", "cache_dir": ""} | settings)), observer, stopping)
 
     def run() -> None:
         try:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from .errors import InvalidEnsemble
 from .rpc import PortTaken
@@ -51,11 +52,12 @@ def serve_command(
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log JSON lines.")] = None,
 ) -> None:
     """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
-    flags: dict[str, Any] = dict(_split_setting(text) for text in setting or ())
-    flags |= {
+    flags: dict[str, Any] = {
         "listen": listen, "admin_listen": admin_listen, "device": device, "trust_code": trust_code, "log_json": log_json,
         "trust_list": trust_list or None,
     }  # fmt: skip
+    # A setting that has a flag of its own can be set either way; the flag wins.
+    flags = dict(map(_split_setting, setting or ())) | {name: value for name, value in flags.items() if value is not None}
     with _plain_errors():
         settings = read_settings(**flags)
         _configure_logging(settings.log_level, settings.log_json)
@@ -139,7 +141,7 @@ def _plain_errors() -> Iterator[None]:
         yield
     except (InvalidEnsemble, InvalidSettings, PortTaken, RuntimeError) as error:
         logger.debug("ended by an error", exc_info=True)
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.stderr.flush()
         end_process(1)
 

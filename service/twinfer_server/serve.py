@@ -13,7 +13,7 @@ from typing import Any
 
 from .device import open_device
 from .engine import LocalEngine
-from .ensemble import Ensemble, load_ensemble, warm_up
+from .ensemble import Ensemble, load_ensemble, read_times, warm_up, write_times
 from .inputs import InputLimits
 from .rpc import RpcServer
 from .settings import ServerSettings
@@ -23,6 +23,8 @@ from .trust import Trust
 logger = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 1.0
+LAST_YARDS_SECONDS = 1.0
+"""How long the server's stop waits for calls that have no row in hand."""
 
 OnProgress = Callable[[int, int], None]
 """Told how many of how many steps of the warm-up are done; on the thread that loads."""
@@ -47,7 +49,10 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
     trust = Trust.read(settings.trust_code, settings.trust_list)
     limits = InputLimits(settings.max_image_pixels, settings.max_text_bytes)
     ensemble = load_ensemble(folder, device, trust, limits)
-    warm_up(ensemble, None, on_progress)
+    cache = Path(settings.cache_dir).expanduser() if settings.cache_dir else None
+    warm_up(ensemble, read_times(cache, folder, ensemble) if cache else None, on_progress)
+    if cache:
+        write_times(cache, folder, ensemble)
     return ensemble
 
 
@@ -66,7 +71,7 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             engine = LocalEngine(ensemble, settings)
             engine.start()
             server.ensemble_service.engine = engine
-            await server.report(is_serving=True)
+            server.report(is_serving=True)
             observer.on_ready()
             await _watch_health(server, engine, stopping)
             await _drain(server, engine, settings.drain_seconds)
@@ -97,7 +102,7 @@ async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asynci
         if is_serving is bool(stuck):
             is_serving = not stuck
             logger.warning("members stuck: %s", ", ".join(stuck) or "none any more")
-            await server.report(is_serving)
+            server.report(is_serving)
         try:
             await asyncio.wait_for(stopping.wait(), HEALTH_SECONDS)
         except TimeoutError:
@@ -108,12 +113,14 @@ async def _drain(server: RpcServer, engine: LocalEngine, drain_seconds: float) -
     """Refuse new work, answer what is in hand, end streams and watches; at the latest after `drain_seconds`."""
     logger.info("draining, for at most %g s", drain_seconds)
     until = time.monotonic() + drain_seconds
-    drained = asyncio.create_task(engine.drain())  # from now on new calls are UNAVAILABLE
-    await server.end_streams()
-    _, late = await asyncio.wait({drained}, timeout=max(0.0, until - time.monotonic()))
+    drains = {asyncio.create_task(engine.drain()), asyncio.create_task(server.drain())}
+    _, late = await asyncio.wait(drains, timeout=drain_seconds)
+    for drain in late:
+        drain.cancel()
     if late:
         logger.warning("drain_seconds are over and some rows are still in hand; they are given up")
-    await server.stop(grace_seconds=max(0.0, until - time.monotonic()))
+    # What is open now has no row in hand: answers on their last yards, somebody's idle reflection stream.
+    await server.stop(grace_seconds=max(0.0, min(LAST_YARDS_SECONDS, until - time.monotonic())))
     engine.close()
     logger.info("drained")
 

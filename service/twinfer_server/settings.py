@@ -7,14 +7,30 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import quote
 
 PREFIX = "TWINFER_"
 Seconds = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _check_address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not (value.startswith("unix:") or (host and port.isascii() and port.isdigit() and int(port) < 65536)):
+        raise ValueError("Input should be HOST:PORT, such as 127.0.0.1:50051, 0.0.0.0:0 or [::]:50051, or unix:PATH")
+    return value
+
+
+def _split_paths(value: object) -> object:
+    return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+Paths = Annotated[list[Path], NoDecode, BeforeValidator(_split_paths)]
+"""Written as one string, as in PATH: with colons between them."""
 
 
 class InvalidSettings(Exception):
@@ -26,15 +42,15 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    listen: str = "127.0.0.1:50051"
+    listen: Address = "127.0.0.1:50051"
     """Where callers connect: HOST:PORT; port 0 picks a free one."""
-    admin_listen: str = ""
+    admin_listen: Annotated[str, AfterValidator(lambda value: value and _check_address(value))] = ""
     """Where operators connect: HOST:PORT; empty means nowhere."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     trust_code: bool = False
     """Let any program among the models run."""
-    trust_list: list[Path] = []
+    trust_list: Paths = []
     """Files with the sha256 digests of the programs that may run."""
 
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 32 * 2**20
@@ -64,6 +80,8 @@ class ServerSettings(BaseSettings):
     """How long the rows in hand may take once the server is told to stop."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
     """Threads that decode and tokenize; 0 means one per core."""
+    cache_dir: str = "~/.cache/twinfer"
+    """Where measured plans are kept for the next start; empty means nowhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
     """Write the log as JSON lines."""

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 
 import torch
@@ -119,6 +121,15 @@ class ThreadLane:
                     logger.exception("work on lane %s raised", self.name)
 
 
+def _model_name() -> str:
+    """Name the processor, where the kernel says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 class CpuDevice:
     """The CPU as a device; `lanes` says among how many lanes the cores are divided."""
 
@@ -129,6 +140,7 @@ class CpuDevice:
         """Divide the usable cores among `lanes` lanes, at least one each."""
         self.torch_device = torch.device("cpu")
         self._cores = usable_cores()
+        self.fingerprint = f"cpu {_model_name()} {torch.backends.cpu.get_cpu_capability()} {self._cores} cores {lanes} lanes"
         self._cores_per_lane = max(1, self._cores // max(1, lanes))
         self._here = HereLane()
         self.serial_threads = self._cores

@@ -1,6 +1,7 @@
 """Lanes on an NVIDIA GPU: one CUDA stream each, joined by CUDA events."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +99,9 @@ class CudaDevice:
     def __init__(self, torch_device: torch.device) -> None:
         """Use the GPU `torch_device`, for instance `cuda:0`."""
         self.torch_device = torch_device
+        driver = Path("/proc/driver/nvidia/version")
+        version = driver.read_text(encoding="utf-8").splitlines()[0] if driver.is_file() else "unknown driver"
+        self.fingerprint = f"cuda {torch.cuda.get_device_name(torch_device)} {version} {torch.version.cuda}"
         self._serial = CudaLane("serial", torch_device)
         self._copy = CudaLane("copy", torch_device)
 

@@ -65,6 +65,8 @@ class Device(Protocol):
     """Where an ensemble computes: makes lanes, events and staging buffers."""
 
     torch_device: torch.device
+    fingerprint: str
+    """What the device is, down to its driver: measurements on another one do not count."""
     runs_inline: bool
     """Whether the serial plan computes on the thread that launches, so that launching waits for the computing."""
 

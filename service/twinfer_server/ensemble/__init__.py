@@ -5,6 +5,7 @@ from .ensemble import Ensemble, load_ensemble
 from .flight import Flight, LeftOut, Run
 from .member import Member
 from .plan import Plan
+from .plan_cache import read_times, write_times
 from .slot import Slot
 from .times import BucketTimes
 from .warmup import warm_up
@@ -21,5 +22,7 @@ __all__ = [
     "answer_rows",
     "fusion_failure",
     "load_ensemble",
+    "read_times",
     "warm_up",
+    "write_times",
 ]

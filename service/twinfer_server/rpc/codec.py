@@ -21,6 +21,8 @@ E = TypeVar("E", Policy, Priority)
 DEFAULT_TOP_K = 5
 MAX_REQUEST_ID_BYTES = 256
 MAX_RANK = 16
+MAX_TENSOR_BYTES = 2**31 - 1
+"""More than any message holds."""
 
 # BF16 has no NumPy type: it is read as the upper half of float32.
 _DTYPES: Mapping[int, np.dtype[np.generic]] = {
@@ -103,12 +105,16 @@ def read_tensor(field: str, message: tensor_pb2.Tensor) -> Array:
         raise InvalidInput(f"{field}.shape: found {len(shape)} dimensions; allowed: at most {MAX_RANK}")
     if any(size < 0 for size in shape):
         raise InvalidInput(f"{field}.shape: found {list(shape)}; allowed: sizes of at least 0")
+    if math.prod(size for size in shape if size) * dtype.itemsize > MAX_TENSOR_BYTES:  # even an empty one has strides that overflow
+        raise InvalidInput(f"{field}.shape: found {list(shape)}; allowed: at most {MAX_TENSOR_BYTES} bytes in all")
     if math.prod(shape) * dtype.itemsize != len(message.data):
         raise InvalidInput(
             f"{field}.data: found {len(message.data)} bytes; "
             f"allowed: {math.prod(shape) * dtype.itemsize}, as dtype {tensor_pb2.DataType.Name(message.dtype)} "
             f"and shape {list(shape)} say"
         )
+    if message.dtype == tensor_pb2.DATA_TYPE_BOOL and message.data.strip(b"\0\1"):
+        raise InvalidInput(f"{field}.data: found a byte that is neither 0 nor 1; allowed: 0 or 1, as dtype DATA_TYPE_BOOL says")
     array = np.frombuffer(message.data, dtype=dtype).reshape(shape)
     if message.dtype == tensor_pb2.DATA_TYPE_BF16:
         return (array.astype(np.uint32) << 16).view(np.float32)

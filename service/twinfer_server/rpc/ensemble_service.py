@@ -12,7 +12,7 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 from ..engine import Engine
 from ..errors import Draining, Loading
 from .boundary import Context, describe_error, fail, parse, unary
-from .codec import read_request, write_answer, write_description, write_error
+from .codec import MAX_REQUEST_ID_BYTES, read_request, write_answer, write_description, write_error
 
 SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleService"].full_name
 
@@ -25,7 +25,9 @@ class EnsembleService:
         self.engine: Engine | None = None
         self._pool = pool
         self._max_stream_rows = max_stream_rows
-        self._readers: set[asyncio.Task[None]] = set()
+        self._streams: dict[asyncio.Task[None], asyncio.Task[None]] = {}
+        """The open streams: each one's handler, with its reader."""
+        self._is_draining = False
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Give the service's handlers, for raw bytes."""
@@ -38,12 +40,17 @@ class EnsembleService:
             },
         )
 
-    def end_streams(self) -> None:
-        """Read nothing more from open streams; each ends when its rows in hand have been answered."""
-        for reader in self._readers:
+    async def drain(self) -> None:
+        """Refuse new calls and read nothing more from open streams; return when their rows in hand are answered and they have ended."""
+        self._is_draining = True
+        for reader in self._streams.values():
             reader.cancel()
+        while self._streams:
+            await asyncio.wait(set(self._streams))
 
     def _ready_engine(self) -> Engine:
+        if self._is_draining:
+            raise Draining("the server is shutting down")
         if self.engine is None:
             raise Loading("the ensemble is loading")
         return self.engine
@@ -66,36 +73,46 @@ class EnsembleService:
         """Serve a stream: one reader, one task per row in hand, and one writer, for a stream's messages go out one at a time."""
         replies: asyncio.Queue[bytes | None] = asyncio.Queue()
         rows: set[asyncio.Task[None]] = set()
-        reader = asyncio.create_task(self._read_rows(context, rows, replies))
-        writer = asyncio.create_task(_write_replies(context, replies))
-        self._readers.add(reader)
+        # A row is in hand until its answer is written: a caller who does not read is not read from.
+        room = asyncio.Semaphore(self._max_stream_rows)
+        reader = asyncio.create_task(self._read_rows(context, rows, replies, room))
+        writer = asyncio.create_task(_write_replies(context, replies, room))
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._streams[handler] = reader
+        handler.add_done_callback(self._streams.pop)
+        if self._is_draining:
+            reader.cancel()
         try:
             was_cut_short = await _was_cancelled(reader)
             await asyncio.gather(*rows)
             replies.put_nowait(None)
             await writer
         finally:
-            self._readers.discard(reader)
-            for task in (reader, writer, *rows):
+            tasks = (reader, writer, *rows)
+            for task in tasks:
                 task.cancel()
+            # Where the caller has gone away, what they raise of it is nobody's concern.
+            await asyncio.gather(*tasks, return_exceptions=True)
         if was_cut_short:
             await fail(context, Draining("the server is shutting down; no more rows are read from this stream"))
 
-    async def _read_rows(self, context: Context, rows: set[asyncio.Task[None]], replies: "asyncio.Queue[bytes | None]") -> None:
-        in_hand = asyncio.Semaphore(self._max_stream_rows)
-        await in_hand.acquire()
+    async def _read_rows(
+        self, context: Context, rows: set[asyncio.Task[None]], replies: "asyncio.Queue[bytes | None]", room: asyncio.Semaphore
+    ) -> None:  # fmt: skip
+        await room.acquire()
         while (data := await context.read()) is not grpc.aio.EOF:
             task = asyncio.create_task(self._answer_row(data, context, replies))
             rows.add(task)
             task.add_done_callback(rows.discard)
-            task.add_done_callback(lambda _: in_hand.release())
-            await in_hand.acquire()
+            await room.acquire()
 
     async def _answer_row(self, data: bytes, context: Context, replies: "asyncio.Queue[bytes | None]") -> None:
         request_id = ""
         try:
             message = await parse(pb.InferStreamRequest, data, self._pool)
-            request_id = message.request.request_id
+            # An id that is too long is refused, and not sent back whole: the caller might be unable to receive it.
+            request_id = message.request.request_id[:MAX_REQUEST_ID_BYTES]
             answer = await self._infer(message.request, len(data), context)
             reply = pb.InferStreamResponse(request_id=request_id, response=answer)
         except Exception as error:
@@ -112,9 +129,10 @@ async def _was_cancelled(task: "asyncio.Task[None]") -> bool:
     return False
 
 
-async def _write_replies(context: Context, replies: "asyncio.Queue[bytes | None]") -> None:
+async def _write_replies(context: Context, replies: "asyncio.Queue[bytes | None]", room: asyncio.Semaphore) -> None:
     while (reply := await replies.get()) is not None:
         await context.write(reply)
+        room.release()
 
 
 def _traceparent(context: Context) -> str:

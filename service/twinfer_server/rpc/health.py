@@ -4,51 +4,62 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio
 
+from ..errors import quote
 from .boundary import Context
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
-SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-LAST_WORD_SECONDS = 1.0
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-class Health(aio.HealthServicer):  # type: ignore[misc]  # the package has no types
-    """The health service of one server, for "" and for each of `services` alike."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
+    """The health service of one server, for "" and for each of `services` alike.
+
+    The package's own servicer begins at SERVING, never ends a watch, and lets one watcher who does not read hold up every change.
+    """
 
     def __init__(self, services: tuple[str, ...]) -> None:
-        """Begin at NOT_SERVING, before anybody can ask: the package itself begins at SERVING."""
-        super().__init__()
-        self._server_status = dict.fromkeys(("", *services), NOT_SERVING)
-        self._watches: set[asyncio.Task[None]] = set()
+        """Begin at NOT_SERVING, before anybody can ask."""
+        self._services = ("", *services)
+        self._status = NOT_SERVING
+        self._changed = asyncio.Event()
+        self._is_ended = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the service."""
         health_pb2_grpc.add_HealthServicer_to_server(self, server)
 
-    async def report(self, is_serving: bool) -> None:
+    def report(self, is_serving: bool) -> None:
         """Tell everybody who asks or watches."""
-        for service in list(self._server_status):
-            await self.set(service, SERVING if is_serving else NOT_SERVING)
+        self._status = SERVING if is_serving and not self._is_ended else NOT_SERVING
+        self._wake_watches()
+
+    def end(self) -> None:
+        """Report NOT_SERVING for good, and end every watch with that: an open one would hold the server's stop for its whole grace."""
+        self._is_ended = True
+        self.report(is_serving=False)
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        """Say how it is now; NOT_FOUND for a service that is not here."""
+        if request.service not in self._services:
+            text = f"service: found {quote(request.service)}; allowed: {', '.join(map(repr, self._services))}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, text)
+        return health_pb2.HealthCheckResponse(status=self._status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Report each change until the caller goes away or `end` is called."""
-        watch = asyncio.create_task(super().Watch(request, context))
-        self._watches.add(watch)
-        try:
-            await watch
-        except asyncio.CancelledError:
-            if not watch.cancelled():
-                raise  # the caller went away
-        finally:
-            watch.cancel()
-            self._watches.discard(watch)
+        told = None
+        while True:
+            changed = self._changed  # before the status is looked at: a change while it is written is not missed
+            status = self._status if request.service in self._services else SERVICE_UNKNOWN
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            if self._is_ended:
+                return
+            await changed.wait()
 
-    async def end(self) -> None:
-        """Report NOT_SERVING for good and end every watch: an open one would hold the server's stop for its whole grace."""
-        await self.enter_graceful_shutdown()
-        if self._watches:
-            await asyncio.wait(set(self._watches), timeout=LAST_WORD_SECONDS)
-        for watch in self._watches:
-            watch.cancel()
+    def _wake_watches(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,13 +1,14 @@
 """The gRPC server: listeners, limits and services, put together."""
 
+import asyncio
 from concurrent.futures import Executor
 
 import grpc
+from grpc_health.v1 import health_pb2
 
-from twinfer.v1 import ensemble_admin_service_pb2
+from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
 from ..settings import ServerSettings
-from . import health
 from .ensemble_service import SERVICE, EnsembleService
 from .health import Health
 from .reflection import add_reflection
@@ -30,14 +31,14 @@ class RpcServer:
         self._server = _make_server(settings)
         self._server.add_generic_rpc_handlers((self.ensemble_service.handlers(),))
         self.health.add_to(self._server)
-        add_reflection(self._server, (SERVICE, health.SERVICE))
+        add_reflection(self._server, (ensemble_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
         self._admin_health = Health((ADMIN_SERVICE,))
         self._admin_server: grpc.aio.Server | None = None
         if settings.admin_listen:
             self._admin_server = _make_server(settings)
             self._admin_server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(ADMIN_SERVICE, {}),))
             self._admin_health.add_to(self._admin_server)
-            add_reflection(self._admin_server, (ADMIN_SERVICE, health.SERVICE))
+            add_reflection(self._admin_server, (ensemble_admin_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
 
     async def start(self) -> tuple[str, str]:
         """Listen; give the callers' address and the operators' ("" if none) with the ports that were found. Raises PortTaken."""
@@ -48,22 +49,21 @@ class RpcServer:
             await self._admin_server.start()
         return address, admin_address
 
-    async def report(self, is_serving: bool) -> None:
+    def report(self, is_serving: bool) -> None:
         """Set the health of everything."""
-        await self.health.report(is_serving)
-        await self._admin_health.report(is_serving)
+        self.health.report(is_serving)
+        self._admin_health.report(is_serving)
 
-    async def end_streams(self) -> None:
-        """Report NOT_SERVING for good, and end what would otherwise stay open: streams when their rows are answered, watches."""
-        self.ensemble_service.end_streams()
-        await self.health.end()
-        await self._admin_health.end()
+    async def drain(self) -> None:
+        """Report NOT_SERVING for good, refuse new calls, end watches at once and streams when their rows in hand are answered."""
+        self.health.end()
+        self._admin_health.end()
+        await self.ensemble_service.drain()
 
     async def stop(self, grace_seconds: float) -> None:
         """Close the listeners, and cancel what is still open after the grace."""
-        await self._server.stop(grace_seconds)
-        if self._admin_server:
-            await self._admin_server.stop(grace_seconds)
+        servers = [self._server, self._admin_server] if self._admin_server else [self._server]
+        await asyncio.gather(*(server.stop(grace_seconds) for server in servers))
 
 
 def _make_server(settings: ServerSettings) -> grpc.aio.Server:
