@@ -41,7 +41,7 @@ class EnsembleService:
         )
 
     async def drain(self) -> None:
-        """Refuse new calls and read nothing more from open streams; return when their rows in hand are answered and they have ended."""
+        """Refuse new calls, read nothing more from open streams, and return when their rows are answered and they have ended."""
         self._is_draining = True
         for reader in self._streams.values():
             reader.cancel()

@@ -36,7 +36,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
         self._wake_watches()
 
     def end(self) -> None:
-        """Report NOT_SERVING for good, and end every watch with that: an open one would hold the server's stop for its whole grace."""
+        """Report NOT_SERVING for good, and end every watch with that: an open one would hold up the server's stop."""
         self._is_ended = True
         self.report(is_serving=False)
 

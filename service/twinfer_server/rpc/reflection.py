@@ -43,7 +43,7 @@ def _make_pool(files: Sequence[FileDescriptor]) -> DescriptorPool:
 
     for file in files:
         add(file)
-    pool.Add(_rename(FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)))
+    pool.AddSerializedFile(_rename(FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)).SerializeToString())
     return pool
 
 
@@ -52,7 +52,7 @@ def _rename(file: FileDescriptorProto) -> FileDescriptorProto:
     file.name = f"{V1.replace('.', '/')}/reflection.proto"
     file.package = V1
     for message in file.message_type:
-        for field in message.field:
+        for field in (field for field in message.field if field.type_name):
             field.type_name = field.type_name.replace(V1ALPHA, V1)
     for service in file.service:
         for method in service.method:
