@@ -30,6 +30,10 @@ OnProgress = Callable[[int, int], None]
 """Told how many of how many steps of the warm-up are done; on the thread that loads."""
 
 
+class DeviceLost(RuntimeError):
+    """The device can do nothing more in this process; whoever looks after the process should start it again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observer:
     """Who is told how far the server is: `on_listening` gets the callers' and the operators' address ("" if none)."""
@@ -59,7 +63,7 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
 async def serve(folder: Path, settings: ServerSettings, observer: Observer, stopping: asyncio.Event) -> None:
     """Serve the ensemble in `folder` until `stopping` is set, then drain and return.
 
-    Raises PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
+    Raises DeviceLost after draining, PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers:
         server = RpcServer(settings, parsers)
@@ -75,6 +79,8 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             observer.on_ready()
             await _watch_health(server, engine, stopping)
             await _drain(server, engine, settings.drain_seconds)
+            if engine.loss:
+                raise DeviceLost(f"the device is lost and only a new process gets it back: {engine.loss}")
         finally:
             await server.stop(grace_seconds=0)
 
@@ -97,7 +103,7 @@ async def _load(
 async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asyncio.Event) -> None:
     """Keep health true to the lanes until the server is told to stop."""
     is_serving = True
-    while not stopping.is_set():
+    while not stopping.is_set() and not engine.loss:
         stuck = engine.stuck_members()
         if is_serving is bool(stuck):
             is_serving = not stuck

@@ -187,6 +187,14 @@ class CpuDevice:
         """Refuse: a CPU has no graphs."""
         raise NotImplementedError("a CPU has no graphs")
 
+    def find_loss(self) -> str:
+        """A CPU is not lost before the process is."""
+        return ""
+
+    def memory_bytes(self) -> int:
+        """Count nothing: the memory is the host's own."""
+        return 0
+
     def prepare_thread(self) -> None:
         """Give the launching thread its number of threads to compute with; torch keeps it per thread."""
         torch.set_num_threads(self.serial_threads)

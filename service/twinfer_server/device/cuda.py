@@ -160,6 +160,20 @@ class CudaDevice:
         """Capture `work`, beginning on `lane`'s stream."""
         return CudaGraph(_stream(lane), work, pool)
 
+    def find_loss(self) -> str:
+        """Ask the driver: an error such as an illegal access sticks, and every call to CUDA repeats it until the process ends."""
+        try:
+            event = torch.cuda.Event()
+            event.record(self._copy.stream)
+            event.query()
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+        return ""
+
+    def memory_bytes(self) -> int:
+        """Count what torch's allocator has reserved on the GPU."""
+        return int(torch.cuda.memory_reserved(self.torch_device))
+
     def prepare_thread(self) -> None:
         """Make the GPU the calling thread's current device."""
         torch.cuda.set_device(self.torch_device)

@@ -116,6 +116,14 @@ class Device(Protocol):
         """Capture `work`, beginning on `lane`; other lanes that it forks to must have joined again when it ends."""
         ...
 
+    def find_loss(self) -> str:
+        """Say why the device can do nothing any more, after an error on it; empty where it still can. Never waits."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Count the device memory that torch holds for this process; 0 where it is the host's own."""
+        ...
+
     def prepare_thread(self) -> None:
         """Set up the calling thread for launching: its threads for computing, its current device."""
         ...

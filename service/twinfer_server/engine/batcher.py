@@ -43,6 +43,8 @@ class Batcher:
 
     def __init__(self, ensemble: Ensemble, on_answers: OnAnswers) -> None:
         """Serve a warm ensemble; `start` starts the threads."""
+        self.loss = ""
+        """Why the device is lost for good, once it is; what is in hand still gets its answers, all of them errors."""
         self._ensemble = ensemble
         self._on_answers = on_answers
         self._max_rows = ensemble.spec.batching.max_rows
@@ -213,7 +215,10 @@ class Batcher:
         self._ensemble.device.prepare_thread()
         with torch.inference_mode():
             while (flight := self._to_await.get()) is not None:
-                flight.landed.wait()
+                try:
+                    flight.landed.wait()
+                except Exception as error:  # only a device that is lost cannot be waited for
+                    flight.break_off(error)
                 self._land(flight)
 
     def _land(self, flight: Flight) -> None:
@@ -231,6 +236,8 @@ class Batcher:
             self._air = [airborne for airborne in self._air if airborne.flight is not flight]
             self._changed.notify()
         self._on_answers(flight.rows, answers)
+        if not self.loss and any(run.error is not None for run in flight.runs):
+            self.loss = self._ensemble.device.find_loss()
 
     def fuse_late(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]] | None:
         """Answer `row`, and those of its flight that are as late, from the members so far; None if it is not in the air."""

@@ -96,6 +96,11 @@ class LocalEngine:
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._ensemble.close()
 
+    @property
+    def loss(self) -> str:
+        """Why the device is lost for good; empty while it is not."""
+        return self._batcher.loss
+
     def stuck_members(self) -> list[str]:
         """Name the members whose lane has stood still for `stuck_seconds`."""
         standing = self._batcher.standing_seconds()

@@ -2,10 +2,11 @@
 
 from .answers import answer_rows, fusion_failure
 from .ensemble import Ensemble, load_ensemble
-from .flight import Flight, LeftOut, Run
+from .flight import Flight, LeftOut
 from .member import Member
 from .plan import Plan
 from .plan_cache import read_times, write_times
+from .run import Run
 from .slot import Slot
 from .times import BucketTimes
 from .warmup import warm_up

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from ..errors import InternalError, MemberFailed, MemberLate, NotFinite, NothingToFuse, TwinferError
 from ..fusion import Fused
 from ..rows import DEGRADING, Answer, MemberAnswer, Policy, Row, State, Timings
-from .flight import Flight, Run
+from .flight import Flight
+from .run import Run
 
 STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLate: State.LATE}
 

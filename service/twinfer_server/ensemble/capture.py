@@ -25,8 +25,9 @@ from .plan import Plan
 from .slot import Slot
 
 if TYPE_CHECKING:
-    from .flight import Crew, Run
+    from .flight import Crew
     from .member import Member
+    from .run import Run
 
 logger = logging.getLogger(__name__)
 

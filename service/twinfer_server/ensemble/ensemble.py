@@ -19,10 +19,11 @@ from ..spec import EnsembleSpec, read_labels, read_spec
 from ..trust import Trust
 from .bucket import Bucket, round_up
 from .capture import FlightCapture
-from .flight import Crew, Flight, LeftOut, Run
+from .flight import Crew, Flight, LeftOut
 from .member import Member
 from .plan import Plan, make_plans
 from .probe import probe_member
+from .run import Run
 from .slot import Slot
 from .times import TimesTable
 

@@ -8,7 +8,6 @@ has landed, also when a member fails, a launch breaks off half-way or every call
 """
 
 import logging
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,91 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..device import Device, Event, Lane
+from ..device import Device
 from ..errors import MemberFailed, TwinferError
 from ..fusion import Fused, Fusion
 from ..rows import Row
 from .capture import FlightCapture
 from .member import Member
 from .plan import Plan
-from .slot import Slot
+from .run import Run
 
 logger = logging.getLogger(__name__)
-
-
-class Run:
-    """One member's part in a flight: its rows, its slot, and the events that say how far it is.
-
-    `rows` are the flight's rows that have input for the member, in the order of its samples. `host_output` is real once `done` is.
-    """
-
-    def __init__(self, member: Member, slot: Slot, rows: Sequence[int], flight_rows: Sequence[Row], device: Device) -> None:
-        """Board the rows with the numbers `rows` of `flight_rows`."""
-        self.member = member
-        self.slot = slot
-        self.rows = tuple(rows)
-        self.positions = {row: sample for sample, row in enumerate(self.rows)}
-        self.samples = [flight_rows[row].samples[member.index] for row in self.rows]
-        self.bucket = member.bucket(self.samples)
-        self.staged, self.started = device.event(), device.event()
-        self.done: Event = device.event()
-        self.output: Tensor | None = None
-        self.host_output: Tensor | None = None
-        self.error: TwinferError | None = None
-        self.is_queued = False
-        self.is_in_capture = False
-        self._claim = threading.Lock()
-
-    def claim(self) -> bool:
-        """Take the run for the one lane that will compute it; False if another lane already has."""
-        return self._claim.acquire(blocking=False)
-
-    @property
-    def is_claimed(self) -> bool:
-        """Whether a lane has taken the run."""
-        return self._claim.locked()
-
-    @property
-    def has_output(self) -> bool:
-        """Whether the member has answered; never waits."""
-        return self.done.is_done() and self.error is None
-
-    @property
-    def seconds(self) -> float | None:
-        """The member's time from start to end beside whatever else ran; None until its end, and inside a captured flight."""
-        if self.is_in_capture or not self.done.is_done():
-            return None
-        return self.done.seconds_since(self.started)
-
-    def fly_captured(self, host_output: Tensor, done: Event) -> None:
-        """Take part in a captured flight: row n is sample n of `host_output`, real once `done` is."""
-        self.claim()
-        self.positions = {row: row for row in self.rows}
-        self.host_output = host_output
-        self.done = done
-        self.is_in_capture = self.is_queued = True
-
-    def queue_on(self, lane: Lane) -> None:
-        """Queue the member's work between its events."""
-        lane.wait_for(self.staged)
-        lane.record(self.started)
-        lane.run(self._compute)
-        lane.record(self.done)
-        self.is_queued = True
-
-    def _compute(self) -> None:
-        try:
-            capture = self.slot.captures.get(self.bucket)
-            if capture is None:
-                output = self.member.compute(self.slot, self.bucket)
-                host_output = self.slot.copy_out(output)
-            else:
-                capture.graph.replay()
-                output, host_output = capture.output, capture.host_output
-            self.output, self.host_output = output[: len(self.rows)], host_output[: len(self.rows)]
-        except Exception as error:  # whatever a model raises is its rows' failure and nobody else's
-            logger.exception("member %s raised", self.member.name)
-            self.error = MemberFailed(f"the member raised {type(error).__name__}: {error}", member=self.member.name)
 
 
 LeftOut = Mapping[tuple[int, int], TwinferError]
@@ -175,13 +99,17 @@ class Flight:
                 lane.wait_for(run.done)
 
     def break_off(self, error: Exception) -> None:
-        """End a launch that raised half-way: wait for the lanes already started, then fail the members that were not."""
-        logger.error("a launch broke off: %s", error, exc_info=error)
+        """End a flight that raised half-way: wait for the lanes already started, then fail the members that were not."""
+        logger.error("a flight broke off: %s", error, exc_info=error)
         for run in self.runs:
-            if run.is_queued:
-                run.done.wait()
-            elif run.error is None:
-                run.error = MemberFailed(f"the launch broke off: {type(error).__name__}", member=run.member.name)
+            try:
+                if run.is_queued:
+                    run.done.wait()
+                    continue
+            except Exception:  # a device that is lost cannot be waited for either; nothing on it will ever touch the slot again
+                logger.exception("member %s cannot be waited for", run.member.name)
+            if run.error is None:
+                run.error = MemberFailed(f"the flight broke off: {type(error).__name__}: {error}", member=run.member.name)
 
     @property
     def fused(self) -> Fused | None:
