@@ -35,6 +35,8 @@ class MemberDescription:
     inputs: tuple[str, ...]
     output: str
     parameter_bytes: int
+    not_captured: str
+    capture_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
                 inputs=tuple(kind.name for kind in member.inputs),
                 output=member.spec.output.kind,
                 parameter_bytes=member.model.parameter_bytes,
+                not_captured=member.why_not_captured,
+                capture_bytes=member.capture_bytes,
             )
             for member in ensemble.members
         ),

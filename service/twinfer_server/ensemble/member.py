@@ -34,7 +34,8 @@ class Member:
         self.slots = [Slot(number, device, self.stagings, max_samples) for number in range(SLOTS_PER_LANE)]
         self.row_sizes: tuple[int, ...] = ()
         """The sample counts that it is captured at, and so padded to; empty where it runs as many as there are."""
-        self.why_not_captured = ""
+        self.why_not_captured = "" if device.can_capture else "the device has no graphs"
+        self.capture_bytes = 0
         self.token_sizes = self._find_token_sizes()
         self.output_shape: tuple[int, ...] = ()
         """The shape of one sample's output; known once the member has been probed."""

@@ -103,7 +103,9 @@ class _WarmUp:
         for member in self._ensemble.members:
             buckets = [Bucket(rows, tokens) for rows in self._rows for tokens in member.token_sizes]
             lane = self._ensemble.plans["lanes"].members[member.index]
+            before = self._device.memory_bytes()
             member.why_not_captured = capture_member(member, buckets, lane, self._device)
+            member.capture_bytes = max(0, self._device.memory_bytes() - before)
             if member.why_not_captured:
                 logger.warning("member %s is not captured: %s", member.name, member.why_not_captured)
             else:

@@ -225,6 +225,8 @@ def write_description(description: Description) -> ensemble_pb2.Ensemble:
                 inputs=member.inputs,
                 output=member.output,
                 parameter_bytes=member.parameter_bytes,
+                not_captured=member.not_captured,
+                capture_bytes=member.capture_bytes,
             )
             for member in description.members
         ],

@@ -60,7 +60,7 @@ class InputSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ..., optional: bool = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("name", "loader", "precision", "device", "inputs", "output", "parameter_bytes")
+    __slots__ = ("name", "loader", "precision", "device", "inputs", "output", "parameter_bytes", "not_captured", "capture_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LOADER_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,8 @@ class Member(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NOT_CAPTURED_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     loader: str
     precision: str
@@ -75,7 +77,9 @@ class Member(_message.Message):
     inputs: _containers.RepeatedScalarFieldContainer[str]
     output: str
     parameter_bytes: int
-    def __init__(self, name: _Optional[str] = ..., loader: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., parameter_bytes: _Optional[int] = ...) -> None: ...
+    not_captured: str
+    capture_bytes: int
+    def __init__(self, name: _Optional[str] = ..., loader: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., not_captured: _Optional[str] = ..., capture_bytes: _Optional[int] = ...) -> None: ...
 
 class Fusion(_message.Message):
     __slots__ = ("method", "weights")
