@@ -9,6 +9,7 @@ from .plan_cache import read_times, write_times
 from .run import Run
 from .slot import Slot
 from .times import BucketTimes
+from .trial import Trial, fly_blank
 from .warmup import warm_up
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "Plan",
     "Run",
     "Slot",
+    "Trial",
     "answer_rows",
+    "fly_blank",
     "fusion_failure",
     "load_ensemble",
     "read_times",

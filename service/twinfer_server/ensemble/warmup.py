@@ -8,18 +8,16 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidEnsemble
-from ..rows import Policy, Request, Row
 from .bucket import Bucket, doublings, round_up
 from .capture import FlightCapture, capture_member
 from .ensemble import Ensemble
 from .times import BucketTimes, TimesTable
+from .trial import fly_blank
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +37,6 @@ AGREEMENT = 1e-3
 
 OnProgress = Callable[[int, int], None]
 """Told how many of how many points are done."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """One timed flight: fork to join and each member from start to end, in seconds; and what it fused."""
-
-    wall_seconds: float
-    member_seconds: Mapping[int, float | None]
-    fused: Tensor
 
 
 def warm_up(ensemble: Ensemble, known: TimesTable | None, on_progress: OnProgress) -> None:
@@ -93,7 +82,7 @@ class _WarmUp:
             else:
                 measured.append(self._measure(point))
             if before is not None and max(before.plan_seconds.values()) <= TOO_LONG_SECONDS:
-                self._fly(before.plan, point, self._everybody)
+                fly_blank(self._ensemble, before.plan, point, self._everybody)
         on_progress(len(points), len(points))
         self._ensemble.times = TimesTable(measured, self._device.serial_threads)
 
@@ -140,14 +129,16 @@ class _WarmUp:
     def _measure(self, point: Bucket) -> BucketTimes:
         plans = self._plans_at(point)
         crews = [self._everybody, *((index,) for index in self._everybody)] if len(self._everybody) > 1 else [self._everybody]
-        results = {plan: self._fly(plan, point, self._everybody).fused for plan in plans}  # pays for caches and threads too
+        results = {
+            plan: fly_blank(self._ensemble, plan, point, self._everybody).fused for plan in plans
+        }  # pays for caches and threads too
         plans = self._agreeing(results)
         flights: dict[str, list[float]] = {plan: [] for plan in plans}
         alone: dict[str, list[list[float]]] = {plan: [[] for _ in self._everybody] for plan in plans}
         for _ in _rounds():
             for crew in crews:
                 for plan in plans:
-                    trial = self._fly(plan, point, crew)
+                    trial = fly_blank(self._ensemble, plan, point, crew)
                     if crew == self._everybody:
                         flights[plan].append(trial.wall_seconds)
                     if len(crew) == 1:
@@ -180,42 +171,15 @@ class _WarmUp:
             return
         point = points[-1]
         for point in points:
-            if self._fly("serial", point, self._everybody).wall_seconds > LONG_ENOUGH_SECONDS:
+            if fly_blank(self._ensemble, "serial", point, self._everybody).wall_seconds > LONG_ENOUGH_SECONDS:
                 break
         flights: dict[int, list[float]] = {count: [] for count in choices}
         for _ in _rounds():
             for count in choices:
                 self._device.set_serial_threads(count)
-                self._fly("serial", point, self._everybody)
-                flights[count].append(self._fly("serial", point, self._everybody).wall_seconds)
+                fly_blank(self._ensemble, "serial", point, self._everybody)
+                flights[count].append(fly_blank(self._ensemble, "serial", point, self._everybody).wall_seconds)
         self._device.set_serial_threads(_choose(flights, WORTH_A_CORE))
-
-    def _fly(self, plan: str, point: Bucket, crew: tuple[int, ...]) -> _Trial:
-        """Fly rows of made-up content and wait for the landing."""
-        members = self._ensemble.members
-        rows = [self._blank_row(seed % 4, point.tokens, crew) for seed in range(point.samples)]
-        flight = self._ensemble.board(rows, {index: members[index].slots[0] for index in crew}, {}, plan)
-        flight.launch()
-        flight.landed.wait()
-        for run in flight.runs:
-            if run.error is not None:
-                raise InvalidEnsemble(f"members.{run.member.name}: failed at warm-up, {point.samples} samples: {run.error.text}")
-        wall, fused = flight.join_seconds, flight.fused
-        if wall is None or fused is None:
-            raise InvalidEnsemble(f"fusion.method: {self._ensemble.spec.fusion.method!r} raised at warm-up; the log has it")
-        return _Trial(wall, {run.member.index: run.seconds for run in flight.runs}, fused.prediction)
-
-    def _blank_row(self, seed: int, tokens: int, crew: tuple[int, ...]) -> Row:
-        return Row(
-            request=Request(inputs={}, arrived_at=0.0),
-            samples={index: self._ensemble.members[index].example(seed, tokens) for index in crew},
-            weights=self._ensemble.weights,
-            policy=Policy.BEST_EFFORT,
-            reply_by=float("inf"),
-            answer=None,
-            ready_at=0.0,
-            decode_seconds=0.0,
-        )
 
 
 def round_up_to_last(size: int, sizes: Sequence[int]) -> int:
