@@ -1,0 +1,75 @@
+"""Calls as any client makes them, bytes in and bytes out, and what is in their failures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from twinfer.v1 import ensemble_service_pb2 as pb
+from twinfer.v1 import error_pb2
+
+PATIENCE_SECONDS = 30.0
+"""What a test waits for something that happens at once, before it fails."""
+
+INFER = "/twinfer.v1.EnsembleService/Infer"
+INFER_STREAM = "/twinfer.v1.EnsembleService/InferStream"
+GET_ENSEMBLE = "/twinfer.v1.EnsembleService/GetEnsemble"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a call failed: its status, and the `Error` that came with it."""
+
+    code: grpc.StatusCode
+    details: str
+    error: error_pb2.Error
+    pushback: str
+
+    @property
+    def reason(self) -> str:
+        """The reason's name, without its prefix."""
+        return error_pb2.Reason.Name(self.error.reason).removeprefix("REASON_")
+
+
+def connect(address: str) -> grpc.Channel:
+    """Make a channel of its own connection that does not retry and sends messages of any size."""
+    options = [("grpc.enable_retries", 0), ("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.insecure_channel(address, options)
+
+
+def call(channel: grpc.Channel, method: str, message: bytes, timeout: float = PATIENCE_SECONDS) -> bytes | Failure:
+    """Make a unary call."""
+    try:
+        to_bytes: Any = channel.unary_unary(method)
+        reply: bytes = to_bytes(message, timeout=timeout)
+    except grpc.RpcError as failure:
+        return read_failure(failure)
+    return reply
+
+
+def infer(channel: grpc.Channel, request: pb.InferRequest, timeout: float = PATIENCE_SECONDS) -> pb.InferResponse | Failure:
+    """Call Infer."""
+    reply = call(channel, INFER, request.SerializeToString(), timeout)
+    return reply if isinstance(reply, Failure) else pb.InferResponse.FromString(reply)
+
+
+def stream(channel: grpc.Channel, messages: Any, timeout: float = PATIENCE_SECONDS) -> Any:
+    """Open an InferStream that sends `messages`, bytes each; gives the call, an iterator of bytes."""
+    return channel.stream_stream(INFER_STREAM)(iter(messages), timeout=timeout)
+
+
+def read_failure(failure: Any) -> Failure:
+    """Read a failed call's status and metadata."""
+    metadata = dict(iter(failure.trailing_metadata() or ()))
+    error = error_pb2.Error.FromString(metadata.get("twinfer-error-bin", b""))
+    return Failure(failure.code(), failure.details(), error, metadata.get("grpc-retry-pushback-ms", ""))
+
+
+def failure_of(act: Callable[[], object]) -> Failure:
+    """Do what must fail as a call, and say how it did."""
+    try:
+        found = act()
+    except grpc.RpcError as failure:
+        return read_failure(failure)
+    raise AssertionError(f"it did not fail: {found}")
