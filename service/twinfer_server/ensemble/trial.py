@@ -51,7 +51,7 @@ def fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, ..
     for run in flight.runs:
         if run.error is not None:
             raise InvalidEnsemble(
-                f"members.{run.member.name}: failed in a flight of {bucket.samples} made-up rows: {run.error.text}"
+                f"members.{run.member.name}: failed with {bucket.samples} made-up rows: {run.error.text}"
             )
     wall, fused = flight.join_seconds, flight.fused
     if wall is None or fused is None:
