@@ -22,7 +22,7 @@ TOML = """
     task = "classification"
     labels = "labels.txt"
     policy = "best_effort"
-    plan = "lanes"
+    plan = "serial"
 
     [members.numbers]
     model = "python:models.py:Numbers"
