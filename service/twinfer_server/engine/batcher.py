@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import torch
@@ -26,6 +26,9 @@ OVERDUE_FACTOR = 4.0
 OVERDUE_SECONDS = 0.05
 """A flight that takes this factor of its expected time and these seconds more is taken to be stuck."""
 
+TOGETHER_SECONDS = 0.005
+"""Rows of a flight whose time is up within so long of each other are answered together."""
+
 OnAnswers = Callable[[Sequence[Row], Sequence[Answer | TwinferError]], None]
 
 
@@ -36,6 +39,8 @@ class _Airborne:
     flight: Flight
     overdue_at: float
     is_stuck: bool = False
+    late_rows: set[int] = field(default_factory=set)
+    """The rows, by id, that could not wait for the landing and have been answered."""
 
 
 class Batcher:
@@ -147,6 +152,7 @@ class Batcher:
 
     def _board(self, now: float) -> Flight | None:
         """Take as many rows as fit and can fly now, and make their flight; the others go on waiting."""
+        self._free_done()
         waits = [traffic.wait_seconds(now) for traffic in self._traffic]
         is_ready = [traffic.has_slot and wait <= self._lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)]
         rows: list[Row] = []
@@ -203,11 +209,18 @@ class Batcher:
         flight = airborne.flight
         stuck = [run.member.name for run in flight.runs if run.is_claimed and not run.done.is_done()]
         logger.warning("a flight of %d rows is overdue; lanes not done: %s", len(flight.rows), ", ".join(stuck))
-        if flight.plan.name == "lanes":
-            self._ensemble.detour()
-        else:
+        if not flight.is_launched:
             flight.rescue(self._ensemble.plans["lanes"])
             self._replace_launcher()
+        if flight.plan.name == "lanes":
+            self._ensemble.detour()
+
+    def _free_done(self) -> None:
+        """Free the slots of members that are done in flights where another is stuck."""
+        for airborne in self._air:
+            if airborne.is_stuck:
+                for run in airborne.flight.keep_outputs():
+                    self._traffic[run.member.index].free(run)
 
     # --- landing -------------------------------------------------------------------------------------------------------------
 
@@ -230,26 +243,32 @@ class Batcher:
         except Exception:
             logger.exception("fusing a flight of %d rows failed", len(flight.rows))
             answers = fusion_failure(flight)
+        # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
+        self._on_answers(flight.rows, answers)
         with self._changed:
-            for traffic in self._traffic:
-                traffic.land(flight)
+            for run in flight.runs:
+                self._traffic[run.member.index].free(run)
             self._air = [airborne for airborne in self._air if airborne.flight is not flight]
             self._changed.notify()
-        self._on_answers(flight.rows, answers)
         if not self.loss and any(run.error is not None for run in flight.runs):
             self.loss = self._ensemble.device.find_loss()
 
     def fuse_late(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]] | None:
         """Answer `row`, and those of its flight that are as late, from the members so far; None if it is not in the air."""
-        with self._changed:
-            flights = [airborne.flight for airborne in self._air if row in airborne.flight.rows]
-        if not flights:
-            return None
-        flight = flights[0]
-        now = time.monotonic()
-        rows = [other for other in flight.rows if not other.is_answered and other.reply_by <= now + 0.005]
-        try:
-            return rows, answer_rows(flight, rows, flight.fuse_now(rows), now - flight.launched_at)
-        except Exception:
-            logger.exception("fusing %d late rows failed", len(rows))
-            return rows, [InternalError("the fusion raised an error; the server's log has it") for _ in rows]
+        with self._changed:  # held while fusing: the slots, where outputs lie, are not freed meanwhile
+            airborne = next((airborne for airborne in self._air if row in airborne.flight.rows), None)
+            if airborne is None:
+                return None
+            flight, now = airborne.flight, time.monotonic()
+            rows = [
+                other
+                for other in flight.rows
+                if other is row or (other.reply_by <= now + TOGETHER_SECONDS and not other.is_answered)
+            ]
+            rows = [other for other in rows if id(other) not in airborne.late_rows]
+            airborne.late_rows.update(map(id, rows))
+            try:
+                return rows, answer_rows(flight, rows, flight.fuse_now(rows), now - flight.launched_at) if rows else []
+            except Exception:
+                logger.exception("fusing %d late rows failed", len(rows))
+                return rows, [InternalError("the fusion raised an error; the server's log has it") for _ in rows]

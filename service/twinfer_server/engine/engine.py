@@ -157,7 +157,8 @@ class LocalEngine:
                     member=name,
                 )
             late = [row], [error]
-        self._answer_soon(*late)
+        if late[0]:  # else somebody else has answered the row together with another one
+            self._answer_soon(*late)
 
     # --- answers -----------------------------------------------------------------------------------------------------------
 

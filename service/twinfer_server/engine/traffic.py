@@ -3,7 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
-from ..ensemble import Flight, Member, Run, Slot
+from ..ensemble import Member, Run, Slot
 
 
 class _Airborne(NamedTuple):
@@ -30,9 +30,9 @@ class LaneTraffic:
         A lane that is behind its time is expected to stay so for as long again: a short hiccup costs little, and the longer it
         stands, the fewer rows wait for it.
         """
-        if not self._air:
-            return 0.0
-        return abs(self._air[-1].expected_end - now)
+        # A run may be done long before its flight has landed: it no longer keeps the lane.
+        last = next((airborne for airborne in reversed(self._air) if not airborne.run.done.is_done()), None)
+        return 0.0 if last is None else abs(last.expected_end - now)
 
     @property
     def free_numbers(self) -> set[int]:
@@ -45,21 +45,17 @@ class LaneTraffic:
         self._free.remove(slot)
         return slot
 
-    def give_back(self, slot: Slot) -> None:
-        """Give back a slot that no run holds."""
-        self._free.append(slot)
-
     def take_off(self, run: Run, now: float, alone_seconds: float) -> None:
         """Note that `run` is about to be launched."""
         begins = max(now, self._air[-1].expected_end) if self._air else now
         self._air.append(_Airborne(run, begins + alone_seconds))
 
-    def land(self, flight: Flight) -> None:
-        """Free the slot that `flight` held on this lane, if it held one."""
+    def free(self, run: Run) -> None:
+        """Free the slot that `run` held on this lane, unless that has been done already."""
         for airborne in self._air:
-            if airborne.run in flight.runs:
+            if airborne.run is run:
                 self._air.remove(airborne)
-                self._free.append(airborne.run.slot)
+                self._free.append(run.slot)
                 return
 
     def standing_since(self, now: float) -> float:

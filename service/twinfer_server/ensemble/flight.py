@@ -61,7 +61,9 @@ class Flight:
         self.started, self.landed = device.event(), device.event()
         self.launched_at = 0.0
         self.alone_seconds: Sequence[float] = ()
+        self.is_launched = False
         self._fused: Fused | None = None
+        self._kept: set[int] = set()
         self._device = device.torch_device
         self._numbers = {id(row): number for number, row in enumerate(self.rows)}
 
@@ -73,6 +75,7 @@ class Flight:
         if self.capture is not None:
             self.capture.launch(self.runs, self._weights(range(len(self.rows))))
             plan.copy.record(self.landed)
+            self.is_launched = True
             return
         for run in self.runs:
             run.slot.write(run.samples, run.bucket)
@@ -85,6 +88,7 @@ class Flight:
             plan.fusion.wait_for(run.done)
         plan.fusion.run(self._fuse)
         plan.fusion.record(self.landed)
+        self.is_launched = True
 
     def rescue(self, plan: Plan) -> None:
         """Move the members that wait behind a stuck one to the lanes of `plan`, and queue those lanes behind what is stuck.
@@ -111,9 +115,24 @@ class Flight:
             if run.error is None:
                 run.error = MemberFailed(f"the flight broke off: {type(error).__name__}: {error}", member=run.member.name)
 
+    def keep_outputs(self) -> list[Run]:
+        """Copy what members that are done have answered out of their slots, so that those can be freed before the flight lands.
+
+        Gives the runs that need their slot no more. What the fusion on the device makes of the slots is void then: the flight is
+        fused on the host when it lands. Never waits; one thread at a time.
+        """
+        runs = [run for run in self.runs if run.member.index not in self._kept and run.done.is_done()]
+        for run in runs:
+            if run.host_output is not None:
+                run.host_output = run.host_output.clone()
+            self._kept.add(run.member.index)
+        return runs
+
     @property
     def fused(self) -> Fused | None:
-        """The fused output on the host, once the flight has landed; None if the fusion raised."""
+        """The fused output on the host, once the flight has landed; None if that is void, or the fusion raised."""
+        if self._kept:
+            return None
         return self._fused if self.capture is None else self.capture.read_fused(len(self.rows))
 
     @property

@@ -68,7 +68,8 @@ class TimesTable:
             column = self._by_tokens[tokens]
             curve = (
                 [times.bucket.samples for times in column],
-                [times.alone_seconds[plan][member] for times in column],
+                # A plan that nobody measured flies beside a stuck member all the same.
+                [times.alone_seconds.get(plan, times.alone_seconds[times.plan])[member] for times in column],
             )
             self._curves[key] = curve
         return float(np.interp(bucket.samples, *curve))
