@@ -51,10 +51,12 @@ protos: $(PROTOS_MADE) ## make the Python stubs from protos/
 	.venv-protos/bin/python -W ignore protos/generate.py
 
 bench: $(MADE) ## measure the server against the same models in-process
-	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 digits: $(MADE) ## train the models of ensembles/digits again
 	$(BIN)/python ensembles/digits/train.py
+	$(BIN)/python -m twinfer_server.trust ensembles/digits/*.pt2 > build-trusted.txt
+	mv build-trusted.txt service/twinfer_server/trusted.txt
 
 clean: ## remove the environments, caches and builds
 	rm -rf .venv .venv-protos build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

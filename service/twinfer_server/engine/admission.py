@@ -19,7 +19,8 @@ class Admission:
         self._max_rows = settings.max_waiting_rows
         self._max_bytes = settings.max_waiting_bytes
         self._seconds_per_row = 0.001
-        self._last_answer_at = 0.0
+        self._busy_since = 0.0
+        """When the last answers went out, or later, when the server had something in hand again."""
 
     def enter(self, size_bytes: int) -> None:
         """Take one row in hand; raises Draining or Overloaded. `leave` must follow."""
@@ -32,6 +33,8 @@ class Admission:
                 f"{self.bytes} bytes are in hand and this request has {size_bytes}; allowed: {self._max_bytes}",
                 retry_after_seconds=self._retry_after(),
             )
+        if not self.rows:
+            self._busy_since = time.monotonic()
         self.rows += 1
         self.bytes += size_bytes
 
@@ -43,9 +46,8 @@ class Admission:
     def note_answers(self, count: int) -> None:
         """Learn from `count` answers that went out together how fast rows are answered."""
         now = time.monotonic()
-        if self.rows > count:  # the server was busy all the time since the last answers
-            self._seconds_per_row += 0.1 * ((now - self._last_answer_at) / count - self._seconds_per_row)
-        self._last_answer_at = now
+        self._seconds_per_row += 0.1 * ((now - self._busy_since) / count - self._seconds_per_row)
+        self._busy_since = now
 
     def _retry_after(self) -> float:
         """Estimate when half of what is in hand will have been answered."""

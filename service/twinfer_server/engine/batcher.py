@@ -29,6 +29,9 @@ OVERDUE_SECONDS = 0.05
 TOGETHER_SECONDS = 0.005
 """Rows of a flight whose time is up within so long of each other are answered together."""
 
+LOOK_SECONDS = 0.25
+"""How often a waiting row looks for stuck flights where none is about to be one."""
+
 OnAnswers = Callable[[Sequence[Row], Sequence[Answer | TwinferError]], None]
 
 
@@ -99,7 +102,7 @@ class Batcher:
                     self._go_around(airborne)
             self._changed.notify()
             pending = [airborne.overdue_at - now for airborne in self._air if not airborne.is_stuck]
-            return max(0.005, min(pending, default=OVERDUE_SECONDS))
+            return max(0.005, min(pending, default=LOOK_SECONDS))
 
     def standing_seconds(self) -> dict[str, float]:
         """Say for how long each member's lane has been behind its time, by member name."""

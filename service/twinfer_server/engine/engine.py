@@ -51,6 +51,9 @@ class LocalEngine:
         self._admission = Admission(settings)
         self._batcher = Batcher(ensemble, self._answer_soon)
         self._decoders = ThreadPoolExecutor(settings.decode_threads or usable_cores(), thread_name_prefix="decode")
+        # Of its own: a late row cannot wait behind a large image.
+        self._late = ThreadPoolExecutor(1, thread_name_prefix="late")
+        self._reply_seconds = settings.reply_margin_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -93,7 +96,8 @@ class LocalEngine:
     def close(self) -> None:
         """End the threads; call it when nothing is in hand, or when that no longer matters."""
         self._batcher.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._decoders, self._late):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._ensemble.close()
 
     @property
@@ -132,7 +136,7 @@ class LocalEngine:
         budget = deadline - request.arrived_at
         if budget <= 0:
             raise DeadlinePassed("the deadline had passed when the request arrived")
-        return deadline - min(self._settings.reply_margin_seconds, budget / 4)
+        return deadline - min(self._reply_seconds, budget / 4)
 
     # --- time --------------------------------------------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ class LocalEngine:
     def _on_time_up(self, row: Row) -> None:
         """Answer a row whose time is up: from the members so far if it is in the air and its policy allows, else with an error."""
         assert self._loop is not None
-        self._loop.run_in_executor(self._decoders, self._answer_late, row)
+        self._loop.run_in_executor(self._late, self._answer_late, row)
 
     def _answer_late(self, row: Row) -> None:
         late = self._batcher.fuse_late(row)
@@ -166,11 +170,14 @@ class LocalEngine:
         """Have the event loop hand out answers; any thread."""
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._answer, rows, answers)
+            self._loop.call_soon_threadsafe(self._answer, rows, answers, time.monotonic())
         except RuntimeError:  # the loop has ended, and with it every caller
             logger.info("%d answers came after the end", len(rows))
 
-    def _answer(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError]) -> None:
+    def _answer(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError], since: float) -> None:
+        # What the loop was late is what a reply needs on its way out; a peak is remembered for some hundred flights.
+        late = time.monotonic() - since
+        self._reply_seconds = max(self._settings.reply_margin_seconds, 2 * late, 0.99 * self._reply_seconds)
         for row, answer in zip(rows, answers, strict=True):
             if row.is_answered or row.answer is None:
                 continue

@@ -50,9 +50,7 @@ def fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, ..
     flight.landed.wait()
     for run in flight.runs:
         if run.error is not None:
-            raise InvalidEnsemble(
-                f"members.{run.member.name}: failed with {bucket.samples} made-up rows: {run.error.text}"
-            )
+            raise InvalidEnsemble(f"members.{run.member.name}: failed with {bucket.samples} made-up rows: {run.error.text}")
     wall, fused = flight.join_seconds, flight.fused
     if wall is None or fused is None:
         raise InvalidEnsemble(f"fusion.method: {ensemble.spec.fusion.method!r} raised on made-up rows; the log has it")
