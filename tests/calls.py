@@ -48,6 +48,12 @@ def call(channel: grpc.Channel, method: str, message: bytes, timeout: float = PA
     return reply
 
 
+def begin(channel: grpc.Channel, method: str, message: bytes, timeout: float = PATIENCE_SECONDS) -> Any:
+    """Begin a unary call and go on; gives its future."""
+    to_bytes: Any = channel.unary_unary(method)
+    return to_bytes.future(message, timeout=timeout)
+
+
 def infer(channel: grpc.Channel, request: pb.InferRequest, timeout: float = PATIENCE_SECONDS) -> pb.InferResponse | Failure:
     """Call Infer."""
     reply = call(channel, INFER, request.SerializeToString(), timeout)

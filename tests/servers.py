@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from twinfer_server.serve import Observer, serve
 from twinfer_server.settings import ServerSettings
+
+OnListening = Callable[[str, str], None]
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "ensembles" / "digits"
@@ -27,17 +29,25 @@ class RunningServer:
 
 
 @contextmanager
-def running(folder: Path, **settings: Any) -> Iterator[RunningServer]:
-    """Serve `folder` in this process, so that a test can hold its models' gates; drain and end it afterwards."""
+def running(folder: Path, on_listening: OnListening | None = None, **settings: Any) -> Iterator[RunningServer]:
+    """Serve `folder` in this process, so that a test can hold its models' gates; drain and end it afterwards.
+
+    It is ready when the body begins; who needs the addresses before that is told them by `on_listening`.
+    """
     ready, ended, stop = threading.Event(), threading.Event(), threading.Event()
     addresses: list[str] = []
     failures: list[BaseException] = []
+
+    def listen(address: str, admin_address: str) -> None:
+        addresses.extend((address, admin_address))
+        if on_listening:
+            on_listening(address, admin_address)
 
     async def life() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         threading.Thread(target=lambda: (stop.wait(), loop.call_soon_threadsafe(stopping.set)), daemon=True).start()
-        observer = Observer(lambda *found: addresses.extend(found), lambda done, total: None, ready.set)
+        observer = Observer(listen, lambda done, total: None, ready.set)
         await serve(folder, ServerSettings(**({"listen": "127.0.0.1:0", "cache_dir": ""} | settings)), observer, stopping)
 
     def run() -> None:
