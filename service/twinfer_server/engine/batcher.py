@@ -215,8 +215,6 @@ class Batcher:
         if not flight.is_launched:
             flight.rescue(self._ensemble.plans["lanes"])
             self._replace_launcher()
-        if flight.plan.name == "lanes":
-            self._ensemble.detour()
 
     def _free_done(self) -> None:
         """Free the slots of members that are done in flights where another is stuck."""

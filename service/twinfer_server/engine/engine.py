@@ -151,15 +151,14 @@ class LocalEngine:
     def _answer_late(self, row: Row) -> None:
         late = self._batcher.fuse_late(row)
         if late is None:
+            error: TwinferError = DeadlinePassed("the deadline came while the row waited for a flight")
             names = [self._ensemble.members[index].name for index in row.samples]
             behind = {name: seconds for name, seconds in self._batcher.standing_seconds().items() if seconds and name in names}
-            error: TwinferError = DeadlinePassed("the deadline came while the row waited for a flight")
-            if behind and row.policy is Policy.REQUIRE_ALL:
+            # Under BEST_EFFORT a row flies without those that are behind, unless there is nobody else.
+            if behind and (row.policy is Policy.REQUIRE_ALL or len(behind) == len(names)):
                 name, seconds = max(behind.items(), key=lambda item: item[1])
-                error = MemberLate(
-                    f"the member's lane has been behind for {seconds:.3f} s, longer than the row could wait",
-                    member=name,
-                )
+                text = f"the member's lane has been behind for {seconds:.3f} s, longer than the row could wait"
+                error = MemberLate(text, member=name)
             late = [row], [error]
         if late[0]:  # else somebody else has answered the row together with another one
             self._answer_soon(*late)

@@ -1,15 +1,15 @@
 """The ensemble at work: members and fusion, loaded, probed and warm; it checks requests, prepares rows and boards flights."""
 
 import copy
-import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..device import Device
+from ..device import Device, Event, Lane
 from ..errors import InvalidEnsemble, InvalidOption, MissingInput, UnknownEnsemble, UnknownInput, UnknownMember, quote
 from ..fusion import build_fusion, find_method
 from ..inputs import InputLimits, make_input
@@ -21,7 +21,7 @@ from .bucket import Bucket, round_up
 from .capture import FlightCapture
 from .flight import Crew, Flight, LeftOut
 from .member import Member
-from .plan import Plan, make_plans
+from .plan import make_plans
 from .probe import probe_member
 from .run import Run
 from .slot import Slot
@@ -47,7 +47,8 @@ class Ensemble:
             name: [(member, kind) for member in crew.members for kind in member.inputs if kind.name == name]
             for _, name, _ in spec.walk_inputs()
         }
-        self._detour_lock = threading.Lock()
+        self._fusion_lanes: dict[Lane, Event | None] = {self.plans["lanes"].fusion: None}
+        """The plan `lanes` has several, each with the landing of its last flight; one for each flight in the air, as it comes."""
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -140,7 +141,12 @@ class Ensemble:
         capture = self._find_capture(runs, len(rows), tokens) if name == "graph" else None
         if name == "graph" and capture is None:
             name = "lanes"
-        flight = Flight(rows, runs, left_out, self.plans[name], self.crew, self.device, capture)
+        fly_by = self.plans[name]
+        if name == "lanes":
+            fly_by = replace(fly_by, fusion=self._find_fusion_lane())
+        flight = Flight(rows, runs, left_out, fly_by, self.crew, self.device, capture)
+        if name == "lanes":
+            self._fusion_lanes[fly_by.fusion] = flight.landed
         if self.times is not None:
             flight.alone_seconds = [self.times.alone_seconds(name, run.member.index, run.bucket) for run in runs]
         return flight
@@ -156,17 +162,15 @@ class Ensemble:
             return None
         return self.flight_captures.get((*numbers, Bucket(round_up(rows, row_sizes), round_up(tokens, token_sizes))))  # type: ignore[arg-type]
 
-    def detour(self) -> None:
-        """Give later flights a fusion lane of their own, for the one they had waits for a member that is stuck."""
-        with self._detour_lock:
-            old = self.plans["lanes"]
-            self.plans["lanes"] = Plan(old.name, old.copy, old.members, self.device.lane("fusion"))
-            old.fusion.close()
+    def _find_fusion_lane(self) -> Lane:
+        """Find a fusion lane on which nobody waits: behind a flight with a stuck member a flight without it could not land."""
+        free = (lane for lane, landed in self._fusion_lanes.items() if landed is None or landed.is_done())
+        return next(free, None) or self.device.lane("fusion")
 
     def close(self) -> None:
         """Give the lanes back."""
         for plan in self.plans.values():
-            for lane in {*plan.members, plan.copy, plan.fusion}:
+            for lane in {*plan.members, plan.copy, plan.fusion, *self._fusion_lanes}:
                 lane.close()
 
 
