@@ -5,10 +5,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinfer_server.fusion import METHODS, Fused, Fusion, log_opinion_pool, measure_disagreement
+
+UNTIMED = settings(deadline=None)
+"""A busy machine is no failure: torch's first calls and a neighbour's load outlast any deadline."""
 
 CLASSES = 5
 EQUAL = torch.tensor([[0.5, 0.5]])
@@ -48,6 +51,7 @@ def test_an_answer_holds_prediction_weights_disagreement_and_presence() -> None:
 
 
 @every_method
+@UNTIMED
 @given(rows=st.integers(1, 6), seed=st.integers(0, 1000))
 def test_a_row_alone_is_the_same_as_in_a_batch(name: str, rows: int, seed: int) -> None:
     fusion = build(name)
