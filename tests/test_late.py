@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from twinfer.inputs import Inputs
 from twinfer.requests import make_request
 
 CALLERS = 32
+DEADLINE_SECONDS = 0.25
+TIMES_HEALTHY = 6
+"""On a machine so busy that the same calls take long with nobody stuck, the deadline is so many times that."""
 ORDERS = {"first": ("stuck", "free"), "second": ("free", "stuck")}
 
 
@@ -52,7 +56,8 @@ def plan(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module", params=ORDERS.values(), ids=[f"stuck_member_{order}" for order in ORDERS])
 def served(request: pytest.FixtureRequest, plan: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     pair = Pair(tmp_path_factory.mktemp("pair"), plan, request.param)
-    with running(pair.folder, trust_code=True) as server:
+    # The default margin is for a server that need not share its cores with its callers and with other tests.
+    with running(pair.folder, trust_code=True, reply_margin_seconds=0.1) as server:
         yield Served(pair.stuck, server.address)
 
 
@@ -74,6 +79,16 @@ async def ask_together(client: AsyncClient, deadline_seconds: float) -> list[Ans
     return await asyncio.gather(*calls)
 
 
+async def find_deadline(client: AsyncClient) -> float:
+    """Give the callers' deadline, in seconds: DEADLINE_SECONDS unless this machine has better things to do."""
+    longest = 0.0
+    for _ in range(4):
+        began = time.monotonic()
+        await ask_together(client, deadline_seconds=60)
+        longest = max(longest, time.monotonic() - began)
+    return max(DEADLINE_SECONDS, TIMES_HEALTHY * longest)
+
+
 def states(answer: Answer) -> dict[str, MemberState]:
     return {name: member.state for name, member in answer.members.items()}
 
@@ -85,12 +100,13 @@ def class_0(answer: Answer) -> float:
 def test_every_caller_is_answered_before_the_deadline_and_the_server_recovers(pair: Served) -> None:
     async def callers(address: str) -> None:
         async with AsyncClient(address) as client:
+            deadline = await find_deadline(client)
             for _ in range(3):  # more often than there are slots: one that stays taken would be missed
                 with pair.stuck.held():
                     patient = asyncio.create_task(client.infer(inputs(0.5), timeout=60, policy="require_all"))
                     await asyncio.to_thread(pair.stuck.entered.wait)
                     for _ in range(3):
-                        for caller, answer in enumerate(await ask_together(client, deadline_seconds=0.25)):
+                        for caller, answer in enumerate(await ask_together(client, deadline)):
                             assert states(answer) == {"stuck": MemberState.LATE, "free": MemberState.OK}
                             assert answer.degraded
                             assert class_0(answer) == pytest.approx(chance(caller / CALLERS), abs=1e-6)
@@ -108,11 +124,12 @@ def test_every_caller_is_answered_before_the_deadline_and_the_server_recovers(pa
 def test_callers_who_come_before_anybody_knows_are_answered_too(pair: Served) -> None:
     async def callers(address: str) -> None:
         async with AsyncClient(address) as client:
-            for answer in await ask_together(client, deadline_seconds=0.25):
-                assert states(answer) == {"stuck": MemberState.LATE, "free": MemberState.OK}
+            deadline = await find_deadline(client)
+            with pair.stuck.held():
+                for answer in await ask_together(client, deadline):
+                    assert states(answer) == {"stuck": MemberState.LATE, "free": MemberState.OK}
 
-    with pair.stuck.held():
-        asyncio.run(callers(pair.address))
+    asyncio.run(callers(pair.address))
 
 
 def test_under_require_all_the_status_names_the_late_member(pair: Served) -> None:
