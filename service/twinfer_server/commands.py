@@ -76,14 +76,18 @@ def validate_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Load, probe and warm an ensemble folder without serving it, and say what is wrong with it or how it will run."""
-    from .validate import report
+    from .validate import report, report_invalid
 
     with _plain_errors():
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
-        with _warmup_bar() as on_progress:
-            ensemble = prepare_ensemble(folder, settings, on_progress)
+        try:
+            with _warmup_bar() as on_progress:
+                ensemble = prepare_ensemble(folder, settings, on_progress)
+        except InvalidEnsemble as error:
+            if as_json:
+                report_invalid(error)
+            raise
         report(ensemble, settings, as_json)
-    sys.stdout.flush()
 
 
 @app.command("demo")

@@ -1,22 +1,24 @@
 """What `twinfer validate` says about a folder that loads: its members, its fusion and how its flights will run."""
 
 import json
+import sys
 
 from rich.console import Console
 from rich.table import Table
 
 from .engine import Description, describe
 from .ensemble import Ensemble
+from .errors import InvalidEnsemble
 from .settings import ServerSettings
 
 
 def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
     """Print the description of a warm ensemble, readable or as one JSON object."""
     description = describe(ensemble, settings)
-    console = Console(highlight=False)
     if as_json:
-        console.print_json(json.dumps(_as_dict(description)), indent=None)
+        _print_json(_as_dict(description))
         return
+    console = Console(highlight=False)
     console.print(f"[bold]{description.name}[/] version {description.version}: {description.task}, policy {description.policy}")
     members = Table("member", "loader", "precision", "device", "inputs", "output", "parameters", box=None, header_style="dim")
     for member in description.members:
@@ -36,6 +38,16 @@ def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
         )
     console.print(plans)
     console.print("[green]valid[/]")
+
+
+def report_invalid(error: InvalidEnsemble) -> None:
+    """Print, as one JSON object, why an ensemble folder cannot be served."""
+    _print_json({"is_valid": False, "error": str(error)})
+
+
+def _print_json(document: object) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
 
 
 def _as_dict(description: Description) -> dict[str, object]:

@@ -82,8 +82,8 @@ def _listen(server: grpc.aio.Server, address: str) -> str:
     host, _, port = address.rpartition(":")
     try:
         found = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise PortTaken(f"cannot listen on {address}: {error}") from None
+    except RuntimeError:  # its text says no more; gRPC's own log line has the system's reason
+        found = 0
     if not found:
-        raise PortTaken(f"cannot listen on {address}; is another server there?")
+        raise PortTaken(f"cannot listen on {address}: another server has the port, or the address is not this machine's")
     return f"{host}:{found if port == '0' else port}"
