@@ -7,9 +7,11 @@ too. A row whose first number is HELD stands at the gate `row` until the test op
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.calls import PATIENCE_SECONDS
 from tests.servers import DIGITS, write_ensemble
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import tensor_pb2
@@ -92,7 +94,12 @@ class Gate:
 
     def wait_for_somebody(self) -> None:
         """Return when a model stands at the gate."""
+        stand_in: list[int] = []  # a reader in the model's place, so that a test that waits in vain fails rather than hangs
+        timer = threading.Timer(PATIENCE_SECONDS, lambda: stand_in.append(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)))
+        timer.start()
         self._writer = os.open(self._path, os.O_WRONLY)
+        timer.cancel()
+        assert not stand_in, f"nobody came to the gate {self._path.name!r}"
 
     def open(self) -> None:
         """Let everybody pass, for good."""

@@ -98,8 +98,7 @@ def test_many_streams_of_many_rows_get_every_answer_once(folder: Path) -> None:
 
 def test_a_stream_holds_no_more_rows_than_it_may(folder: Path, gate: Gate) -> None:
     # One row more in hand, and the engine would refuse it as overload.
-    limits = {"max_stream_rows": 4, "max_waiting_rows": 4}
-    with running(folder, trust_code=True, **limits) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_stream_rows=4, max_waiting_rows=4) as server, connect(server.address) as channel:
         rows = [row(HELD, "0"), *(row(0, str(n)) for n in range(1, 50))]
         answers = stream(channel, send(*rows))
         gate.wait_for_somebody()
