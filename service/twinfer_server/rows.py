@@ -92,13 +92,13 @@ class Row:
     """
 
     request: Request
-    samples: Mapping[int, Samples]
-    weights: NDArray[np.float64]
     policy: Policy
+    weights: NDArray[np.float64]
     reply_by: float
-    answer: "asyncio.Future[Answer] | None"
-    ready_at: float
-    decode_seconds: float
+    answer: "asyncio.Future[Answer] | None" = None
+    samples: Mapping[int, Samples] = field(default_factory=dict)
+    ready_at: float = 0.0
+    decode_seconds: float = 0.0
 
     @property
     def is_answered(self) -> bool:

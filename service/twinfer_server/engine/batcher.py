@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from functools import partial
 
 import torch
 
@@ -19,6 +19,7 @@ from ..errors import InternalError, MemberLate, TwinferError
 from ..rows import Answer, Policy, Row
 from .queue import RowQueue
 from .traffic import LaneTraffic
+from .workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +66,20 @@ class Batcher:
         self._lead_seconds = 0.0
         self._launcher: threading.Thread | None = None
         self._is_closing = False
-        self._to_await: SimpleQueue[Flight | None] = SimpleQueue()
-        self._wait_threads = 2 * len(ensemble.members) + 1
+        self._waiters: Workers | None = None
 
     def start(self) -> None:
         """Start the launch thread and the wait threads."""
         self._replace_launcher()
-        for number in range(self._wait_threads):
-            threading.Thread(target=self._await_landings, name=f"wait-{number}", daemon=True).start()
+        self._waiters = Workers("wait", 2 * len(self._ensemble.members) + 1, self._ensemble.device.prepare_thread)
 
     def close(self) -> None:
         """End the threads once nothing waits any more; does not wait for what is stuck."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-        for _ in range(self._wait_threads):
-            self._to_await.put(None)
+        if self._waiters is not None:
+            self._waiters.close()
 
     def put(self, row: Row) -> None:
         """Let a prepared row wait for its flight."""
@@ -149,7 +148,8 @@ class Batcher:
             return
         with self._changed:
             self._lead_seconds += 0.2 * (time.monotonic() - began - self._lead_seconds)
-        self._to_await.put(flight)
+        assert self._waiters is not None
+        self._waiters.do(partial(self._await_landing, flight))
 
     # --- boarding, under the lock --------------------------------------------------------------------------------------------
 
@@ -225,15 +225,13 @@ class Batcher:
 
     # --- landing -------------------------------------------------------------------------------------------------------------
 
-    def _await_landings(self) -> None:
-        self._ensemble.device.prepare_thread()
+    def _await_landing(self, flight: Flight) -> None:
         with torch.inference_mode():
-            while (flight := self._to_await.get()) is not None:
-                try:
-                    flight.landed.wait()
-                except Exception as error:  # only a device that is lost cannot be waited for
-                    flight.break_off(error)
-                self._land(flight)
+            try:
+                flight.landed.wait()
+            except Exception as error:  # only a device that is lost cannot be waited for
+                flight.break_off(error)
+            self._land(flight)
 
     def _land(self, flight: Flight) -> None:
         """Answer the flight's rows and free its slots; the lanes it used have done their part."""

@@ -8,17 +8,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 from ..device import usable_cores
 from ..ensemble import Ensemble
-from ..errors import DeadlinePassed, InvalidOption, MemberLate, TwinferError
+from ..errors import DeadlinePassed, InternalError, InvalidOption, MemberLate, Stage, TwinferError
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
 from .admission import Admission
 from .batcher import Batcher
 from .description import Description, describe
+from .watch import Watch
+from .workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,8 @@ class LocalEngine:
         self._description = describe(ensemble, settings)
         self._admission = Admission(settings)
         self._batcher = Batcher(ensemble, self._answer_soon)
-        self._decoders = ThreadPoolExecutor(settings.decode_threads or usable_cores(), thread_name_prefix="decode")
-        # Of its own: a late row cannot wait behind a large image.
-        self._late = ThreadPoolExecutor(1, thread_name_prefix="late")
+        self._decoders = Workers("decode", settings.decode_threads or usable_cores())
+        self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
         self._reply_seconds = settings.reply_margin_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -74,15 +75,14 @@ class LocalEngine:
         """Answer one row; raises TwinferError."""
         self._admission.enter(size_bytes)
         try:
-            row = await self._make_row(request)
-            assert row.answer is not None
-            timer = self._watch(row)
+            row, answer = self._make_row(request)
+            watch = Watch(row, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
             try:
-                self._batcher.put(row)
-                return await row.answer
+                self._decoders.do(partial(self._decode, row))
+                return await answer
             finally:
-                timer.cancel()
-                if row.answer.cancelled():
+                watch.cancel()
+                if answer.cancelled():
                     self._batcher.discard_answered()
         finally:
             self._admission.leave(size_bytes)
@@ -96,8 +96,8 @@ class LocalEngine:
     def close(self) -> None:
         """End the threads; call it when nothing is in hand, or when that no longer matters."""
         self._batcher.close()
-        for pool in (self._decoders, self._late):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
+        self._late.close()
         self._ensemble.close()
 
     @property
@@ -110,18 +110,35 @@ class LocalEngine:
         standing = self._batcher.standing_seconds()
         return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
 
-    async def _make_row(self, request: Request) -> Row:
-        """Check a request and have it decoded; the row is ready to wait for its flight."""
-        policy = self._ensemble.check(request)
-        weights = self._ensemble.row_weights(request.fusion_weights)
-        reply_by = self._reply_by(request)
-        loop = asyncio.get_running_loop()
+    def _make_row(self, request: Request) -> tuple[Row, "asyncio.Future[Answer]"]:
+        """Check a request, all but its inputs, and make its row."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        row = Row(
+            request=request,
+            policy=self._ensemble.check(request),
+            weights=self._ensemble.row_weights(request.fusion_weights),
+            reply_by=self._reply_by(request),
+            answer=answer,
+        )
+        return row, answer
+
+    def _decode(self, row: Row) -> None:
+        """Decode a row's inputs and let it wait for its flight; decode threads. The event loop hears of it only where it fails."""
+        if row.is_answered:
+            return
         began = time.monotonic()
-        samples = await loop.run_in_executor(self._decoders, self._ensemble.prepare, request)
-        ready = time.monotonic()
-        if ready >= reply_by:
-            raise DeadlinePassed("the deadline passed while the inputs were decoded")
-        return Row(request, samples, weights, policy, reply_by, loop.create_future(), ready, ready - began)
+        try:
+            row.samples = self._ensemble.prepare(row.request)
+        except TwinferError as error:
+            self._answer_soon([row], [error])
+            return
+        except Exception:
+            logger.exception("decoding raised")
+            self._answer_soon([row], [InternalError("decoding raised an error; the server's log has it", stage=Stage.DECODE)])
+            return
+        row.ready_at = time.monotonic()
+        row.decode_seconds = row.ready_at - began
+        self._batcher.put(row)
 
     def _reply_by(self, request: Request) -> float:
         """Find the time by which the row must be answered: its earliest deadline, less the margin for the reply's own way."""
@@ -140,18 +157,14 @@ class LocalEngine:
 
     # --- time --------------------------------------------------------------------------------------------------------------
 
-    def _watch(self, row: Row) -> "_Watch":
-        return _Watch(row, self._settings.stall_seconds, self._batcher, self._on_time_up)
-
     def _on_time_up(self, row: Row) -> None:
         """Answer a row whose time is up: from the members so far if it is in the air and its policy allows, else with an error."""
-        assert self._loop is not None
-        self._loop.run_in_executor(self._late, self._answer_late, row)
+        self._late.do(partial(self._answer_late, row))
 
     def _answer_late(self, row: Row) -> None:
         late = self._batcher.fuse_late(row)
         if late is None:
-            error: TwinferError = DeadlinePassed("the deadline came while the row waited for a flight")
+            error: TwinferError = DeadlinePassed("the deadline came before the row had a flight")
             names = [self._ensemble.members[index].name for index in row.samples]
             behind = {name: seconds for name, seconds in self._batcher.standing_seconds().items() if seconds and name in names}
             # Under BEST_EFFORT a row flies without those that are behind, unless there is nobody else.
@@ -185,37 +198,3 @@ class LocalEngine:
             else:
                 row.answer.set_result(answer)
         self._admission.note_answers(len(rows))
-
-
-class _Watch:
-    """A row's alarm clock: looks after stuck flights while the row waits, and rings when its time is up."""
-
-    def __init__(self, row: Row, stall_seconds: float, batcher: Batcher, on_time_up: "OnTimeUp") -> None:
-        self._row = row
-        self._batcher = batcher
-        self._on_time_up = on_time_up
-        self._loop = asyncio.get_running_loop()
-        budget = row.reply_by - row.ready_at
-        # Late enough to be rare, early enough for another member to be started and to end before the row's time is up.
-        self._timer = self._loop.call_later(min(stall_seconds, budget / 2), self._look)
-
-    def cancel(self) -> None:
-        """Stop the clock."""
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        left = self._row.reply_by - time.monotonic()
-        if self._row.is_answered:
-            return
-        if left <= 0:
-            self._on_time_up(self._row)
-            return
-        self._timer = self._loop.call_later(min(left, self._batcher.look_for_stuck()), self._look)
-
-
-class OnTimeUp(Protocol):
-    """Told, on the event loop, that a row's time is up."""
-
-    def __call__(self, row: Row) -> None:
-        """Answer the row."""
-        ...

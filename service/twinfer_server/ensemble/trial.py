@@ -35,13 +35,10 @@ def fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, ..
     rows = [
         Row(
             request=Request(inputs={}, arrived_at=0.0),
-            samples=seeds[number % len(seeds)],
-            weights=ensemble.weights,
             policy=Policy.BEST_EFFORT,
+            weights=ensemble.weights,
             reply_by=float("inf"),
-            answer=None,
-            ready_at=0.0,
-            decode_seconds=0.0,
+            samples=seeds[number % len(seeds)],
         )
         for number in range(bucket.samples)
     ]
