@@ -74,6 +74,8 @@ def _make_server(settings: ServerSettings) -> grpc.aio.Server:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+            # Else windows grow to megabytes, and what a refused call sends lies in memory although nobody asked for it.
+            ("grpc.http2.bdp_probe", 0),
         ),
     )
 
