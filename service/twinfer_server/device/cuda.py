@@ -174,6 +174,9 @@ class CudaDevice:
         """Count what torch's allocator has reserved on the GPU."""
         return int(torch.cuda.memory_reserved(self.torch_device))
 
+    def give_way(self) -> None:
+        """Nothing to do: what launches on a GPU leaves the cores alone."""
+
     def prepare_thread(self) -> None:
         """Make the GPU the calling thread's current device."""
         torch.cuda.set_device(self.torch_device)

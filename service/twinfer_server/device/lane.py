@@ -124,6 +124,10 @@ class Device(Protocol):
         """Count the device memory that torch holds for this process; 0 where it is the host's own."""
         ...
 
+    def give_way(self) -> None:
+        """Let the calling thread go behind the host's other threads, where it computes on the same cores; for good."""
+        ...
+
     def prepare_thread(self) -> None:
         """Set up the calling thread for launching: its threads for computing, its current device."""
         ...

@@ -118,6 +118,7 @@ class Batcher:
 
     def _launch_flights(self) -> None:
         self._ensemble.device.prepare_thread()
+        self._ensemble.device.give_way()
         with torch.inference_mode():
             while (flight := self._next_flight()) is not None:
                 self._launch(flight)
