@@ -1,6 +1,6 @@
 """From a flight to its rows' answers: what became of each member, and whether that is enough for the row's policy."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,13 @@ from .run import Run
 STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLate: State.LATE}
 
 
-def answer_rows(flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float) -> list[Answer | TwinferError]:
+def answer_rows(
+    flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float, done: Collection[int] | None = None
+) -> list[Answer | TwinferError]:  # fmt: skip
     """Judge `rows` of `flight` by `fused`, which has them in the same order: each gets an answer, or the error it ends with.
 
-    Call it when the flight has landed, or, for rows that cannot wait, with what `Flight.fuse_now` made of the members so far.
+    Call it when the flight has landed, or, for rows that cannot wait, with what `Flight.fuse_now` made of the members so far and
+    with those that were `done`, by index, before it did: one that has ended since is late all the same.
     """
     prediction = fused.prediction.numpy()
     weights, present, disagreement = fused.weights.tolist(), fused.present.tolist(), fused.disagreement.tolist()
@@ -27,7 +30,16 @@ def answer_rows(flight: Flight, rows: Sequence[Row], fused: Fused, device_second
     answers: list[Answer | TwinferError] = []
     for place, row in enumerate(rows):
         members = tuple(
-            _judge_member(flight, row, runs.get(index), index, weights[place][index], present[place][index], spans.get(index))
+            _judge_member(
+                flight,
+                row,
+                runs.get(index),
+                index,
+                weights[place][index],
+                present[place][index],
+                spans.get(index),
+                is_done=done is None or index in done,
+            )
             for index in range(len(flight.crew.members))
         )
         timings = Timings(
@@ -57,12 +69,15 @@ def _judge_row(
         return lost[0]
     if not any(member.state is State.OK for member in members):
         causes = "; ".join(f"{error.member}: {error.text}" for error in lost)
-        return lost[0] if len(lost) == 1 else NothingToFuse(f"no member has an output for this row: {causes}")
+        if len(lost) == 1:
+            return lost[0]
+        is_late = all(isinstance(error, MemberLate) for error in lost)
+        return (MemberLate if is_late else NothingToFuse)(f"no member has an output for this row: {causes}")
     return Answer(prediction, members, disagreement, timings)
 
 
 def _judge_member(
-    flight: Flight, row: Row, run: Run | None, index: int, weight: float, is_present: bool, seconds: float | None
+    flight: Flight, row: Row, run: Run | None, index: int, weight: float, is_present: bool, seconds: float | None, *, is_done: bool
 ) -> MemberAnswer:  # fmt: skip
     """Say what became of one member for one row."""
     member = flight.crew.members[index]
@@ -71,7 +86,7 @@ def _judge_member(
         return MemberAnswer(State.NO_INPUT)
     error = flight.left_out.get((number, index))
     if error is None and run is not None:
-        if not run.done.is_done():
+        if not is_present and not is_done:
             error = MemberLate("the member was not ready when the row had to be answered", member=member.name)
         elif run.error is not None:
             error = run.error

@@ -65,6 +65,7 @@ class Flight:
         self._fused: Fused | None = None
         self._kept: set[int] = set()
         self._device = device.torch_device
+        self._make_event = device.event
         self._numbers = {id(row): number for number, row in enumerate(self.rows)}
 
     def launch(self) -> None:
@@ -105,15 +106,25 @@ class Flight:
     def break_off(self, error: Exception) -> None:
         """End a flight that raised half-way: wait for the lanes already started, then fail the members that were not."""
         logger.error("a flight broke off: %s", error, exc_info=error)
-        for run in self.runs:
-            try:
-                if run.is_queued:
-                    run.done.wait()
-                    continue
-            except Exception:  # a device that is lost cannot be waited for either; nothing on it will ever touch the slot again
-                logger.exception("member %s cannot be waited for", run.member.name)
-            if run.error is None:
+        lanes = dict.fromkeys((self.plan.copy, *(run.lane for run in self.runs if run.lane is not None), self.plan.fusion))
+        try:
+            for lane in lanes:
+                # Not the flight's own events: the launch may have broken off before they were recorded.
+                settled = self._make_event()
+                lane.record(settled)
+                settled.wait()
+            done = [run.has_output for run in self.runs]
+        except Exception:  # a device that is lost cannot be waited for either; nothing on it will ever touch the slots again
+            logger.exception("the lanes cannot be waited for")
+            done = [False for _ in self.runs]
+        for run, is_done in zip(self.runs, done, strict=True):
+            if not is_done and run.error is None:
                 run.error = MemberFailed(f"the flight broke off: {type(error).__name__}: {error}", member=run.member.name)
+
+    @property
+    def done_members(self) -> frozenset[int]:
+        """The members that are done by now, by index."""
+        return frozenset(run.member.index for run in self.runs if run.done.is_done())
 
     def keep_outputs(self) -> list[Run]:
         """Copy what members that are done have answered out of their slots, so that those can be freed before the flight lands.

@@ -34,7 +34,7 @@ class Run:
         self.output: Tensor | None = None
         self.host_output: Tensor | None = None
         self.error: TwinferError | None = None
-        self.is_queued = False
+        self.lane: Lane | None = None
         self.is_in_capture = False
         self._claim = threading.Lock()
 
@@ -65,15 +65,15 @@ class Run:
         self.positions = {row: row for row in self.rows}
         self.host_output = host_output
         self.done = done
-        self.is_in_capture = self.is_queued = True
+        self.is_in_capture = True
 
     def queue_on(self, lane: Lane) -> None:
         """Queue the member's work between its events."""
+        self.lane = lane
         lane.wait_for(self.staged)
         lane.record(self.started)
         lane.run(self._compute)
         lane.record(self.done)
-        self.is_queued = True
 
     def _compute(self) -> None:
         try:
