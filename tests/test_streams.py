@@ -58,7 +58,10 @@ class Outbox:
         return iter(self._messages.get, None)
 
 
-def test_answers_come_as_they_are_ready_and_not_in_the_order_of_the_rows(folder: Path, gate: Gate) -> None:
+@pytest.mark.parametrize("plan", ["serial", "lanes"])
+def test_answers_come_as_they_are_ready_and_not_in_the_order_of_the_rows(folder: Path, gate: Gate, plan: str) -> None:
+    toml = folder / "ensemble.toml"
+    toml.write_text(toml.read_text().replace('plan = "serial"', f'plan = "{plan}"'))
     outbox = Outbox()
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         answers = stream(channel, outbox)
