@@ -141,16 +141,18 @@ class Batcher:
         try:
             flight.launch()
         except Exception as error:  # a device that refuses work fails this flight's rows, and the next one tries again
-            flight.break_off(error)
-            self._land(flight)
+            self._wait_for(flight, error)
             return
         if flight.landed.is_done():
             self._land(flight)
             return
         with self._changed:
             self._lead_seconds += 0.2 * (time.monotonic() - began - self._lead_seconds)
+        self._wait_for(flight, None)
+
+    def _wait_for(self, flight: Flight, error: Exception | None) -> None:
         assert self._waiters is not None
-        self._waiters.do(partial(self._await_landing, flight))
+        self._waiters.do(partial(self._await_landing, flight, error))
 
     # --- boarding, under the lock --------------------------------------------------------------------------------------------
 
@@ -226,11 +228,15 @@ class Batcher:
 
     # --- landing -------------------------------------------------------------------------------------------------------------
 
-    def _await_landing(self, flight: Flight) -> None:
+    def _await_landing(self, flight: Flight, error: Exception | None) -> None:
+        """Wait for a flight, or for what is left of one whose launch ended with `error`."""
         with torch.inference_mode():
             try:
-                flight.landed.wait()
-            except Exception as error:  # only a device that is lost cannot be waited for
+                if error is None:
+                    flight.landed.wait()
+            except Exception as loss:  # only a device that is lost cannot be waited for
+                error = loss
+            if error is not None:
                 flight.break_off(error)
             self._land(flight)
 
@@ -267,8 +273,9 @@ class Batcher:
             ]
             rows = [other for other in rows if id(other) not in airborne.late_rows]
             airborne.late_rows.update(map(id, rows))
+            done = flight.done_members
             try:
-                return rows, answer_rows(flight, rows, flight.fuse_now(rows), now - flight.launched_at) if rows else []
+                return rows, answer_rows(flight, rows, flight.fuse_now(rows), now - flight.launched_at, done) if rows else []
             except Exception:
                 logger.exception("fusing %d late rows failed", len(rows))
                 return rows, [InternalError("the fusion raised an error; the server's log has it") for _ in rows]

@@ -20,7 +20,7 @@ def answer_rows(
     """Judge `rows` of `flight` by `fused`, which has them in the same order: each gets an answer, or the error it ends with.
 
     Call it when the flight has landed, or, for rows that cannot wait, with what `Flight.fuse_now` made of the members so far and
-    with those that were `done`, by index, before it did: one that has ended since is late all the same.
+    with those that were `done`, by index, before it did (by default: now); one that has ended since is late all the same.
     """
     prediction = fused.prediction.numpy()
     weights, present, disagreement = fused.weights.tolist(), fused.present.tolist(), fused.disagreement.tolist()
@@ -38,7 +38,7 @@ def answer_rows(
                 weights[place][index],
                 present[place][index],
                 spans.get(index),
-                is_done=done is None or index in done,
+                done,
             )
             for index in range(len(flight.crew.members))
         )
@@ -77,7 +77,8 @@ def _judge_row(
 
 
 def _judge_member(
-    flight: Flight, row: Row, run: Run | None, index: int, weight: float, is_present: bool, seconds: float | None, *, is_done: bool
+    flight: Flight, row: Row, run: Run | None, index: int, weight: float, is_present: bool, seconds: float | None,
+    done: Collection[int] | None,
 ) -> MemberAnswer:  # fmt: skip
     """Say what became of one member for one row."""
     member = flight.crew.members[index]
@@ -86,7 +87,7 @@ def _judge_member(
         return MemberAnswer(State.NO_INPUT)
     error = flight.left_out.get((number, index))
     if error is None and run is not None:
-        if not is_present and not is_done:
+        if not is_present and not (run.done.is_done() if done is None else index in done):
             error = MemberLate("the member was not ready when the row had to be answered", member=member.name)
         elif run.error is not None:
             error = run.error
