@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from twinfer_server.demo import read_address
+
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "ensembles" / "digits"
 PACKAGES = ("twinfer", "torch", "grpcio", "protobuf", "numpy", "uvloop")
@@ -74,21 +76,11 @@ def serving(folder: Path, cores: frozenset[int], arguments: Sequence[str] = ()) 
     command += ["--set", "log_level=warning", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: pin(cores)) as process:
         try:
-            yield Server(_read_address(process), process.pid)
+            yield Server(read_address(process), process.pid)
         finally:
             process.terminate()
     if process.returncode:
         raise RuntimeError(f"the server did not stop cleanly: exit code {process.returncode}")
-
-
-def _read_address(process: "subprocess.Popen[str]") -> str:
-    address = ""
-    for line in process.stdout or ():
-        if line.startswith("listening on "):
-            address = line.removeprefix("listening on ").strip()
-        if line.strip() == "ready":
-            return address
-    raise RuntimeError(f"the server ended with exit code {process.wait()} before it was ready")
 
 
 def cpu_seconds(pid: int) -> float:

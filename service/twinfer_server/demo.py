@@ -58,14 +58,14 @@ def running_server(folder: Path, device: str | None = None, arguments: Sequence[
     command += ["--set", "log_level=warning", *(["--device", device] if device else []), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield _read_address(process)
+            yield read_address(process)
         finally:
             process.terminate()
     if process.returncode:
         raise RuntimeError(f"the server did not stop cleanly: exit code {process.returncode}")
 
 
-def _read_address(process: "subprocess.Popen[str]") -> str:
+def read_address(process: "subprocess.Popen[str]") -> str:
     """Read what the server prints until it is ready; give the address that it listens on."""
     address = ""
     for line in process.stdout or ():
@@ -185,6 +185,7 @@ def _show_summary(console: Console, summary: Mapping[str, object]) -> None:
     console.print(
         f"\n{summary['rows']} held-out rows, {CALLS_IN_FLIGHT} calls at once: "
         f"{summary['requests_per_second']} requests/s, p50 {summary['p50_ms']} ms, "
-        f"overlap ratio {summary['overlap_ratio']} (1.0: one member after the other)."
+        f"overlap ratio {summary['overlap_ratio']}\n"
+        "(1.0: as if one member ran after the other; below: other work on the same cores kept them waiting)."
     )
     console.print("The server has stopped cleanly.")

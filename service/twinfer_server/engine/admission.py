@@ -28,7 +28,8 @@ class Admission:
             raise Draining("the server is shutting down")
         if self.rows >= self._max_rows:
             raise Overloaded(f"{self.rows} rows are in hand; allowed: {self._max_rows}", retry_after_seconds=self._retry_after())
-        if self.bytes + size_bytes > self._max_bytes:
+        # A request that is alone is never too much: refused now, it would be refused for ever.
+        if self.bytes and self.bytes + size_bytes > self._max_bytes:
             raise Overloaded(
                 f"{self.bytes} bytes are in hand and this request has {size_bytes}; allowed: {self._max_bytes}",
                 retry_after_seconds=self._retry_after(),
