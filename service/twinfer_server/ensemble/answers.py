@@ -87,10 +87,10 @@ def _judge_member(
         return MemberAnswer(State.NO_INPUT)
     error = flight.left_out.get((number, index))
     if error is None and run is not None:
-        if not is_present and not (run.done.is_done() if done is None else index in done):
-            error = MemberLate("the member was not ready when the row had to be answered", member=member.name)
-        elif run.error is not None:
+        if run.error is not None:
             error = run.error
+        elif not is_present and not (run.done.is_done() if done is None else index in done):
+            error = MemberLate("the member was not ready when the row had to be answered", member=member.name)
         elif not is_present:
             error = NotFinite("the member answered with NaN or an infinity", member=member.name)
     if error is not None:
