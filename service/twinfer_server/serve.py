@@ -50,6 +50,7 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
     """
     device = open_device(settings.device, lanes=len(read_spec(folder).members))
     device.prepare_thread()
+    logger.info("computing on %s", device.fingerprint)
     trust = Trust.read(settings.trust_code, settings.trust_list)
     limits = InputLimits(settings.max_image_pixels, settings.max_text_bytes)
     ensemble = load_ensemble(folder, device, trust, limits)
