@@ -73,6 +73,10 @@ def capture_member(member: "Member", buckets: Sequence[Bucket], lane: Lane, devi
     return ""
 
 
+class CannotCapture(Exception):
+    """A whole flight cannot be one graph; says why. It is flown by another plan."""
+
+
 class TicketEvent:
     """Done once a number that travels through the captured flight behind the member's output has come to the host.
 
@@ -105,7 +109,10 @@ class FlightCapture:
     """
 
     def __init__(self, crew: "Crew", slots: Sequence[Slot], buckets: Sequence[Bucket], plan: Plan, device: Device) -> None:
-        """Capture the flight with `plan`'s lanes; `slots` and `buckets` have one for each member, all with the same samples."""
+        """Capture the flight with `plan`'s lanes; `slots` and `buckets` have one for each member, all with the same samples.
+
+        Raises CannotCapture, and InvalidEnsemble where the capture breaks off: the process has to end then.
+        """
         self._crew = crew
         self._slots = tuple(slots)
         self._buckets = tuple(buckets)
@@ -118,7 +125,14 @@ class FlightCapture:
         self._arrivals = [device.staging((1,), torch.int64)[0] for _ in crew.members]
         self._arrived = [arrival.numpy() for arrival in self._arrivals]
         self._fused_host: list[Tensor] = []
-        self._graph = device.capture(plan.copy, self._work, device.graph_pool())
+        # Once as it is, for buffers and libraries want to be made before a capture begins.
+        reason = device.find_sync(plan.copy, self._work)
+        if reason:
+            raise CannotCapture(f"the fusion waits for the device: {reason}")
+        try:
+            self._graph = device.capture(plan.copy, self._work, device.graph_pool())
+        except Exception as error:
+            raise InvalidEnsemble(f'plan: capturing whole flights broke off ({error}); set plan = "lanes"') from error
 
     @property
     def rows(self) -> int:

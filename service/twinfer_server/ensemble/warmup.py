@@ -13,8 +13,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import InvalidEnsemble
 from .bucket import Bucket, doublings, round_up
-from .capture import FlightCapture, capture_member
+from .capture import CannotCapture, FlightCapture, capture_member
 from .ensemble import Ensemble
 from .times import BucketTimes, TimesTable
 from .trial import fly_blank
@@ -57,8 +58,12 @@ class _WarmUp:
         self._tokens = sorted({size for sizes in ragged for size in sizes}) or [0]
         most = ensemble.spec.batching.max_rows
         self._rows = (most,) if ensemble.spec.deterministic else doublings(1, most)
-        wanted = ensemble.plans if ensemble.spec.plan == "auto" else (ensemble.spec.plan,)
-        self._plans = tuple(wanted) if len(ensemble.members) > 1 else ("serial",)
+        wanted = tuple(plan for plan in ensemble.plans if ensemble.spec.plan in ("auto", plan))
+        if not wanted:
+            raise InvalidEnsemble(
+                f"plan: found {ensemble.spec.plan!r}; allowed on {self._device.torch_device}: auto, {', '.join(ensemble.plans)}"
+            )
+        self._plans = wanted if len(ensemble.members) > 1 else ("serial",)
 
     def run(self, known: TimesTable | None, on_progress: OnProgress) -> None:
         """Capture, time and choose, or with `known` only capture and fly each point once."""
@@ -121,7 +126,11 @@ class _WarmUp:
             return self._plans
         if any(member.why_not_captured for member in self._ensemble.members):
             return tuple(plan for plan in self._plans if plan != "graph") or ("lanes",)
-        self._ensemble.flight_captures[0, point] = self._capture_flight(point, 0)
+        try:
+            self._ensemble.flight_captures[0, point] = self._capture_flight(point, 0)
+        except CannotCapture as error:
+            logger.warning("flights are not captured: %s", error)
+            self._plans = tuple(plan for plan in self._plans if plan != "graph") or ("lanes",)
         return self._plans
 
     # --- timing -----------------------------------------------------------------------------------------------------------
