@@ -71,7 +71,7 @@ class ServerSettings(BaseSettings):
     default_timeout_seconds: Seconds = 30.0
     """The time a row may take where the caller sets none; also the most that a caller can set."""
     reply_margin_seconds: Seconds = 0.02
-    """How long before its deadline a row is answered, more where replies were seen to take longer; at most a quarter of its time."""
+    """How long before its deadline a row is answered; more where replies take longer, at most a quarter of its time."""
     stall_seconds: Seconds = 0.25
     """How long a row waits before somebody looks whether the flight ahead of it is stuck."""
     stuck_seconds: Seconds = 10.0
