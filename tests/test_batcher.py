@@ -1,0 +1,307 @@
+"""The batcher: who flies with whom, and when; with members that compute as long as a test wants."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.models import Opinion, as_any, chance, load_members, number, write_members
+from tests.recording import RecordingDevice
+from twinfer_server.engine.batcher import Batcher
+from twinfer_server.engine.queue import RowQueue
+from twinfer_server.ensemble import Ensemble
+from twinfer_server.errors import MemberFailed, TwinferError
+from twinfer_server.rows import Answer, Policy, Priority, Request, Row, State
+
+PLANS = ["serial", "lanes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A row that waits, and where its answer will be."""
+
+    row: Row
+    future: "Future[Answer]"
+
+    def answer(self) -> Answer:
+        """Sleep until the row is answered; raises its error."""
+        return self.future.result()
+
+
+class Desk:
+    """A batcher with two opinions, `left` and `right`, and somebody who hands out its answers."""
+
+    def __init__(self, ensemble: Ensemble, models: Mapping[str, Opinion]) -> None:
+        self.ensemble = ensemble
+        self.left, self.right = models["left"], models["right"]
+        self.batcher = Batcher(ensemble, self._hand_out)
+
+    def make(
+        self, *, policy: Policy = Policy.BEST_EFFORT, priority: Priority = Priority.NORMAL, reply_in: float = 1e6, **xs: float
+    ) -> Ticket:  # fmt: skip
+        """Make a row with a number for each member that `xs` names; it is not put yet."""
+        request = Request({name: number(x) for name, x in xs.items()}, arrived_at=0.0, priority=priority)
+        now = time.monotonic()
+        future: Future[Answer] = Future()
+        row = Row(
+            request=request, policy=policy, weights=self.ensemble.weights, reply_by=now + reply_in, answer=as_any(future),
+            samples=self.ensemble.prepare(request), ready_at=now,
+        )  # fmt: skip
+        return Ticket(row, future)
+
+    def put(self, **arguments: Any) -> Ticket:
+        ticket = self.make(**arguments)
+        self.batcher.put(ticket.row)
+        return ticket
+
+    def put_both(self, x: float) -> Ticket:
+        return self.put(left=x, right=x)
+
+    def _hand_out(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError]) -> None:
+        for row, answer in zip(rows, answers, strict=True):
+            future: Future[Answer] = as_any(row.answer)
+            if row.is_answered:
+                continue
+            if isinstance(answer, TwinferError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+
+@contextmanager
+def open_desk(folder: Path, plan: str = "serial", *, max_rows: int = 4, tail: str = "", seconds: float = 0.001) -> Iterator[Desk]:
+    models = {"left": Opinion(), "right": Opinion()}
+    ensemble = load_members(write_members(folder, models, tail=tail, max_rows=max_rows), plan, seconds=seconds)
+    desk = Desk(ensemble, models)
+    desk.batcher.start()
+    try:
+        yield desk
+    finally:
+        for model in models.values():
+            model.release()
+        desk.batcher.close()
+        ensemble.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with open_desk(tmp_path) as desk:
+        yield desk
+
+
+@contextmanager
+def in_the_air(desk: Desk) -> Iterator[Ticket]:
+    """Keep a flight of one row computing, so that the rows that are put meanwhile collect."""
+    with desk.left.held():
+        ticket = desk.put_both(0.0)
+        desk.left.entered.wait()
+        yield ticket
+    assert not ticket.answer().is_degraded
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_lone_row_flies_at_once(tmp_path: Path, plan: str) -> None:
+    with open_desk(tmp_path, plan, max_rows=4) as desk:
+        for x in (0.25, -0.5):
+            answer = desk.put_both(x).answer()
+            assert answer.fused[0] == pytest.approx(chance(x), abs=1e-6)
+            assert answer.timings.flight_rows == 1
+        assert desk.left.batches == desk.right.batches == [[0.25], [-0.5]]
+
+
+def test_rows_collect_while_a_flight_computes_and_then_fly_together(desk: Desk) -> None:
+    with in_the_air(desk):
+        tickets = [desk.put_both(x) for x in (0.1, 0.2, 0.3)]
+    for x, ticket in zip((0.1, 0.2, 0.3), tickets, strict=True):
+        assert ticket.answer().fused[0] == pytest.approx(chance(x), abs=1e-6)
+        assert ticket.answer().timings.flight_rows == 3
+    assert [len(batch) for batch in desk.left.batches] == [1, 3]
+
+
+def test_no_flight_carries_more_than_max_rows(desk: Desk) -> None:
+    with in_the_air(desk):
+        tickets = [desk.put_both(x / 10) for x in range(10)]
+    for x, ticket in enumerate(tickets):
+        assert ticket.answer().fused[0] == pytest.approx(chance(x / 10), abs=1e-6)
+    assert [len(batch) for batch in desk.left.batches] == [1, 4, 4, 2]
+
+
+def test_rows_of_all_modalities_share_a_flight_and_members_see_their_own_rows_only(desk: Desk) -> None:
+    with in_the_air(desk):
+        both, left, right = desk.put(left=0.1, right=0.2), desk.put(left=0.3), desk.put(right=0.4)
+    assert both.answer().fused[0] == pytest.approx(chance(0.1, 0.2), abs=1e-6)
+    assert left.answer().fused[0] == pytest.approx(chance(0.3), abs=1e-6)
+    assert right.answer().fused[0] == pytest.approx(chance(0.4), abs=1e-6)
+    assert [member.state for member in left.answer().members] == [State.OK, State.NO_INPUT]
+    assert [member.state for member in right.answer().members] == [State.NO_INPUT, State.OK]
+    assert {ticket.answer().timings.flight_rows for ticket in (both, left, right)} == {3}
+    assert not left.answer().is_degraded
+    assert desk.left.batches[1:] == [pytest.approx([0.1, 0.3])]
+    assert desk.right.batches[1:] == [pytest.approx([0.2, 0.4])]
+
+
+def test_a_row_of_high_priority_boards_first_and_one_of_low_priority_last(tmp_path: Path) -> None:
+    with open_desk(tmp_path, max_rows=2) as desk:
+        with in_the_air(desk):
+            tickets = [
+                desk.put(left=x, right=x, priority=priority)
+                for x, priority in ((1, Priority.LOW), (2, Priority.NORMAL), (3, Priority.NORMAL), (4, Priority.HIGH))
+            ]
+        for ticket in tickets:
+            ticket.answer()
+        assert desk.left.batches[1:] == [[4, 2], [3, 1]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 640).map(lambda count: count / 64), st.sampled_from(Priority)), max_size=20))
+def test_each_step_of_priority_is_worth_a_second_of_waiting_and_no_more(waiting: list[tuple[float, Priority]]) -> None:
+    queue = RowQueue()
+    for ready_at, priority in waiting:
+        request = Request({}, arrived_at=0.0, priority=priority)
+        queue.put(Row(request, Policy.BEST_EFFORT, as_any(None), 1e6, as_any(Future()), ready_at=ready_at))
+    order = [(row.ready_at, row.request.priority) for row in queue.take_in_order()]
+    assert sorted(order) == sorted(waiting)
+    for (ready_at, priority), (next_ready_at, next_priority) in itertools.pairwise(order):
+        assert ready_at - next_ready_at <= priority - next_priority
+
+
+def test_a_row_past_its_deadline_is_never_launched(desk: Desk) -> None:
+    with in_the_air(desk):
+        late = desk.put(left=5, right=5, reply_in=0.0)
+        other = desk.put_both(0.5)
+    other.answer()
+    assert desk.left.batches == [[0], [0.5]]
+    assert not late.future.done()  # whoever watches the clock answers it
+
+
+def test_a_cancelled_row_leaves_no_hole(desk: Desk) -> None:
+    with in_the_air(desk):
+        tickets = [desk.put_both(x) for x in (1, 2, 3)]
+        tickets[1].future.cancel()
+        desk.batcher.discard_answered()
+    assert tickets[0].answer().timings.flight_rows == 2
+    tickets[2].answer()
+    assert desk.left.batches[1:] == [[1, 3]]
+
+
+def test_a_row_cancelled_in_mid_flight_harms_nobody(desk: Desk) -> None:
+    with desk.left.held():
+        first = desk.put_both(0.1)
+        desk.left.entered.wait()
+        second = desk.put_both(0.2)
+        first.future.cancel()
+        desk.batcher.discard_answered()
+    assert second.answer().fused[0] == pytest.approx(chance(0.2), abs=1e-6)
+    assert desk.left.batches == desk.right.batches == [pytest.approx([0.1]), pytest.approx([0.2])]
+
+
+def test_with_a_delay_a_lone_row_waits_for_company(tmp_path: Path) -> None:
+    with open_desk(tmp_path, max_rows=2, tail="max_delay_ms = 1000") as desk:
+        tickets = [desk.put_both(x) for x in (1, 2)]  # a full flight need not wait any longer
+        assert [ticket.answer().timings.flight_rows for ticket in tickets] == [2, 2]
+        assert desk.left.batches == [[1, 2]]
+
+
+def test_a_delay_ends_although_nobody_else_comes(tmp_path: Path) -> None:
+    with open_desk(tmp_path, tail="max_delay_ms = 30") as desk:
+        answer = desk.put_both(1).answer()
+        assert answer.timings.flight_rows == 1
+        assert answer.timings.queue_seconds >= 0.03
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("broken", ["left", "right"])
+def test_a_member_that_raises_fails_its_own_part_and_the_next_flight_is_whole(tmp_path: Path, plan: str, broken: str) -> None:
+    with open_desk(tmp_path, plan) as desk:
+        model = {"left": desk.left, "right": desk.right}[broken]
+        model.error = ValueError("no such number")
+        degraded, strict = desk.put(left=0.1, right=0.2), desk.put(left=0.1, right=0.2, policy=Policy.REQUIRE_ALL)
+        answer = degraded.answer()
+        states = dict(zip(("left", "right"), answer.members, strict=True))
+        assert states.pop(broken).state is State.FAILED
+        (other,) = states.values()
+        assert other.state is State.OK
+        assert other.weight == pytest.approx(1)
+        assert answer.is_degraded
+        assert answer.disagreement is None
+        assert answer.fused[0] == pytest.approx(chance(0.2 if broken == "left" else 0.1), abs=1e-6)
+        with pytest.raises(MemberFailed, match="ValueError: no such number") as failure:
+            strict.answer()
+        assert failure.value.member == broken
+        model.error = None
+        assert not desk.put(left=0.1, right=0.2).answer().is_degraded
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_wherever_the_device_refuses_the_rows_are_answered_and_the_slots_come_back(tmp_path: Path, plan: str) -> None:
+    models = {"left": Opinion(), "right": Opinion()}
+    device = RecordingDevice()
+    ensemble = load_members(write_members(tmp_path, models), plan, device=device)
+    device.take_over()
+    desk = Desk(ensemble, models)
+    desk.batcher.start()
+    for refused in range(20):  # more than a flight has operations
+        device.refuse_at = refused
+        broken = desk.put(left=0.1, right=0.2)
+        with suppress(TwinferError):
+            assert broken.answer().fused[0] in map(pytest.approx, (chance(0.1), chance(0.2), chance(0.1, 0.2)))
+        device.refuse_at = None
+        for _ in range(3):  # more than there are slots
+            assert desk.put(left=0.1, right=0.2).answer().fused[0] == pytest.approx(chance(0.1, 0.2))
+    assert "launch" not in device.waits
+    desk.batcher.close()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_rows_for_the_free_member_fly_on_beside_a_stuck_one(tmp_path: Path, plan: str) -> None:
+    with open_desk(tmp_path, plan) as desk, desk.left.held():
+        stuck = desk.put_both(0.5)
+        desk.left.entered.wait()
+        for x in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):  # more than there are slots
+            ticket = desk.put(right=x)
+            while not ticket.future.done():
+                desk.batcher.look_for_stuck()  # as the row's own clock does
+            assert ticket.answer().fused[0] == pytest.approx(chance(x), abs=1e-6)
+        assert not stuck.future.done()
+        desk.left.release()
+        assert not stuck.answer().is_degraded
+        assert desk.batcher.standing_seconds() == {"left": 0.0, "right": 0.0}
+
+
+def test_rows_that_cannot_wait_for_the_landing_are_answered_once_and_together(tmp_path: Path) -> None:
+    with open_desk(tmp_path, "lanes") as desk:
+        with in_the_air(desk):
+            tickets = [desk.make(left=0.1, right=x / 10) for x in range(3)]
+            for ticket in tickets:
+                desk.batcher.put(ticket.row)
+        patient = tickets.pop()
+        patient.answer()
+        desk.left.entered.clear()
+        with desk.left.held():
+            tickets = [desk.put(left=0.1, right=0.2)]
+            desk.left.entered.wait()
+            tickets[0].row.reply_by = 0.0
+            found = desk.batcher.fuse_late(tickets[0].row)
+            assert found is not None
+            assert found[0] == [tickets[0].row]
+            assert desk.batcher.fuse_late(tickets[0].row) == ([], [])
+        tickets[0].answer()
+        assert desk.batcher.fuse_late(desk.make(left=0.1).row) is None
+
+
+def test_after_closing_no_thread_is_left_waiting(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with open_desk(tmp_path, "lanes") as desk:
+        desk.put_both(0.5).answer()
+        started = set(threading.enumerate()) - before
+        assert {thread.name.partition("-")[0] for thread in started} == {"launch", "lane", "wait"}
+    for thread in started:
+        thread.join()
