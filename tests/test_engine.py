@@ -1,0 +1,333 @@
+"""The engine: what becomes of a row under each policy, and of the engine under load, in a drain and when callers go away."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models import Opinion, chance, load_members, number, write_members
+from twinfer_server.engine import LocalEngine
+from twinfer_server.ensemble import Ensemble
+from twinfer_server.errors import (
+    Code,
+    DeadlinePassed,
+    Draining,
+    InternalError,
+    InvalidInput,
+    InvalidOption,
+    MemberFailed,
+    MissingInput,
+    NotFinite,
+    NothingToFuse,
+    Overloaded,
+    Reason,
+    Stage,
+    TwinferError,
+    UnknownMember,
+)
+from twinfer_server.rows import Answer, Policy, Request, State
+from twinfer_server.settings import ServerSettings
+
+NAN = -1000.0
+"""An opinion has no logarithm of it."""
+
+
+class Pair:
+    """Two opinions and an engine for them."""
+
+    def __init__(self, ensemble: Ensemble, left: Opinion, right: Opinion) -> None:
+        self.ensemble = ensemble
+        self.left, self.right = left, right
+        self.engine: LocalEngine
+
+    async def ask(self, policy: Policy | None = None, *, size_bytes: int = 1, **options: Any) -> Answer:
+        """Ask with a number for each member among `options`."""
+        xs = {name: options.pop(name) for name in ("left", "right") if name in options}
+        request = Request({name: number(x) for name, x in xs.items()}, time.monotonic(), policy=policy, **options)
+        return await self.engine.infer(request, size_bytes)
+
+
+Scenario = Callable[[Pair], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(params=["serial", "lanes"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
+    left, right = Opinion(), Opinion()
+    folder = write_members(tmp_path, {"left": left, "right": right}, 'policy = "best_effort"')
+    # Members that are expected to take long: no second flight is staged behind one that is held.
+    return Pair(load_members(folder, request.param, seconds=1000.0), left, right)
+
+
+@asynccontextmanager
+async def serving(pair: Pair, **settings: Any) -> AsyncIterator[None]:
+    # Nobody looks for stuck members: these ones are held on purpose.
+    pair.engine = LocalEngine(pair.ensemble, ServerSettings(**({"default_timeout_seconds": 1e6, "stall_seconds": 1e6} | settings)))
+    pair.engine.start()
+    try:
+        yield
+        await pair.engine.drain()
+    finally:
+        pair.left.release()
+        pair.right.release()
+        pair.engine.close()
+
+
+def states(answer: Answer) -> list[State]:
+    return [member.state for member in answer.members]
+
+
+def test_under_require_all_a_failure_names_member_stage_and_cause(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            pair.right.error = ValueError("no such number")
+            with pytest.raises(MemberFailed, match="ValueError: no such number") as failure:
+                await pair.ask(Policy.REQUIRE_ALL, left=1, right=2)
+            assert (failure.value.member, failure.value.stage) == ("right", Stage.MEMBER)
+            assert (failure.value.code, failure.value.reason) == (Code.INTERNAL, Reason.MEMBER_FAILED)
+            pair.right.error = None
+            with pytest.raises(NotFinite) as failure_of_row:
+                await pair.ask(Policy.REQUIRE_ALL, left=1, right=NAN)
+            assert (failure_of_row.value.member, failure_of_row.value.stage) == ("right", Stage.MEMBER)
+
+    asyncio.run(scenario())
+
+
+def test_under_require_all_a_missing_input_is_the_callers_fault(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            with pytest.raises(MissingInput, match="right"):
+                await pair.ask(Policy.REQUIRE_ALL, left=1)
+            assert states(await pair.ask(Policy.BEST_EFFORT, left=1)) == [State.OK, State.NO_INPUT]
+
+    asyncio.run(scenario())
+
+
+def test_under_best_effort_the_others_share_the_weight_of_a_failed_member(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            answer = await pair.ask(left=1, right=NAN)
+            assert states(answer) == [State.OK, State.FAILED]
+            assert [member.weight for member in answer.members] == pytest.approx([1, 0])
+            assert isinstance(answer.members[1].error, NotFinite)
+            assert answer.is_degraded
+            assert answer.disagreement is None
+            assert answer.fused[0] == pytest.approx(chance(1), abs=1e-6)
+
+    asyncio.run(scenario())
+
+
+def test_an_unset_policy_is_the_ensembles_own(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            assert (await pair.ask(None, left=1, right=NAN)).is_degraded
+
+    asyncio.run(scenario())
+
+
+def test_nan_fails_its_row_and_not_the_batch(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            with pair.left.held():
+                first = asyncio.create_task(pair.ask(left=0, right=0))
+                await asyncio.to_thread(pair.left.entered.wait)
+                tasks = [asyncio.create_task(pair.ask(left=x, right=NAN if x == 2 else x)) for x in (1, 2, 3)]
+                while len(pair.engine._batcher._queue) < len(tasks):
+                    await asyncio.sleep(0)
+            assert not (await first).is_degraded
+            good, bad, other = [await task for task in tasks]
+            assert {answer.timings.flight_rows for answer in (good, bad, other)} == {3}
+            assert states(bad) == [State.OK, State.FAILED]
+            assert states(good) == states(other) == [State.OK, State.OK]
+            assert good.fused[0] == pytest.approx(chance(1), abs=1e-6)
+            assert other.fused[0] == pytest.approx(chance(3), abs=1e-6)
+
+    asyncio.run(scenario())
+
+
+def test_with_no_member_left_the_row_fails_and_says_why(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            with pytest.raises(NothingToFuse, match=r"left: .*NaN.*; right: .*NaN"):
+                await pair.ask(left=NAN, right=NAN)
+            pair.left.error = pair.right.error = RuntimeError("broken")
+            with pytest.raises(NothingToFuse, match=r"left: .*broken.*; right: .*broken"):
+                await pair.ask(left=1, right=1)
+            with pytest.raises(MemberFailed) as failure:
+                await pair.ask(left=1)
+            assert failure.value.member == "left"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    [({"left": 3.0, "right": 1.0}, 0.75), ({"left": 1.0}, 1.0), ({"right": 2.0}, 0.0), ({}, 0.5)],
+    ids=["three to one", "one member alone", "the other alone", "the ensemble's own"],
+)
+def test_a_row_can_bring_its_own_weights(pair: Pair, weights: Mapping[str, float], share: float) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            answer = await pair.ask(left=1, right=-2, fusion_weights=weights)
+            assert answer.fused[0] == pytest.approx(share * chance(1) + (1 - share) * chance(-2), abs=1e-6)
+            assert [member.weight for member in answer.members] == pytest.approx([share, 1 - share])
+
+    asyncio.run(scenario())
+
+
+def test_weights_for_an_absent_member_go_to_who_is_there(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            answer = await pair.ask(left=1, right=NAN, fusion_weights={"right": 1.0})
+            assert answer.fused[0] == pytest.approx(chance(1), abs=1e-6)
+            assert answer.is_degraded
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("weights", "error"),
+    [
+        ({"left": math.nan}, InvalidOption),
+        ({"left": -1.0}, InvalidOption),
+        ({"left": math.inf}, InvalidOption),
+        ({"left": 0.0, "right": 0.0}, InvalidOption),
+        ({"middle": 1.0}, UnknownMember),
+    ],
+    ids=["NaN", "negative", "infinite", "nothing but zeros", "nobody's"],
+)
+def test_weights_that_cannot_be_used_are_refused(pair: Pair, weights: Mapping[str, float], error: type[TwinferError]) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            with pytest.raises(error, match="fusion_weights"):
+                await pair.ask(left=1, right=1, fusion_weights=weights)
+
+    asyncio.run(scenario())
+
+
+def test_rows_over_the_limit_are_refused_with_a_hint_when_to_come_again(pair: Pair) -> None:
+    async def scenario() -> None:
+        began = time.monotonic()
+        async with serving(pair, max_waiting_rows=3):
+            for _ in range(2):  # before the server knows how fast it is, and after
+                with pair.left.held():
+                    tasks = [asyncio.create_task(pair.ask(left=1, right=1)) for _ in range(3)]
+                    await asyncio.to_thread(pair.left.entered.wait)
+                    with pytest.raises(Overloaded, match="3 rows are in hand; allowed: 3") as refusal:
+                        await pair.ask(left=1, right=1)
+                    elapsed = time.monotonic() - began
+                    # A server cannot have been slower than it is old.
+                    assert 0.01 <= refusal.value.retry_after_seconds <= max(0.01, 3 * elapsed)
+                for task in tasks:
+                    assert not (await task).is_degraded
+
+    asyncio.run(scenario())
+
+
+def test_bytes_over_the_limit_are_refused(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair, max_waiting_bytes=100):
+            with pair.left.held():
+                task = asyncio.create_task(pair.ask(left=1, right=1, size_bytes=60))
+                await asyncio.to_thread(pair.left.entered.wait)
+                with pytest.raises(Overloaded, match="60 bytes are in hand and this request has 41; allowed: 100"):
+                    await pair.ask(left=1, right=1, size_bytes=41)
+            await task
+            await pair.ask(left=1, right=1, size_bytes=41)
+
+    asyncio.run(scenario())
+
+
+def test_a_drain_answers_what_is_in_hand_and_takes_nothing_more(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            with pair.left.held():
+                tasks = [asyncio.create_task(pair.ask(left=x, right=x)) for x in (1, 2, 3)]
+                await asyncio.to_thread(pair.left.entered.wait)
+                drain = asyncio.create_task(pair.engine.drain())
+                await asyncio.sleep(0)
+                with pytest.raises(Draining):
+                    await pair.ask(left=1, right=1)
+                assert not drain.done()
+            for x, task in zip((1, 2, 3), tasks, strict=True):
+                assert (await task).fused[0] == pytest.approx(chance(x), abs=1e-6)
+            await drain
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_who_goes_away_takes_his_row_out_of_the_queue(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair, max_waiting_rows=2):
+            with pair.left.held():
+                flying = asyncio.create_task(pair.ask(left=1, right=1))
+                await asyncio.to_thread(pair.left.entered.wait)
+                waiting = asyncio.create_task(pair.ask(left=2, right=2))
+                while not len(pair.engine._batcher._queue):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.wait({waiting})
+                assert not len(pair.engine._batcher._queue)
+                another = asyncio.create_task(pair.ask(left=3, right=3))  # there is room again
+                flying.cancel()
+                await asyncio.wait({flying})
+            assert (await another).fused[0] == pytest.approx(chance(3), abs=1e-6)
+            assert pair.left.batches == [[1], [3]]
+
+    asyncio.run(scenario())
+
+
+def test_a_row_whose_deadline_has_passed_is_not_taken_in_hand(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            with pytest.raises(DeadlinePassed, match="when the request arrived"):
+                await pair.ask(left=1, right=1, deadline=time.monotonic() - 1)
+            with pytest.raises(InvalidOption, match="timeout"):
+                await pair.ask(left=1, right=1, timeout_seconds=0.0)
+            assert pair.left.batches == []
+
+    asyncio.run(scenario())
+
+
+def test_a_row_that_waits_too_long_ends_with_the_deadline_and_never_flies(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            with pair.left.held():
+                flying = asyncio.create_task(pair.ask(left=1, right=1))
+                await asyncio.to_thread(pair.left.entered.wait)
+                with pytest.raises(DeadlinePassed):
+                    await pair.ask(Policy.REQUIRE_ALL, left=2, right=2, timeout_seconds=0.1)
+            await flying
+            await pair.ask(left=3, right=3)
+            assert [2] not in pair.left.batches
+
+    asyncio.run(scenario())
+
+
+def test_an_input_that_cannot_be_used_fails_its_row_alone(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            good, bad = await asyncio.gather(
+                pair.ask(left=1, right=1), pair.ask(left=math.nan, right=1), return_exceptions=True
+            )  # fmt: skip
+            assert isinstance(good, Answer)
+            assert isinstance(bad, InvalidInput)
+            assert not isinstance(bad, InternalError)
+
+    asyncio.run(scenario())
+
+
+def test_no_member_is_entered_by_two_flights_at_once(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            answers = await asyncio.gather(*(pair.ask(left=x / 100, right=-x / 100) for x in range(100)))
+            for x, answer in enumerate(answers):
+                assert answer.fused[0] == pytest.approx(chance(x / 100, -x / 100), abs=1e-6)
+            assert pair.left.most_at_once == pair.right.most_at_once == 1
+            assert sum(map(len, pair.left.batches)) == 100
+
+    asyncio.run(scenario())
