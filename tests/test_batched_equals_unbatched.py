@@ -1,0 +1,164 @@
+"""A row's answer does not depend on its neighbours: not on how many they are, what they carry, or how broken they are."""
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import DigitsServer
+from tests.servers import DIGITS, running
+from twinfer import Answer, Client, TwinferError
+from twinfer.inputs import Value
+from twinfer.requests import Options, make_request
+from twinfer.v1 import ensemble_service_pb2, tensor_pb2
+from twinfer_server.demo import read_rows
+
+HELD_OUT = [(row.image.read_bytes(), row.text) for row in read_rows(DIGITS)[:40]]
+CLASSES = 10
+
+Result = Answer | TwinferError
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one row asks; its text and image are those of held-out row `number` unless something is wrong with them."""
+
+    number: int
+    modalities: str
+    fault: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def request(self) -> ensemble_service_pb2.InferRequest:
+        image, text = HELD_OUT[self.number]
+        inputs: dict[str, Value] = {}
+        if "image" in self.modalities:
+            inputs["image"] = image
+        if "text" in self.modalities:
+            inputs["text"] = text
+        inputs |= FAULTY_INPUTS.get(self.fault, {})
+        options: Options = {"top_k": CLASSES, "member_predictions": True, "policy": "best_effort"}
+        options["fusion_weights"] = {"vision": math.nan} if self.fault == "NaN in a weight" else self.weights
+        return make_request(inputs, **options)
+
+
+FAULTY_INPUTS: Mapping[str, Mapping[str, Value]] = {
+    "a truncated image": {"image": HELD_OUT[0][0][:60]},
+    "no image bytes": {"image": b""},
+    "bytes that are no image": {"image": b"five" * 100},
+    "a text without a token": {"text": ""},
+    "a text over the limit": {"text": "five " * 20_000},
+    "an unknown input": {"sound": "five"},
+    "a tensor that its bytes do not fill": {
+        "image": tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_UINT8, shape=[8, 8, 1], data=b"short")
+    },
+    "an unset dtype": {"image": tensor_pb2.Tensor(shape=[8, 8, 1], data=bytes(64))},
+}
+FAULTS = [*FAULTY_INPUTS, "NaN in a weight"]
+
+MODALITIES = st.sampled_from(["image+text", "image+text", "image", "text"])
+NUMBERS = st.integers(0, len(HELD_OUT) - 1)
+OWN_WEIGHTS: Mapping[str, float] = {}
+WEIGHTS = st.one_of(st.just(OWN_WEIGHTS), st.fixed_dictionaries({"vision": st.floats(0, 1), "language": st.floats(0.1, 1)}))
+GOOD = st.builds(Ask, NUMBERS, MODALITIES, st.just(""), WEIGHTS)
+BAD = st.builds(Ask, NUMBERS, MODALITIES, st.sampled_from(FAULTS))
+MIXES = st.lists(st.one_of(GOOD, GOOD, GOOD, BAD), min_size=2, max_size=40)
+
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def ask_together(client: Client, asks: Sequence[Ask]) -> list[Result]:
+    outcomes = client.infer_many([ask.request() for ask in asks], window=64, timeout=60)
+    results = {outcome.index: outcome.result for outcome in outcomes}
+    return [results[index] for index in range(len(asks))]
+
+
+def ask_alone(client: Client, ask: Ask) -> Result:
+    try:
+        answer = client.infer(ask.request(), timeout=60)
+        assert answer.timings.flight_rows == 1
+        return answer
+    except TwinferError as error:
+        return error
+
+
+def check_error(together: TwinferError, alone: Result) -> None:
+    assert isinstance(alone, TwinferError)
+    assert type(together) is type(alone)
+    assert (together.code, together.reason, together.stage, together.text) == (alone.code, alone.reason, alone.stage, alone.text)
+
+
+def by_class(prediction: ensemble_service_pb2.Prediction) -> list[float]:
+    return [scored.probability for scored in sorted(prediction.classification.classes, key=lambda scored: scored.index)]
+
+
+@QUICK
+@given(asks=MIXES)
+def test_a_row_is_answered_among_others_as_it_is_alone(digits_server: DigitsServer, asks: Sequence[Ask]) -> None:
+    with Client(digits_server.address) as client:
+        for ask, together in zip(asks, ask_together(client, asks), strict=True):
+            alone = ask_alone(client, ask)
+            if isinstance(together, TwinferError):
+                assert ask.fault
+                check_error(together, alone)
+                continue
+            assert not ask.fault
+            assert isinstance(alone, Answer)
+            ours, theirs = together.message, alone.message
+            assert by_class(ours.prediction) == pytest.approx(by_class(theirs.prediction), abs=1e-5)
+            assert ours.disagreement == pytest.approx(theirs.disagreement, abs=1e-5)
+            for our, their in zip(ours.members, theirs.members, strict=True):
+                assert (our.name, our.state) == (their.name, their.state)
+                assert our.weight == pytest.approx(their.weight, abs=1e-6)
+                assert by_class(our.prediction) == pytest.approx(by_class(their.prediction), abs=1e-5)
+
+
+def test_rows_that_are_asked_together_do_share_flights(digits_server: DigitsServer) -> None:
+    with Client(digits_server.address) as client:
+        results = ask_together(client, [Ask(number, "image+text") for number in range(40)] * 3)
+    assert max(result.timings.flight_rows for result in results if isinstance(result, Answer)) > 1
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_an_error_of_its_own(digits_server: DigitsServer, fault: str) -> None:
+    with Client(digits_server.address) as client:
+        bad, good = ask_together(client, [Ask(0, "image+text", fault), Ask(1, "image+text")])
+    assert isinstance(bad, TwinferError)
+    assert isinstance(good, Answer)
+    assert not good.degraded
+
+
+@pytest.fixture(scope="module")
+def deterministic_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("deterministic") / "digits"
+    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("heldout", "fit", "*.py"))
+    spec = folder / "ensemble.toml"
+    spec.write_text("deterministic = true\n" + spec.read_text(encoding="utf-8"), encoding="utf-8")
+    with running(folder) as server:
+        yield server.address
+
+
+def payload(answer: Answer) -> bytes:
+    """Give all of an answer that must not change, as bytes: everything but the times."""
+    message = ensemble_service_pb2.InferResponse.FromString(answer.message.SerializeToString())
+    message.ClearField("timings")
+    message.ClearField("request_id")
+    for member in message.members:
+        member.ClearField("device_time")
+    return message.SerializeToString(deterministic=True)
+
+
+@QUICK
+@given(asks=MIXES)
+def test_a_deterministic_ensemble_answers_the_same_to_the_bit(deterministic_address: str, asks: Sequence[Ask]) -> None:
+    with Client(deterministic_address) as client:
+        for ask, together in zip(asks, ask_together(client, asks), strict=True):
+            alone = ask_alone(client, ask)
+            if isinstance(together, TwinferError):
+                check_error(together, alone)
+                continue
+            assert isinstance(alone, Answer)
+            assert payload(together) == payload(alone)
