@@ -29,13 +29,18 @@ def probe_member(member: Member) -> None:
             )
     for place in range(most):
         alone = _answer(member, key, first=place, count=1)[0]
-        error = (together[most][place] - alone).abs().max().item()
-        allowed = RELATIVE_TOLERANCE * max(1.0, alone.abs().max().item())
+        # What is not finite must be so in both, and the same; its difference would be NaN.
+        error = (together[most][place] - alone).masked_fill(_same(together[most][place], alone), 0.0).abs().max().item()
+        allowed = RELATIVE_TOLERANCE * max(1.0, alone.masked_fill(~alone.isfinite(), 0.0).abs().max().item())
         if not error <= allowed:
             raise InvalidEnsemble(
                 f"{key}: a sample's answer changes by {error:.3g} when it shares a batch with others; allowed: {allowed:.3g}. "
                 "The model mixes its samples: put it into evaluation mode (batch normalisation, dropout) before exporting it"
             )
+
+
+def _same(one: Tensor, other: Tensor) -> Tensor:
+    return (one == other) | (one.isnan() & other.isnan())
 
 
 def _answer(member: Member, key: str, first: int, count: int) -> Tensor:
