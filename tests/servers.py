@@ -24,6 +24,7 @@ class RunningServer:
 
     address: str
     admin_address: str
+    metrics_address: str
     stop: "threading.Event"
     ended: threading.Event
 
@@ -36,6 +37,7 @@ def running(folder: Path, on_listening: OnListening | None = None, **settings: A
     """
     ready, ended, stop = threading.Event(), threading.Event(), threading.Event()
     addresses: list[str] = []
+    metrics: list[str] = []
     failures: list[BaseException] = []
 
     def listen(address: str, admin_address: str) -> None:
@@ -47,7 +49,7 @@ def running(folder: Path, on_listening: OnListening | None = None, **settings: A
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         threading.Thread(target=lambda: (stop.wait(), loop.call_soon_threadsafe(stopping.set)), daemon=True).start()
-        observer = Observer(listen, lambda done, total: None, ready.set)
+        observer = Observer(listen, metrics.append, lambda done, total: None, ready.set)
         await serve(folder, ServerSettings(**({"listen": "127.0.0.1:0", "cache_dir": ""} | settings)), observer, stopping)
 
     def run() -> None:
@@ -65,7 +67,7 @@ def running(folder: Path, on_listening: OnListening | None = None, **settings: A
     if failures:
         raise failures[0]
     try:
-        yield RunningServer(addresses[0], addresses[1], stop, ended)
+        yield RunningServer(addresses[0], addresses[1], "".join(metrics), stop, ended)
     finally:
         stop.set()
         thread.join()

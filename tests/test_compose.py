@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # comes with tokenizers
+import yaml
 
 from tests.conftest import DigitsServer
 from tests.servers import ROOT

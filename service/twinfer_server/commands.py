@@ -42,6 +42,7 @@ def serve_command(
     folder: Folder = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT for callers; port 0 picks a free one.")] = None,
     admin_listen: Annotated[str | None, typer.Option(help="HOST:PORT for operators; off by default.")] = None,
+    metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus; off by default.")] = None,
     device: Device = None,
     trust_code: TrustCode = None,
     trust_list: TrustList = None,
@@ -53,8 +54,8 @@ def serve_command(
 ) -> None:
     """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
     flags: dict[str, Any] = {
-        "listen": listen, "admin_listen": admin_listen, "device": device, "trust_code": trust_code, "log_json": log_json,
-        "trust_list": trust_list or None,
+        "listen": listen, "admin_listen": admin_listen, "metrics_listen": metrics_listen, "device": device,
+        "trust_code": trust_code, "trust_list": trust_list or None, "log_json": log_json,
     }  # fmt: skip
     # A setting that has a flag of its own can be set either way; the flag wins.
     flags = dict(map(_split_setting, setting or ())) | {name: value for name, value in flags.items() if value is not None}
@@ -62,7 +63,7 @@ def serve_command(
         settings = read_settings(**flags)
         _configure_logging(settings.log_level, settings.log_json)
         with _warmup_bar() as on_progress:
-            observer = Observer(_say_listening, on_progress, _say_ready)
+            observer = Observer(_say_listening, _say_metrics, on_progress, _say_ready)
             _run_loop(_serve_until_signal(folder or digits_folder(), settings, observer))
     end_process(0)
 
@@ -119,6 +120,10 @@ def _say_listening(address: str, admin_address: str) -> None:
     print(f"listening on {address}", flush=True)  # noqa: T201  # scripts read the port from this line
     if admin_address:
         print(f"operators on {admin_address}", flush=True)  # noqa: T201
+
+
+def _say_metrics(address: str) -> None:
+    print(f"metrics on {address}", flush=True)  # noqa: T201
 
 
 def _say_ready() -> None:

@@ -115,6 +115,8 @@ class MemberAnswer:
     device_seconds: float | None = None
     output: NDArray[np.float32] | None = None
     error: TwinferError | None = None
+    alone_seconds: float | None = None
+    was_captured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ class Timings:
     device_seconds: float
     flight_rows: int
     overlap_ratio: float | None = None
+    plan: str = ""
+    slot_wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from .device import open_device
 from .engine import LocalEngine
 from .ensemble import Ensemble, load_ensemble, read_times, warm_up, write_times
 from .inputs import InputLimits
+from .metrics import Metrics, serve_metrics
 from .rpc import RpcServer
 from .settings import ServerSettings
 from .spec import read_spec
@@ -39,6 +40,7 @@ class Observer:
     """Who is told how far the server is: `on_listening` gets the callers' and the operators' address ("" if none)."""
 
     on_listening: Callable[[str, str], None]
+    on_metrics: Callable[[str], None]
     on_progress: OnProgress
     on_ready: Callable[[], None]
 
@@ -75,7 +77,9 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
                 return
             engine = LocalEngine(ensemble, settings)
             engine.start()
-            server.ensemble_service.engine = engine
+            if settings.metrics_listen:
+                observer.on_metrics(serve_metrics(Metrics(engine), settings.metrics_listen))
+            server.open(engine)
             server.report(is_serving=True)
             observer.on_ready()
             await _watch_health(server, engine, stopping)

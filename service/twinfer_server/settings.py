@@ -29,6 +29,7 @@ def _split_paths(value: object) -> object:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _check_address(value))]
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(_split_paths)]
 """Written as one string, as in PATH: with colons between them."""
 
@@ -44,8 +45,10 @@ class ServerSettings(BaseSettings):
 
     listen: Address = "127.0.0.1:50051"
     """Where callers connect: HOST:PORT; port 0 picks a free one."""
-    admin_listen: Annotated[str, AfterValidator(lambda value: value and _check_address(value))] = ""
+    admin_listen: OptionalAddress = ""
     """Where operators connect: HOST:PORT; empty means nowhere."""
+    metrics_listen: OptionalAddress = ""
+    """Where Prometheus reads metrics over HTTP: HOST:PORT; empty means nowhere."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     trust_code: bool = False

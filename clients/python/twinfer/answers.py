@@ -76,6 +76,8 @@ class MemberAnswer:
     weight: float
     # None if it did not run to its end.
     device_ms: float | None
+    # What it takes with nothing beside it, as measured at warm-up; None if it did not fly.
+    alone_ms: float | None
     # Its own prediction, if `member_predictions` was asked for and it has one.
     prediction: Prediction | None
     # Why it has no output, if it is FAILED, LATE or OFF. Not raised: the answer stands without it.
@@ -89,6 +91,7 @@ class MemberAnswer:
             state=_state(message.state),
             weight=message.weight,
             device_ms=_milliseconds(message.device_time) if message.HasField("device_time") else None,
+            alone_ms=_milliseconds(message.alone_time) if message.HasField("alone_time") else None,
             prediction=Prediction.from_message(message.prediction) if message.HasField("prediction") else None,
             error=error_from_message(message.error) if message.HasField("error") else None,
         )
@@ -104,6 +107,8 @@ class Timings:
     total_ms: float
     flight_rows: int
     overlap_ratio: float | None
+    plan: str
+    slot_wait_ms: float
 
     @classmethod
     def from_message(cls, message: ensemble_service_pb2.Timings) -> Self:
@@ -115,6 +120,8 @@ class Timings:
             total_ms=_milliseconds(message.total),
             flight_rows=message.flight_rows,
             overlap_ratio=message.overlap_ratio if message.HasField("overlap_ratio") else None,
+            plan=message.plan,
+            slot_wait_ms=_milliseconds(message.slot_wait),
         )
 
 

@@ -2,5 +2,6 @@
 
 from .description import Description, describe
 from .engine import Engine, LocalEngine
+from .record import FlightRecord
 
-__all__ = ["Description", "Engine", "LocalEngine", "describe"]
+__all__ = ["Description", "Engine", "FlightRecord", "LocalEngine", "describe"]

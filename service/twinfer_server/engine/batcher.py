@@ -18,6 +18,7 @@ from ..ensemble import Ensemble, Flight, answer_rows, fusion_failure
 from ..errors import InternalError, MemberLate, TwinferError
 from ..rows import Answer, Policy, Row
 from .queue import RowQueue
+from .record import OnFlight, record_flight
 from .traffic import LaneTraffic
 from .workers import Workers
 
@@ -52,6 +53,8 @@ class Batcher:
 
     def __init__(self, ensemble: Ensemble, on_answers: OnAnswers) -> None:
         """Serve a warm ensemble; `start` starts the threads."""
+        self.on_flight: tuple[OnFlight, ...] = ()
+        """Who is told of landings; with nobody here they are not even written down."""
         self.loss = ""
         """Why the device is lost for good, once it is; what is in hand still gets its answers, all of them errors."""
         self._ensemble = ensemble
@@ -64,6 +67,8 @@ class Batcher:
         self._traffic = [LaneTraffic(member) for member in ensemble.members]
         self._air: list[_Airborne] = []
         self._lead_seconds = 0.0
+        self._short_since = 0.0
+        """Since when rows wait because a lane has no free slot; 0 while none do."""
         self._launcher: threading.Thread | None = None
         self._is_closing = False
         self._waiters: Workers | None = None
@@ -160,6 +165,8 @@ class Batcher:
         """Take as many rows as fit and can fly now, and make their flight; the others go on waiting."""
         self._free_done()
         waits = [traffic.wait_seconds(now) for traffic in self._traffic]
+        if not all(traffic.has_slot for traffic in self._traffic):
+            self._short_since = self._short_since or now
         is_ready = [traffic.has_slot and wait <= self._lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)]
         rows: list[Row] = []
         left_out: dict[tuple[int, int], TwinferError] = {}
@@ -197,6 +204,8 @@ class Batcher:
             self._traffic[run.member.index].take_off(run, now, seconds)
         overdue_at = now + OVERDUE_FACTOR * sum(flight.alone_seconds) + OVERDUE_SECONDS
         self._air.append(_Airborne(flight, overdue_at))
+        flight.slot_wait_seconds = now - self._short_since if self._short_since else 0.0
+        self._short_since = 0.0
         return flight
 
     def _left_behind(self, index: int, wait_seconds: float) -> MemberLate:
@@ -242,7 +251,8 @@ class Batcher:
 
     def _land(self, flight: Flight) -> None:
         """Answer the flight's rows and free its slots; the lanes it used have done their part."""
-        seconds = time.monotonic() - flight.launched_at
+        landed_at = time.monotonic()
+        seconds = landed_at - flight.launched_at
         try:
             fused = flight.fused if flight.fused is not None else flight.fuse_now(flight.rows)
             answers = answer_rows(flight, flight.rows, fused, seconds)
@@ -251,6 +261,8 @@ class Batcher:
             answers = fusion_failure(flight)
         # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
         self._on_answers(flight.rows, answers)
+        if self.on_flight:
+            self._tell(flight, landed_at)
         with self._changed:
             for run in flight.runs:
                 self._traffic[run.member.index].free(run)
@@ -258,6 +270,15 @@ class Batcher:
             self._changed.notify()
         if not self.loss and any(run.error is not None for run in flight.runs):
             self.loss = self._ensemble.device.find_loss()
+
+    def _tell(self, flight: Flight, landed_at: float) -> None:
+        """Tell whoever listens of a landing; its failure is not the rows'."""
+        try:
+            record = record_flight(flight, landed_at)
+            for listener in self.on_flight:
+                listener(record)
+        except Exception:
+            logger.exception("recording a flight failed")
 
     def fuse_late(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]] | None:
         """Answer `row`, and those of its flight that are as late, from the members so far; None if it is not in the air."""

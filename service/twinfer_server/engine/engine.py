@@ -7,18 +7,20 @@ flies on.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from ..device import usable_cores
 from ..ensemble import Ensemble
-from ..errors import DeadlinePassed, InternalError, InvalidOption, MemberLate, Stage, TwinferError
+from ..errors import DeadlinePassed, InternalError, InvalidOption, MemberLate, Overloaded, Stage, TwinferError
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
 from .admission import Admission
 from .batcher import Batcher
 from .description import Description, describe
+from .record import OnFlight
+from .timeline import Timeline
 from .watch import Watch
 from .workers import Workers
 
@@ -41,6 +43,14 @@ class Engine(Protocol):
         """Raise UnknownEnsemble unless the name and version are served."""
         ...
 
+    def note_encoded(self, began: float) -> None:
+        """Note that an answer has been written since `began`, a time of `time.monotonic()`."""
+        ...
+
+    async def capture_timeline(self, seconds: float) -> str:
+        """Watch everything for so long and give it as a Chrome trace; raises Overloaded if somebody else is watching."""
+        ...
+
 
 class LocalEngine:
     """An engine that computes in this process. All methods belong to the event loop."""
@@ -55,6 +65,9 @@ class LocalEngine:
         self._decoders = Workers("decode", settings.decode_threads or usable_cores())
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
         self._reply_seconds = settings.reply_margin_seconds
+        self.on_end: Callable[[Answer | TwinferError], None] | None = None
+        """Told what every row ended with."""
+        self._timeline: Timeline | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -73,19 +86,65 @@ class LocalEngine:
 
     async def infer(self, request: Request, size_bytes: int) -> Answer:
         """Answer one row; raises TwinferError."""
+        try:
+            answer = await self._infer(request, size_bytes)
+        except TwinferError as error:
+            if self.on_end is not None:
+                self.on_end(error)
+            raise
+        if self.on_end is not None:
+            self.on_end(answer)
+        return answer
+
+    async def _infer(self, request: Request, size_bytes: int) -> Answer:
         self._admission.enter(size_bytes)
         try:
             row, answer = self._make_row(request)
             watch = Watch(row, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
             try:
                 self._decoders.do(partial(self._decode, row))
-                return await answer
+                answered = await answer
+                if self._timeline is not None:
+                    self._timeline.add_row(row, row.ready_at + answered.timings.queue_seconds)
+                return answered
             finally:
                 watch.cancel()
                 if answer.cancelled():
                     self._batcher.discard_answered()
         finally:
             self._admission.leave(size_bytes)
+
+    @property
+    def rows_in_hand(self) -> int:
+        """The rows that wait or are in the air."""
+        return self._admission.rows
+
+    @property
+    def bytes_in_hand(self) -> int:
+        """The bytes of their requests."""
+        return self._admission.bytes
+
+    def listen(self, on_flight: OnFlight) -> None:
+        """Have `on_flight` told of every landing from now on."""
+        self._batcher.on_flight = (*self._batcher.on_flight, on_flight)
+
+    def note_encoded(self, began: float) -> None:
+        """Note, for a timeline under way, that an answer has been written since `began`."""
+        if self._timeline is not None:
+            self._timeline.add_encoding(began, time.monotonic())
+
+    async def capture_timeline(self, seconds: float) -> str:
+        """Watch everything for so long and give it as a Chrome trace; raises Overloaded if somebody else is watching."""
+        if self._timeline is not None:
+            raise Overloaded("a timeline is being captured; allowed: one at a time", retry_after_seconds=1.0)
+        self._timeline, before = Timeline(), self._batcher.on_flight
+        began = time.monotonic()
+        self._batcher.on_flight = (*before, self._timeline.add_flight)
+        try:
+            await asyncio.sleep(seconds)
+            return await asyncio.to_thread(self._timeline.write_trace, began, time.monotonic())
+        finally:
+            self._timeline, self._batcher.on_flight = None, before
 
     async def drain(self) -> None:
         """Take nothing more in hand and return when every row has been answered."""

@@ -48,6 +48,8 @@ def answer_rows(
             device_seconds=device_seconds,
             flight_rows=len(flight.rows),
             overlap_ratio=ratio,
+            plan=flight.plan.name,
+            slot_wait_seconds=flight.slot_wait_seconds,
         )
         # The fusion gives NaN where fewer than two members took part.
         apart = disagreement[place]
@@ -100,7 +102,7 @@ def _judge_member(
     if row.request.wants_member_predictions:
         assert run.host_output is not None
         sample = run.positions[number]
-        output = (
-            flight.crew.host_fusion.belief(index, run.host_output[sample : sample + 1])[0].numpy().copy()
-        )  # not a view of the slot
-    return MemberAnswer(State.OK, weight, seconds, output)
+        belief = flight.crew.host_fusion.belief(index, run.host_output[sample : sample + 1])
+        output = belief[0].numpy().copy()  # not a view of the slot
+    alone = flight.alone_seconds[flight.runs.index(run)] if flight.alone_seconds else None
+    return MemberAnswer(State.OK, weight, seconds, output, alone_seconds=alone, was_captured=run.was_captured)

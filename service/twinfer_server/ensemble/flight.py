@@ -61,6 +61,7 @@ class Flight:
         self.started, self.landed = device.event(), device.event()
         self.launched_at = 0.0
         self.alone_seconds: Sequence[float] = ()
+        self.slot_wait_seconds = 0.0
         self.is_launched = False
         self._fused: Fused | None = None
         self._kept: set[int] = set()

@@ -59,6 +59,11 @@ class Run:
             return None
         return self.done.seconds_since(self.started)
 
+    @property
+    def was_captured(self) -> bool:
+        """Whether a graph is replayed for the member, its own or the whole flight's."""
+        return self.is_in_capture or self.bucket in self.slot.captures
+
     def fly_captured(self, host_output: Tensor, done: Event) -> None:
         """Take part in a captured flight: row n is sample n of `host_output`, real once `done` is."""
         self.claim()

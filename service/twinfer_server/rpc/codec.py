@@ -145,6 +145,8 @@ def write_answer(answer: Answer, request: Request, description: Description) -> 
             total=write_duration(time.monotonic() - request.arrived_at),
             flight_rows=timings.flight_rows,
             overlap_ratio=timings.overlap_ratio,
+            plan=timings.plan,
+            slot_wait=write_duration(timings.slot_wait_seconds),
         ),
     )
 
@@ -157,6 +159,8 @@ def _write_member(member: MemberAnswer, name: str, request: Request, description
         device_time=None if member.device_seconds is None else write_duration(member.device_seconds),
         prediction=None if member.output is None else _write_prediction(member.output, request, description),
         error=None if member.error is None else write_error(member.error),
+        alone_time=None if member.alone_seconds is None else write_duration(member.alone_seconds),
+        captured=member.was_captured,
     )
 
 

@@ -67,7 +67,10 @@ class EnsembleService:
         deadline = None if remaining is None else now + remaining
         request = read_request(message, now, deadline, _traceparent(context))
         answer = await engine.infer(request, size_bytes)
-        return write_answer(answer, request, engine.description)
+        began = time.monotonic()
+        reply = write_answer(answer, request, engine.description)
+        engine.note_encoded(began)
+        return reply
 
     async def _infer_stream(self, requests: object, context: Context) -> None:
         """Serve a stream: one reader, one task per row in hand, and one writer, for a stream's messages go out one at a time."""

@@ -8,12 +8,12 @@ from grpc_health.v1 import health_pb2
 
 from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
+from ..engine import Engine
 from ..settings import ServerSettings
+from .admin_service import ADMIN_SERVICE, EnsembleAdminService
 from .ensemble_service import SERVICE, EnsembleService
 from .health import Health
 from .reflection import add_reflection
-
-ADMIN_SERVICE = ensemble_admin_service_pb2.DESCRIPTOR.services_by_name["EnsembleAdminService"].full_name
 
 
 class PortTaken(Exception):
@@ -27,6 +27,7 @@ class RpcServer:
         """Put the services together; `pool` parses large messages. Call it on the event loop."""
         self.health = Health((SERVICE,))
         self.ensemble_service = EnsembleService(pool, settings.max_stream_rows)
+        self.admin_service = EnsembleAdminService(pool)
         self._settings = settings
         self._server = _make_server(settings)
         self._server.add_generic_rpc_handlers((self.ensemble_service.handlers(),))
@@ -36,7 +37,7 @@ class RpcServer:
         self._admin_server: grpc.aio.Server | None = None
         if settings.admin_listen:
             self._admin_server = _make_server(settings)
-            self._admin_server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(ADMIN_SERVICE, {}),))
+            self._admin_server.add_generic_rpc_handlers((self.admin_service.handlers(),))
             self._admin_health.add_to(self._admin_server)
             add_reflection(self._admin_server, (ensemble_admin_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
 
@@ -48,6 +49,10 @@ class RpcServer:
         if self._admin_server:
             await self._admin_server.start()
         return address, admin_address
+
+    def open(self, engine: Engine) -> None:
+        """Let calls reach the engine, now that it is ready."""
+        self.ensemble_service.engine = self.admin_service.engine = engine
 
     def report(self, is_serving: bool) -> None:
         """Set the health of everything."""

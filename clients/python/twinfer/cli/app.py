@@ -8,6 +8,7 @@ import typer
 from twinfer.cli.describe import describe
 from twinfer.cli.infer import infer
 from twinfer.cli.server import FORWARDED, demo, serve, validate
+from twinfer.cli.timeline import timeline
 
 app = typer.Typer(
     help="Two models side by side, one fused answer.",
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command()(infer)
 app.command()(describe)
+app.command()(timeline)
 app.command(context_settings=FORWARDED, add_help_option=False)(serve)
 app.command(context_settings=FORWARDED, add_help_option=False)(validate)
 app.command(context_settings=FORWARDED, add_help_option=False)(demo)

@@ -22,15 +22,20 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinfer/v1/ensemble_admin_service.proto\x12\ntwinfer.v12\x16\n\x14\x45nsembleAdminServiceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinfer/v1/ensemble_admin_service.proto\x12\ntwinfer.v1\x1a\x1egoogle/protobuf/duration.proto\"E\n\x16\x43\x61ptureTimelineRequest\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\x17\x43\x61ptureTimelineResponse\x12\x12\n\ntrace_json\x18\x01 \x01(\x0c\x32r\n\x14\x45nsembleAdminService\x12Z\n\x0f\x43\x61ptureTimeline\x12\".twinfer.v1.CaptureTimelineRequest\x1a#.twinfer.v1.CaptureTimelineResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinfer.v1.ensemble_admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENSEMBLEADMINSERVICE']._serialized_start=55
-  _globals['_ENSEMBLEADMINSERVICE']._serialized_end=77
+  _globals['_CAPTURETIMELINEREQUEST']._serialized_start=87
+  _globals['_CAPTURETIMELINEREQUEST']._serialized_end=156
+  _globals['_CAPTURETIMELINERESPONSE']._serialized_start=158
+  _globals['_CAPTURETIMELINERESPONSE']._serialized_end=203
+  _globals['_ENSEMBLEADMINSERVICE']._serialized_start=205
+  _globals['_ENSEMBLEADMINSERVICE']._serialized_end=319
 # @@protoc_insertion_point(module_scope)

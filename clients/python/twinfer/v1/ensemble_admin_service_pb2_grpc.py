@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from twinfer.v1 import ensemble_admin_service_pb2 as twinfer_dot_v1_dot_ensemble__admin__service__pb2
 
 GRPC_GENERATED_VERSION = '1.66.2'
 GRPC_VERSION = grpc.__version__
@@ -25,7 +26,7 @@ if _version_not_supported:
 
 
 class EnsembleAdminServiceStub(object):
-    """Operates an ensemble. Served only on `--admin-listen`, which is off by default; its RPCs come with the features they operate.
+    """Operates an ensemble. Served only on `--admin-listen`, which is off by default. Errors are those of EnsembleService.
     """
 
     def __init__(self, channel):
@@ -34,15 +35,32 @@ class EnsembleAdminServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.CaptureTimeline = channel.unary_unary(
+                '/twinfer.v1.EnsembleAdminService/CaptureTimeline',
+                request_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineRequest.SerializeToString,
+                response_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineResponse.FromString,
+                _registered_method=True)
 
 
 class EnsembleAdminServiceServicer(object):
-    """Operates an ensemble. Served only on `--admin-listen`, which is off by default; its RPCs come with the features they operate.
+    """Operates an ensemble. Served only on `--admin-listen`, which is off by default. Errors are those of EnsembleService.
     """
+
+    def CaptureTimeline(self, request, context):
+        """Watches the server for a while and gives what happened as a timeline. Costs nothing when nobody asks. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
 
 def add_EnsembleAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CaptureTimeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.CaptureTimeline,
+                    request_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineRequest.FromString,
+                    response_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'twinfer.v1.EnsembleAdminService', rpc_method_handlers)
@@ -52,5 +70,32 @@ def add_EnsembleAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnsembleAdminService(object):
-    """Operates an ensemble. Served only on `--admin-listen`, which is off by default; its RPCs come with the features they operate.
+    """Operates an ensemble. Served only on `--admin-listen`, which is off by default. Errors are those of EnsembleService.
     """
+
+    @staticmethod
+    def CaptureTimeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinfer.v1.EnsembleAdminService/CaptureTimeline',
+            twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineRequest.SerializeToString,
+            twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

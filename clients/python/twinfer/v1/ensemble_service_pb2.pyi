@@ -152,36 +152,44 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class MemberResult(_message.Message):
-    __slots__ = ("name", "state", "weight", "device_time", "prediction", "error")
+    __slots__ = ("name", "state", "weight", "device_time", "prediction", "error", "alone_time", "captured")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ALONE_TIME_FIELD_NUMBER: _ClassVar[int]
+    CAPTURED_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: MemberState
     weight: float
     device_time: _duration_pb2.Duration
     prediction: Prediction
     error: _error_pb2.Error
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., weight: _Optional[float] = ..., device_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+    alone_time: _duration_pb2.Duration
+    captured: bool
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., weight: _Optional[float] = ..., device_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., alone_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., captured: bool = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("decode", "queue", "device", "total", "flight_rows", "overlap_ratio")
+    __slots__ = ("decode", "queue", "device", "total", "flight_rows", "overlap_ratio", "plan", "slot_wait")
     DECODE_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     FLIGHT_ROWS_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_RATIO_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    SLOT_WAIT_FIELD_NUMBER: _ClassVar[int]
     decode: _duration_pb2.Duration
     queue: _duration_pb2.Duration
     device: _duration_pb2.Duration
     total: _duration_pb2.Duration
     flight_rows: int
     overlap_ratio: float
-    def __init__(self, decode: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., flight_rows: _Optional[int] = ..., overlap_ratio: _Optional[float] = ...) -> None: ...
+    plan: str
+    slot_wait: _duration_pb2.Duration
+    def __init__(self, decode: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., flight_rows: _Optional[int] = ..., overlap_ratio: _Optional[float] = ..., plan: _Optional[str] = ..., slot_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class InferStreamRequest(_message.Message):
     __slots__ = ("request",)
