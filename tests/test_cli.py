@@ -152,7 +152,7 @@ def test_infer_prints_one_json_object_for_programs(service: DigitsService) -> No
     assert answer["members"][0]["state"] == "OK"
     assert answer["members"][0]["device_time_ms"] == 1.5
     assert answer["members"][1]["error"]["reason"] == "MEMBER_LATE"
-    assert answer["timings"] == {"total_ms": 2.0, "flight_rows": 4, "overlap_ratio": 1.5}
+    assert answer["timings"] == {"total_ms": 2.0, "flight_rows": 4, "overlap_ratio": 1.5, "plan": ""}
     assert result.stderr == ""
 
 

@@ -124,9 +124,8 @@ def _print(answer: Answer, with_members: bool) -> None:
     overlap = "" if timings.overlap_ratio is None else f"; overlap {timings.overlap_ratio:.2f}"
     if answer.disagreement is not None:
         typer.echo(f"disagreement {answer.disagreement:.3f}")
-    typer.echo(
-        f"{timings.total_ms:.2f} ms on the server: {parts}; rows in the flight: {timings.flight_rows}, plan {timings.plan}{overlap}"
-    )
+    plan = f", plan {timings.plan}" if timings.plan else ""
+    typer.echo(f"{timings.total_ms:.2f} ms on the server: {parts}; rows in the flight: {timings.flight_rows}{plan}{overlap}")
     typer.echo(f"{answer.ensemble} version {answer.version}")
 
 

@@ -1,0 +1,70 @@
+"""What Prometheus reads is what the answers said."""
+
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.servers import DIGITS, RunningServer, running
+from twinfer import Client
+from twinfer.errors import TwinferError
+from twinfer_server.demo import read_rows
+
+ROW = read_rows(DIGITS)[0]
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def server() -> Iterator[RunningServer]:
+    with running(DIGITS, metrics_listen="127.0.0.1:0") as started:
+        yield started
+
+
+def scrape(server: RunningServer) -> Samples:
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as reply:
+        families = list(text_string_to_metric_families(reply.read().decode()))
+    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families for sample in family.samples}
+
+
+def count(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+def test_rows_states_and_refusals_are_counted(server: RunningServer) -> None:
+    with Client(server.address) as client:
+        for _ in range(3):
+            client.infer({"image": ROW.image, "text": ROW.text})
+        client.infer({"text": ROW.text})
+        with pytest.raises(TwinferError):
+            client.infer({"image": b"not an image"})
+        with pytest.raises(TwinferError):
+            client.infer({"unknown": "text"})
+    samples = scrape(server)
+    assert count(samples, "twinfer_rows_total", reason="OK") == 4
+    assert count(samples, "twinfer_rows_total", reason="INVALID_INPUT") == 1
+    assert count(samples, "twinfer_rows_total", reason="UNKNOWN_INPUT") == 1
+    assert count(samples, "twinfer_member_rows_total", member="vision", state="OK") == 3
+    assert count(samples, "twinfer_member_rows_total", member="vision", state="NO_INPUT") == 1
+    assert count(samples, "twinfer_member_rows_total", member="language", state="OK") == 4
+    assert count(samples, "twinfer_rows_in_hand") == 0
+    assert count(samples, "twinfer_bytes_in_hand") == 0
+
+
+def test_flights_are_measured_as_their_answers_say(server: RunningServer) -> None:
+    with Client(server.address) as client:
+        answers = [client.infer({"image": ROW.image, "text": ROW.text}) for _ in range(5)]
+    samples = scrape(server)
+    plans = {answer.timings.plan for answer in answers}
+    assert sum(count(samples, "twinfer_flights_total", plan=plan) for plan in plans) == 5
+    assert count(samples, "twinfer_flight_rows_sum") == 5
+    assert count(samples, "twinfer_overlap_ratio_count") == 5
+    said = sum(answer.timings.overlap_ratio or 0.0 for answer in answers)
+    assert count(samples, "twinfer_overlap_ratio_sum") == pytest.approx(said, rel=1e-6)
+    for name in ("vision", "language"):
+        spans = sum((answer.members[name].device_ms or 0.0) / 1000 for answer in answers)
+        assert count(samples, "twinfer_member_device_seconds_sum", member=name) == pytest.approx(spans, abs=1e-6)
+        alone = sum((answer.members[name].alone_ms or 0.0) / 1000 for answer in answers)
+        assert alone > 0
+        assert count(samples, "twinfer_member_alone_seconds_sum", member=name) == pytest.approx(alone, abs=1e-6)
+        assert count(samples, "twinfer_captures_total", member=name, result="miss") == 5
