@@ -67,6 +67,7 @@ class Batcher:
         self._traffic = [LaneTraffic(member) for member in ensemble.members]
         self._air: list[_Airborne] = []
         self._lead_seconds = 0.0
+        self._held_until = 0.0
         self._short_since = 0.0
         """Since when rows wait because a lane has no free slot; 0 while none do."""
         self._launcher: threading.Thread | None = None
@@ -185,7 +186,8 @@ class Batcher:
             if len(rows) == self._max_rows:
                 break
         if rows and self._max_delay_seconds and len(rows) < self._max_rows:
-            if not self._air and now < min(row.ready_at for row in rows) + self._max_delay_seconds:
+            self._held_until = min(row.ready_at for row in rows) + self._max_delay_seconds
+            if not self._air and now < self._held_until:
                 staying, rows = staying + rows, []
         for row in staying:
             self._queue.put(row)
@@ -216,7 +218,8 @@ class Batcher:
         """Say when boarding may go differently although nobody calls: a lane gets free, or a delay is over."""
         looks = [traffic.wait_seconds(now) - self._lead_seconds for traffic in self._traffic if traffic.has_slot]
         looks = [look for look in looks if look > 0] or [0.05]
-        return max(0.0005, min(*looks, self._max_delay_seconds or 1.0))
+        held = self._held_until - now
+        return max(0.0005, min(*looks, held if held > 0 else 1.0))
 
     def _go_around(self, airborne: _Airborne) -> None:
         """Keep a stuck flight from holding more than the lane that it is stuck on."""
