@@ -136,7 +136,7 @@ def test_nan_fails_its_row_and_not_the_batch(pair: Pair) -> None:
                 first = asyncio.create_task(pair.ask(left=0, right=0))
                 await asyncio.to_thread(pair.left.entered.wait)
                 tasks = [asyncio.create_task(pair.ask(left=x, right=NAN if x == 2 else x)) for x in (1, 2, 3)]
-                while len(pair.engine._batcher._queue) < len(tasks):
+                while pair.engine._batcher.waiting_rows < len(tasks):
                     await asyncio.sleep(0)
             assert not (await first).is_degraded
             good, bad, other = [await task for task in tasks]
@@ -267,11 +267,11 @@ def test_a_caller_who_goes_away_takes_his_row_out_of_the_queue(pair: Pair) -> No
                 flying = asyncio.create_task(pair.ask(left=1, right=1))
                 await asyncio.to_thread(pair.left.entered.wait)
                 waiting = asyncio.create_task(pair.ask(left=2, right=2))
-                while not len(pair.engine._batcher._queue):
+                while not pair.engine._batcher.waiting_rows:
                     await asyncio.sleep(0)
                 waiting.cancel()
                 await asyncio.wait({waiting})
-                assert not len(pair.engine._batcher._queue)
+                assert not pair.engine._batcher.waiting_rows
                 another = asyncio.create_task(pair.ask(left=3, right=3))  # there is room again
                 flying.cancel()
                 await asyncio.wait({flying})

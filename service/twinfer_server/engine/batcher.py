@@ -1,4 +1,4 @@
-"""The batcher: decides which rows fly together, and has the threads that launch flights and wait for them.
+"""The batcher: has rows board, and has the threads that launch their flights and wait for them.
 
 One launch thread at a time queues device work, so stream order is decided in one place. When the lanes are idle it takes whatever
 waits, even a single row; while a flight computes, rows collect until that flight is about to land. On a CPU the serial plan
@@ -15,11 +15,10 @@ from functools import partial
 import torch
 
 from ..ensemble import Ensemble, Flight, answer_rows, fusion_failure
-from ..errors import InternalError, MemberLate, TwinferError
-from ..rows import Answer, Policy, Row
-from .queue import RowQueue
+from ..errors import InternalError, TwinferError
+from ..rows import Answer, Row
+from .boarding import Boarding
 from .record import OnFlight, record_flight
-from .traffic import LaneTraffic
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -59,17 +58,10 @@ class Batcher:
         """Why the device is lost for good, once it is; what is in hand still gets its answers, all of them errors."""
         self._ensemble = ensemble
         self._on_answers = on_answers
-        self._max_rows = ensemble.spec.batching.max_rows
-        self._max_delay_seconds = ensemble.spec.batching.max_delay_ms / 1000
         self._changed = threading.Condition(threading.Lock())
         # All below is guarded by _changed.
-        self._queue = RowQueue()
-        self._traffic = [LaneTraffic(member) for member in ensemble.members]
+        self._boarding = Boarding(ensemble)
         self._air: list[_Airborne] = []
-        self._lead_seconds = 0.0
-        self._held_until = 0.0
-        self._short_since = 0.0
-        """Since when rows wait because a lane has no free slot; 0 while none do."""
         self._launcher: threading.Thread | None = None
         self._is_closing = False
         self._waiters: Workers | None = None
@@ -90,13 +82,13 @@ class Batcher:
     def put(self, row: Row) -> None:
         """Let a prepared row wait for its flight."""
         with self._changed:
-            self._queue.put(row)
+            self._boarding.queue.put(row)
             self._changed.notify()
 
     def discard_answered(self) -> None:
         """Forget the waiting rows that have been answered, cancelled or failed meanwhile."""
         with self._changed:
-            self._queue.discard_answered()
+            self._boarding.queue.discard_answered()
 
     def look_for_stuck(self) -> float:
         """Get flights that are overdue out of the others' way; give the seconds after which another look may help."""
@@ -112,9 +104,12 @@ class Batcher:
     def standing_seconds(self) -> dict[str, float]:
         """Say for how long each member's lane has been behind its time, by member name."""
         with self._changed:
-            now = time.monotonic()
-            names = [member.name for member in self._ensemble.members]
-            return {name: traffic.standing_since(now) for name, traffic in zip(names, self._traffic, strict=True)}
+            return self._boarding.standing_seconds(time.monotonic())
+
+    @property
+    def waiting_rows(self) -> int:
+        """How many rows wait."""
+        return len(self._boarding.queue)
 
     # --- the launch thread ---------------------------------------------------------------------------------------------------
 
@@ -126,21 +121,39 @@ class Batcher:
         self._ensemble.device.prepare_thread()
         self._ensemble.device.give_way()
         with torch.inference_mode():
-            while (flight := self._next_flight()) is not None:
-                self._launch(flight)
+            while True:
+                try:
+                    flight = self._next_flight()
+                    if flight is None:
+                        return
+                    self._launch(flight)
+                except Exception:  # a defect; the rows concerned run into their deadlines, the others fly on
+                    logger.exception("boarding or launching failed")
 
     def _next_flight(self) -> Flight | None:
         """Sleep until rows can fly and board them; None once this thread has been replaced or the batcher closes."""
         with self._changed:
             while self._launcher is threading.current_thread():
-                now = time.monotonic()
-                flight = self._board(now) if self._queue else None
+                now, queue = time.monotonic(), self._boarding.queue
+                flight = self._board(now) if queue else None
                 if flight is not None:
                     return flight
-                if self._is_closing and not self._queue:
+                if self._is_closing and not queue:
                     return None
-                self._changed.wait(self._seconds_to_next_look(now) if self._queue else None)
+                self._changed.wait(self._boarding.seconds_to_next_look(now) if queue else None)
             return None
+
+    def _board(self, now: float) -> Flight | None:
+        """Make the next flight, under the lock; None if nobody can fly now."""
+        stuck = [airborne.flight for airborne in self._air if airborne.is_stuck]
+        for flight in stuck:  # members that are done in them need their slots no more
+            for run in flight.keep_outputs():
+                self._boarding.free(run)
+        boarded = self._boarding.board(now, is_air_empty=not self._air, is_beside_stuck=bool(stuck))
+        if boarded is not None:
+            overdue_at = now + OVERDUE_FACTOR * sum(boarded.alone_seconds) + OVERDUE_SECONDS
+            self._air.append(_Airborne(boarded, overdue_at))
+        return boarded
 
     def _launch(self, flight: Flight) -> None:
         began = time.monotonic()
@@ -153,73 +166,14 @@ class Batcher:
             self._land(flight)
             return
         with self._changed:
-            self._lead_seconds += 0.2 * (time.monotonic() - began - self._lead_seconds)
+            self._boarding.lead_seconds += 0.2 * (time.monotonic() - began - self._boarding.lead_seconds)
         self._wait_for(flight, None)
 
     def _wait_for(self, flight: Flight, error: Exception | None) -> None:
         assert self._waiters is not None
         self._waiters.do(partial(self._await_landing, flight, error))
 
-    # --- boarding, under the lock --------------------------------------------------------------------------------------------
-
-    def _board(self, now: float) -> Flight | None:
-        """Take as many rows as fit and can fly now, and make their flight; the others go on waiting."""
-        self._free_done()
-        waits = [traffic.wait_seconds(now) for traffic in self._traffic]
-        if not all(traffic.has_slot for traffic in self._traffic):
-            self._short_since = self._short_since or now
-        is_ready = [traffic.has_slot and wait <= self._lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)]
-        rows: list[Row] = []
-        left_out: dict[tuple[int, int], TwinferError] = {}
-        staying: list[Row] = []
-        for row in self._queue.take_in_order():
-            if row.reply_by <= now:
-                continue  # its timer is about to fail it; work for it would be wasted
-            busy = [index for index in row.samples if not is_ready[index]]
-            late = [index for index in busy if row.policy is Policy.BEST_EFFORT and now + waits[index] >= row.reply_by]
-            if len(late) < len(busy) or len(late) == len(row.samples):
-                staying.append(row)
-                continue
-            for index in late:
-                left_out[len(rows), index] = self._left_behind(index, waits[index])
-            rows.append(row)
-            if len(rows) == self._max_rows:
-                break
-        if rows and self._max_delay_seconds and len(rows) < self._max_rows:
-            self._held_until = min(row.ready_at for row in rows) + self._max_delay_seconds
-            if not self._air and now < self._held_until:
-                staying, rows = staying + rows, []
-        for row in staying:
-            self._queue.put(row)
-        return self._take_off(rows, left_out, now) if rows else None
-
-    def _take_off(self, rows: list[Row], left_out: dict[tuple[int, int], TwinferError], now: float) -> Flight:
-        flying = {index for n, row in enumerate(rows) for index in row.samples if (n, index) not in left_out}
-        # Slots of one number where there are some: a captured flight has its own in each lane.
-        common = set.intersection(*(self._traffic[index].free_numbers for index in flying))
-        number = min(common, default=None)
-        slots = {index: self._traffic[index].take_slot(number) for index in sorted(flying)}
-        # Beside a stuck flight only lanes of their own keep the members apart.
-        plan = "lanes" if any(airborne.is_stuck for airborne in self._air) else None
-        flight = self._ensemble.board(rows, slots, left_out, plan)
-        for run, seconds in zip(flight.runs, flight.alone_seconds, strict=True):
-            self._traffic[run.member.index].take_off(run, now, seconds)
-        overdue_at = now + OVERDUE_FACTOR * sum(flight.alone_seconds) + OVERDUE_SECONDS
-        self._air.append(_Airborne(flight, overdue_at))
-        flight.slot_wait_seconds = now - self._short_since if self._short_since else 0.0
-        self._short_since = 0.0
-        return flight
-
-    def _left_behind(self, index: int, wait_seconds: float) -> MemberLate:
-        name = self._ensemble.members[index].name
-        return MemberLate(f"the member's lane is behind by about {wait_seconds:.3f} s, more than the row had left", member=name)
-
-    def _seconds_to_next_look(self, now: float) -> float | None:
-        """Say when boarding may go differently although nobody calls: a lane gets free, or a delay is over."""
-        looks = [traffic.wait_seconds(now) - self._lead_seconds for traffic in self._traffic if traffic.has_slot]
-        looks = [look for look in looks if look > 0] or [0.05]
-        held = self._held_until - now
-        return max(0.0005, min(*looks, held if held > 0 else 1.0))
+    # --- stuck flights, under the lock ---------------------------------------------------------------------------------------
 
     def _go_around(self, airborne: _Airborne) -> None:
         """Keep a stuck flight from holding more than the lane that it is stuck on."""
@@ -230,13 +184,6 @@ class Batcher:
         if not flight.is_launched:
             flight.rescue(self._ensemble.plans["lanes"])
             self._replace_launcher()
-
-    def _free_done(self) -> None:
-        """Free the slots of members that are done in flights where another is stuck."""
-        for airborne in self._air:
-            if airborne.is_stuck:
-                for run in airborne.flight.keep_outputs():
-                    self._traffic[run.member.index].free(run)
 
     # --- landing -------------------------------------------------------------------------------------------------------------
 
@@ -268,7 +215,7 @@ class Batcher:
             self._tell(flight, landed_at)
         with self._changed:
             for run in flight.runs:
-                self._traffic[run.member.index].free(run)
+                self._boarding.free(run)
             self._air = [airborne for airborne in self._air if airborne.flight is not flight]
             self._changed.notify()
         if not self.loss and any(run.error is not None for run in flight.runs):

@@ -1,6 +1,7 @@
 """The ensemble: members, slots, plans and flights; what is computed, on which lane, and what became of it."""
 
 from .answers import answer_rows, fusion_failure
+from .bucket import Bucket
 from .ensemble import Ensemble, load_ensemble
 from .flight import Flight, LeftOut
 from .member import Member
@@ -13,6 +14,7 @@ from .trial import Trial, fly_blank
 from .warmup import warm_up
 
 __all__ = [
+    "Bucket",
     "BucketTimes",
     "Ensemble",
     "Flight",

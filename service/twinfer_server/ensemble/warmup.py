@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Choice = TypeVar("Choice", str, int)
 
-MIN_ROUNDS = 3
+MIN_ROUNDS = 5
 MAX_ROUNDS = 15
 SECONDS_PER_POINT = 0.08
 TOO_LONG_SECONDS = 0.5

@@ -1,0 +1,124 @@
+"""Boarding: which of the rows that wait fly together now, with which members, and in which slots."""
+
+from dataclasses import dataclass, field
+
+from ..ensemble import Bucket, Ensemble, Flight, Run
+from ..errors import MemberLate, TwinferError
+from ..rows import Policy, Row
+from .queue import RowQueue
+from .traffic import LaneTraffic
+
+PATIENCE_SECONDS = 0.02
+"""A row that has waited for a busy lane for so long has the lanes it needs kept free for it."""
+
+
+@dataclass(slots=True)
+class _Manifest:
+    """Who boards, and who must stay; `left_out` says, by (row number, member index), why a member flies without a row."""
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: dict[tuple[int, int], TwinferError] = field(default_factory=dict)
+    staying: list[Row] = field(default_factory=list)
+
+
+class Boarding:
+    """The rows that wait, and the traffic on the lanes that they wait for. Not thread-safe: the batcher's lock guards it."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        """Begin with no rows, and every lane free."""
+        self.queue = RowQueue()
+        self.lead_seconds = 0.0
+        """How long before a lane gets free the next flight is to be launched."""
+        self._ensemble = ensemble
+        self._traffic = [LaneTraffic(member) for member in ensemble.members]
+        self._max_rows = ensemble.spec.batching.max_rows
+        self._max_delay_seconds = ensemble.spec.batching.max_delay_ms / 1000
+        self._held_until = 0.0
+        self._short_since = 0.0
+        """Since when rows wait because a lane has no free slot; 0 while none do."""
+        self._least_seconds = [self._find_least_seconds(index) for index in range(len(ensemble.members))]
+
+    def board(self, now: float, is_air_empty: bool, is_beside_stuck: bool) -> Flight | None:
+        """Take as many rows as fit and can fly now, and make their flight; the others go on waiting.
+
+        Beside a flight that is stuck only lanes of their own keep the members apart.
+        """
+        if not all(traffic.has_slot for traffic in self._traffic):
+            self._short_since = self._short_since or now
+        manifest = self._choose(now)
+        rows = manifest.rows
+        if rows and self._max_delay_seconds and len(rows) < self._max_rows:
+            self._held_until = min(row.ready_at for row in rows) + self._max_delay_seconds
+            if is_air_empty and now < self._held_until:
+                manifest.staying += rows
+                rows = []
+        for row in manifest.staying:
+            self.queue.put(row)
+        return self._take_off(rows, manifest.left_out, now, "lanes" if is_beside_stuck else None) if rows else None
+
+    def seconds_to_next_look(self, now: float) -> float:
+        """Say when boarding may go differently although nobody calls: a lane gets free, or a delay is over."""
+        looks = [traffic.wait_seconds(now) - self.lead_seconds for traffic in self._traffic if traffic.has_slot]
+        looks = [look for look in looks if look > 0] or [0.05]
+        held = self._held_until - now
+        return max(0.0005, min(*looks, held if held > 0 else 1.0))
+
+    def free(self, run: Run) -> None:
+        """Free the slot that `run` held, unless that has been done already."""
+        self._traffic[run.member.index].free(run)
+
+    def standing_seconds(self, now: float) -> dict[str, float]:
+        """Say for how long each member's lane has been behind its time, by member name."""
+        names = [member.name for member in self._ensemble.members]
+        return {name: traffic.standing_since(now) for name, traffic in zip(names, self._traffic, strict=True)}
+
+    def _choose(self, now: float) -> _Manifest:
+        waits = [traffic.wait_seconds(now) for traffic in self._traffic]
+        is_ready = [traffic.has_slot and wait <= self.lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)]
+        kept: set[int] = set()
+        manifest = _Manifest()
+        for row in self.queue.take_in_order():
+            # Members that would come too late, even if nothing else came between.
+            soonest = {index: self._least_seconds[index] + (0.0 if is_ready[index] else waits[index]) for index in row.samples}
+            late = [index for index, seconds in soonest.items() if now + seconds >= row.reply_by]
+            if row.policy is Policy.REQUIRE_ALL and late and all(is_ready[index] for index in late):
+                continue  # it cannot make it: its timer is about to fail it, and work for it would be wasted
+            if len(late) == len(row.samples) and all(is_ready):
+                continue
+            flying = [index for index in row.samples if index not in late]
+            if (row.policy is Policy.REQUIRE_ALL and late) or not flying or not all(is_ready[i] and i not in kept for i in flying):
+                manifest.staying.append(row)
+                if now - row.ready_at > PATIENCE_SECONDS:
+                    kept.update(flying)  # else rows that need only one of its lanes could keep it waiting for ever
+                continue
+            for index in late:
+                manifest.left_out[len(manifest.rows), index] = self._left_behind(index, soonest[index])
+            manifest.rows.append(row)
+            if len(manifest.rows) == self._max_rows:
+                break
+        return manifest
+
+    def _find_least_seconds(self, index: int) -> float:
+        """Find what the member takes for one row, at the least."""
+        times = self._ensemble.times
+        if times is None:
+            return 0.0
+        smallest = Bucket(1, self._ensemble.members[index].token_sizes[0])
+        return min(times.alone_seconds(plan, index, smallest) for plan in self._ensemble.plans)
+
+    def _take_off(self, rows: list[Row], left_out: dict[tuple[int, int], TwinferError], now: float, plan: str | None) -> Flight:
+        flying = {index for n, row in enumerate(rows) for index in row.samples if (n, index) not in left_out}
+        # Slots of one number where there are some: a captured flight has its own in each lane.
+        common = set.intersection(*(self._traffic[index].free_numbers for index in flying))
+        number = min(common, default=None)
+        slots = {index: self._traffic[index].take_slot(number) for index in sorted(flying)}
+        flight = self._ensemble.board(rows, slots, left_out, plan)
+        for run, seconds in zip(flight.runs, flight.alone_seconds, strict=True):
+            self._traffic[run.member.index].take_off(run, now, seconds)
+        flight.slot_wait_seconds = now - self._short_since if self._short_since else 0.0
+        self._short_since = 0.0
+        return flight
+
+    def _left_behind(self, index: int, seconds: float) -> MemberLate:
+        name = self._ensemble.members[index].name
+        return MemberLate(f"the member would have answered in about {seconds:.3f} s, later than the row could wait", member=name)
