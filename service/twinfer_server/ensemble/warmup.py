@@ -25,12 +25,14 @@ logger = logging.getLogger(__name__)
 Choice = TypeVar("Choice", str, int)
 
 MIN_ROUNDS = 5
-MAX_ROUNDS = 15
+MAX_ROUNDS = 25
 SECONDS_PER_POINT = 0.08
 TOO_LONG_SECONDS = 0.5
 """A point twice the size of one that took so long is not flown; it is reckoned from the smaller one."""
 LONG_ENOUGH_SECONDS = 0.02
 """A flight on which a second thread would show, if it helps at all."""
+WORTH_A_SWITCH = 0.98
+"""What part of the first plan's time another one must come below."""
 WORTH_A_CORE = 0.8
 """What part of the time must be left for the serial plan to take all cores: decoding and answering want one too."""
 AGREEMENT = 1e-3
@@ -204,7 +206,7 @@ def _rounds() -> Iterator[None]:
         yield
 
 
-def _choose(flights: Mapping[Choice, list[float]], worth: float = 1.0) -> Choice:
+def _choose(flights: Mapping[Choice, list[float]], worth: float = WORTH_A_SWITCH) -> Choice:
     """Keep the first choice unless another is faster, pair by pair, by more than the pairs scatter.
 
     `worth` is the part of the first one's time below which the other must come.
