@@ -1,8 +1,9 @@
 """How much two members gain from flying side by side: every plan against the members alone, and against what people write by hand.
 
-Each point is measured in interleaved rounds in one process; all times are medians, from fork to join, and ratios are medians of the
-pairs. `overlap` is the members' alone times on their lanes added up, over the time of the faster plan that flies them side by side. By hand means two threads, each with its own stream (on a CPU: one thread of computing each), without
-staging, fusion or copy out.
+Each point is measured in interleaved rounds in one process; all times are medians, from fork to join, and ratios are medians of
+the pairs. `overlap` is the members' alone times on their lanes added up, over the time of the faster plan that flies them side
+by side. By hand means two threads, each with its own stream (on a CPU: one thread of computing each), without staging, fusion
+or copy out.
 
     python -m benchmarks.overlap --json benchmarks/results/overlap-cpu.json --png docs/overlap.png
 """
