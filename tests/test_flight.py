@@ -94,7 +94,7 @@ def test_members_fork_after_their_copy_and_join_before_the_fusion(hangar: Hangar
     assert work.count("lambda") == work.count("_compute") == 2
     assert work[-1] == "_fuse"
     for run in flight.runs:
-        assert run.staged.done_at < run.started.done_at < run.done.done_at < flight.landed.done_at  # type: ignore[attr-defined]
+        assert run.staged.done_at < run.started.done_at < run.done.done_at < flight.landed.done_at  # type: ignore[operator]
 
 
 def test_under_lanes_each_member_has_a_lane_and_under_serial_all_share_one(hangar: Hangar, plan: str) -> None:

@@ -26,16 +26,21 @@ def usable_cores() -> int:
 class CpuEvent:
     """An event on a CPU: a flag that a thread raises, with the time at which it did."""
 
-    __slots__ = ("_raised", "done_at")
+    __slots__ = ("_done_at", "_raised")
 
     def __init__(self) -> None:
         """Make an event that is not done."""
         self._raised = threading.Event()
-        self.done_at = 0.0
+        self._done_at = 0.0
+
+    @property
+    def done_at(self) -> float:
+        """When the event was done, by `time.monotonic()`."""
+        return self._done_at
 
     def set_done(self) -> None:
         """Mark the event done, now."""
-        self.done_at = time.perf_counter()
+        self._done_at = time.monotonic()
         self._raised.set()
 
     def is_done(self) -> bool:

@@ -14,7 +14,15 @@ Work = Callable[[], None]
 
 
 class Event(Protocol):
-    """A point in a lane's work. It is made first and recorded later, so that others can already hold it."""
+    """A point in a lane's work. It is made first and recorded later, so that others can already hold it.
+
+    `done_at` is when it was done by `time.monotonic()`, or None where only the device's own clock knows.
+    """
+
+    @property
+    def done_at(self) -> float | None:
+        """When the event was done, in seconds of the host's clock; without meaning before."""
+        ...
 
     def is_done(self) -> bool:
         """Whether the event was recorded and all work before it has run; never waits."""

@@ -77,11 +77,14 @@ def _lay_out(flight: Flight, landed_at: float) -> tuple[Span, ...]:
     if not flight.landed.is_done() or not all(run.done.is_done() for run in flight.runs):
         return (Span("launch", "broken flight", flight.launched_at, landed_at, facts),)
 
+    # By the landing's own time where it is known: the thread that waited for it may have been woken late.
+    anchor = flight.landed.done_at or landed_at
+
     def at(event: Event) -> float:
-        return landed_at - flight.landed.seconds_since(event)
+        return anchor - flight.landed.seconds_since(event)
 
     if flight.capture is not None:
-        return (Span("graph", "flight", at(flight.started), landed_at, facts),)
+        return (Span("graph", "flight", at(flight.started), anchor, facts),)
     staged = max(at(run.staged) for run in flight.runs)
     joined = max(at(run.done) for run in flight.runs)
     return (
@@ -91,5 +94,5 @@ def _lay_out(flight: Flight, landed_at: float) -> tuple[Span, ...]:
             Span(f"member {run.member.name}", run.member.name, at(run.started), at(run.done), {"samples": len(run.rows), **facts})
             for run in flight.runs
         ),
-        Span("fusion", "fuse", joined, landed_at, facts),
+        Span("fusion", "fuse", joined, anchor, facts),
     )

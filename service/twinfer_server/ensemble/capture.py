@@ -88,6 +88,11 @@ class TicketEvent:
         self._arrival = arrival
         self._ticket = ticket
 
+    @property
+    def done_at(self) -> None:
+        """Unknown: it travelled inside the graph."""
+        return
+
     def is_done(self) -> bool:
         """Whether the member's output is on the host."""
         return int(self._arrival[0]) == self._ticket
