@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.models import Opinion, chance, load_members, number, write_members
+from twinfer_server.device import CpuDevice
 from twinfer_server.engine import LocalEngine
 from twinfer_server.ensemble import Ensemble
 from twinfer_server.errors import (
@@ -93,6 +94,31 @@ def test_under_require_all_a_failure_names_member_stage_and_cause(pair: Pair) ->
             with pytest.raises(NotFinite) as failure_of_row:
                 await pair.ask(Policy.REQUIRE_ALL, left=1, right=NAN)
             assert (failure_of_row.value.member, failure_of_row.value.stage) == ("right", Stage.MEMBER)
+
+    asyncio.run(scenario())
+
+
+class LostDevice(CpuDevice):
+    """A device on which an error sticks, as an illegal access does on a GPU."""
+
+    def find_loss(self) -> str:
+        return "an illegal memory access was encountered"
+
+
+def test_a_lost_device_answers_what_it_can_and_then_says_that_it_is_lost(tmp_path: Path) -> None:
+    left, right = Opinion(), Opinion()
+    folder = write_members(tmp_path, {"left": left, "right": right}, 'policy = "best_effort"')
+    pair = Pair(load_members(folder, "serial", LostDevice(lanes=2)), left, right)
+
+    async def scenario() -> None:
+        async with serving(pair):
+            assert states(await pair.ask(left=1, right=2)) == [State.OK, State.OK]
+            assert not pair.engine.loss
+            left.error = RuntimeError("CUDA error")
+            assert states(await pair.ask(left=1, right=2)) == [State.FAILED, State.OK]
+            while not pair.engine.loss:
+                await asyncio.sleep(0)
+            assert pair.engine.loss == "an illegal memory access was encountered"
 
     asyncio.run(scenario())
 

@@ -50,6 +50,11 @@ def _print(ensemble: ensemble_pb2.Ensemble) -> None:
             for member in ensemble.members
         ],
     )
+    for member in ensemble.members:
+        if member.not_captured:
+            typer.echo(f"{member.name} is not captured: {member.not_captured}")
+        elif member.capture_bytes:
+            typer.echo(f"{member.name} is captured, in {member.capture_bytes / 1e6:,.1f} MB")
     weights = ", ".join(f"{name} {weight:.3f}" for name, weight in sorted(ensemble.fusion.weights.items()))
     typer.echo(f"fusion {ensemble.fusion.method}{f' with weights {weights}' if weights else ''}")
     print_table(["limit", ""], [[name, f"{value:,}"] for name, value in described.get("limits", {}).items()])
