@@ -113,12 +113,14 @@ def test_a_lost_device_answers_what_it_can_and_then_says_that_it_is_lost(tmp_pat
     async def scenario() -> None:
         async with serving(pair):
             assert states(await pair.ask(left=1, right=2)) == [State.OK, State.OK]
-            assert not pair.engine.loss
+            assert pair.engine.loss == ""
             left.error = RuntimeError("CUDA error")
             assert states(await pair.ask(left=1, right=2)) == [State.FAILED, State.OK]
-            while not pair.engine.loss:
+            losses = [""]
+            while not losses[-1]:  # it is found out after the rows have been answered
+                losses.append(pair.engine.loss)
                 await asyncio.sleep(0)
-            assert pair.engine.loss == "an illegal memory access was encountered"
+            assert losses[-1] == "an illegal memory access was encountered"
 
     asyncio.run(scenario())
 
