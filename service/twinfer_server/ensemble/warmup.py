@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Choice = TypeVar("Choice", str, int)
 
-MIN_ROUNDS = 5
+MIN_ROUNDS = 9
 MAX_ROUNDS = 25
 SECONDS_PER_POINT = 0.08
 TOO_LONG_SECONDS = 0.5
