@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from ..ensemble import Member, Run, Slot
 
+BEHIND_FACTOR = 4.0
+
 
 class _Airborne(NamedTuple):
     run: Run
@@ -27,12 +29,15 @@ class LaneTraffic:
     def wait_seconds(self, now: float) -> float:
         """Estimate how long a run launched `now` would wait for the lane.
 
-        A lane that is behind its time is expected to stay so for as long again: a short hiccup costs little, and the longer it
-        stands, the fewer rows wait for it.
+        A lane that is behind its time is expected to stay so for some times as long: a short hiccup costs little, and the longer
+        it stands, the fewer rows wait for it; and none of them until its last moment.
         """
         # A run may be done long before its flight has landed: it no longer keeps the lane.
         last = next((airborne for airborne in reversed(self._air) if not airborne.run.done.is_done()), None)
-        return 0.0 if last is None else abs(last.expected_end - now)
+        if last is None:
+            return 0.0
+        left = last.expected_end - now
+        return left if left >= 0 else -left * BEHIND_FACTOR
 
     @property
     def free_numbers(self) -> set[int]:
