@@ -41,9 +41,13 @@ def test_rows_states_and_refusals_are_counted(server: RunningServer) -> None:
         with pytest.raises(TwinferError):
             client.infer({"unknown": "text"})
     samples = scrape(server)
-    assert count(samples, "twinfer_rows_total", reason="OK") == 4
-    assert count(samples, "twinfer_rows_total", reason="INVALID_INPUT") == 1
-    assert count(samples, "twinfer_rows_total", reason="UNKNOWN_INPUT") == 1
+    assert count(samples, "twinfer_rows_total", code="OK", reason="") == 4
+    assert count(samples, "twinfer_rows_total", code="INVALID_ARGUMENT", reason="INVALID_INPUT") == 1
+    assert count(samples, "twinfer_rows_total", code="INVALID_ARGUMENT", reason="UNKNOWN_INPUT") == 1
+    for stage in ("decode", "queue", "device", "total"):
+        assert count(samples, "twinfer_stage_seconds_count", stage=stage) == 4
+    assert count(samples, "twinfer_degraded_answers_total") == 0
+    assert count(samples, "twinfer_rows_waiting") == 0
     assert count(samples, "twinfer_member_rows_total", member="vision", state="OK") == 3
     assert count(samples, "twinfer_member_rows_total", member="vision", state="NO_INPUT") == 1
     assert count(samples, "twinfer_member_rows_total", member="language", state="OK") == 4

@@ -1,10 +1,14 @@
 """Metrics for Prometheus, on a listener of their own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from .engine import FlightRecord, LocalEngine
 from .errors import TwinferError
 from .rows import Answer, State
+from .rpc import PortTaken
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
@@ -12,97 +16,96 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counts what an engine does. Per flight where it can be; thread-safe, as prometheus_client is."""
+    """Keeps the books of an engine: per flight where it can be, for a row has little time. Thread-safe, as prometheus_client is."""
 
-    def __init__(self, engine: LocalEngine) -> None:
-        """Listen to `engine` from now on."""
-        self.registry = CollectorRegistry()
-        registry = self.registry
-        self._flights = Counter("twinfer_flights", "Flights landed, by plan.", ["plan"], registry=registry)
-        self._flight_rows = Histogram("twinfer_flight_rows", "Rows per flight.", buckets=ROWS, registry=registry)
-        self._overlap = Histogram(
-            "twinfer_overlap_ratio",
-            "Sum of the members' alone times over the time from fork to join; 1 is no gain.",
+    def __init__(self) -> None:
+        """Begin at 0, in a registry of its own."""
+        self._registry = registry = CollectorRegistry()
+
+        def count(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"twinfer_{name}", text, labels, registry=registry)
+
+        def spread(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(f"twinfer_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self._flights = count("flights", "Flights landed, by plan.", "plan")
+        self._flight_rows = spread("flight_rows", "Rows per flight.", buckets=ROWS)
+        self._overlap = spread(
+            "overlap_ratio",
+            "Sum of the members' alone times over the time from fork to join, per flight of several members; 1 is no gain.",
             buckets=RATIOS,
-            registry=registry,
         )
-        self._slot_wait = Histogram(
-            "twinfer_slot_wait_seconds", "Time that ready rows waited for want of a slot.", buckets=SECONDS, registry=registry
+        self._slot_wait = spread(
+            "slot_wait_seconds", "The longest that a row of the flight waited although it was ready, for lanes or slots were busy."
         )
-        self._device = Histogram(
-            "twinfer_device_seconds", "From launch to landing of a flight.", buckets=SECONDS, registry=registry
+        self._device = spread("member_device_seconds", "A member's time in a flight, beside whatever else ran.", "member")
+        self._alone = spread(
+            "member_alone_seconds", "A member's time at the flight's size with nothing beside it, as of warm-up.", "member"
         )
-        self._member = Histogram(
-            "twinfer_member_device_seconds",
-            "A member's time in a flight, beside whatever else ran.",
-            ["member"],
-            buckets=SECONDS,
-            registry=registry,
+        self._captures = count(
+            "captures", "Members' parts in flights: hit where a graph was replayed, else miss.", "member", "result"
         )
-        self._alone = Histogram(
-            "twinfer_member_alone_seconds",
-            "A member's time at the flight's size with nothing beside it, as measured at warm-up.",
-            ["member"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._captures = Counter(
-            "twinfer_captures",
-            "Members' parts in flights, by whether a graph was replayed.",
-            ["member", "result"],
-            registry=registry,
-        )
-        self._states = Counter(
-            "twinfer_member_rows", "Rows answered, by what became of the member.", ["member", "state"], registry=registry
-        )
-        self._degraded = Counter("twinfer_degraded_answers", "Answers without a member that should be there.", registry=registry)
-        self._rows = Counter("twinfer_rows", "Rows, by what they ended with.", ["reason"], registry=registry)
-        self._stages = Histogram("twinfer_stage_seconds", "Where rows' time went.", ["stage"], buckets=SECONDS, registry=registry)
-        # A row has little time for metrics: what is the same for every row is looked up once.
-        self._decode, self._queue = self._stages.labels("decode"), self._stages.labels("queue")
-        self._state_counters: dict[tuple[str, State], Counter] = {}
-        in_hand = Gauge("twinfer_rows_in_hand", "Rows waiting or in the air.", registry=registry)
-        in_hand.set_function(lambda: engine.rows_in_hand)
-        bytes_in_hand = Gauge("twinfer_bytes_in_hand", "Bytes of the requests in hand.", registry=registry)
-        bytes_in_hand.set_function(lambda: engine.bytes_in_hand)
-        self._names = [member.name for member in engine.description.members]
-        engine.listen(self._on_flight)
-        engine.on_end = self._on_end
+        self._states = count("member_rows", "Rows answered, by what became of the member.", "member", "state")
+        self._degraded = count("degraded_answers", "Answers without a member that should have taken part.")
+        self._rows = count("rows", "Rows, by the status code and the reason that they ended with.", "code", "reason")
+        stages = spread("stage_seconds", "Where the time of answered rows went; total is from arrival to reply.", "stage")
+        self._waiting = Gauge("twinfer_rows_waiting", "Rows that wait for a flight.", registry=registry)
+        self._in_hand = Gauge("twinfer_rows_in_hand", "Rows being decoded, waiting or in the air.", registry=registry)
+        self._bytes = Gauge("twinfer_bytes_in_hand", "Bytes of the requests in hand.", registry=registry)
+        # What is the same for every row is looked up once.
+        self._ok = self._rows.labels("OK", "")
+        self._stages = [stages.labels(stage) for stage in ("decode", "queue", "device", "total")]
+        self._state_counters: list[dict[State, Counter]] = []
 
-    def _on_flight(self, record: FlightRecord) -> None:
+    @contextmanager
+    def listening(self, address: str) -> Iterator[str]:
+        """Serve over HTTP on HOST:PORT, on a daemon thread; gives HOST:PORT as it came to be. Raises PortTaken."""
+        host, _, port = address.rpartition(":")
+        try:
+            server, _ = start_http_server(int(port), host.strip("[]"), registry=self._registry)
+        except OSError as error:
+            raise PortTaken(f"cannot listen on {address} for metrics: {error.strerror}") from None
+        try:
+            yield f"{host}:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    def watch(self, engine: LocalEngine) -> None:
+        """Keep the books of `engine` from now on."""
+        self._waiting.set_function(lambda: engine.rows_waiting)
+        self._in_hand.set_function(lambda: engine.rows_in_hand)
+        self._bytes.set_function(lambda: engine.bytes_in_hand)
+        self._state_counters = [
+            {state: self._states.labels(member.name, state.name) for state in State} for member in engine.description.members
+        ]
+        engine.listen(self)
+
+    def on_flight(self, record: FlightRecord) -> None:
+        """Count a landing."""
         self._flights.labels(record.plan).inc()
         self._flight_rows.observe(record.rows)
         self._slot_wait.observe(record.slot_wait_seconds)
-        self._device.observe(record.landed_at - record.launched_at)
         if record.overlap_ratio is not None:
             self._overlap.observe(record.overlap_ratio)
         for member in record.members:
             self._alone.labels(member.name).observe(member.alone_seconds)
             self._captures.labels(member.name, "hit" if member.was_captured else "miss").inc()
-            if member.seconds is not None:
-                self._member.labels(member.name).observe(member.seconds)
+            if member.span is not None:
+                self._device.labels(member.name).observe(member.span.seconds)
 
-    def _on_end(self, ended: Answer | TwinferError) -> None:
-        if isinstance(ended, TwinferError):
-            self._rows.labels(ended.reason.name).inc()
-            return
-        self._rows.labels("OK").inc()
-        self._decode.observe(ended.timings.decode_seconds)
-        self._queue.observe(ended.timings.queue_seconds)
-        for name, part in zip(self._names, ended.members, strict=True):
-            self._count_state(name, part.state)
-        if ended.is_degraded:
+    def on_answer(self, answer: Answer, seconds: float) -> None:
+        """Count an answered row."""
+        self._ok.inc()
+        timings = answer.timings
+        parts = (timings.decode_seconds, timings.queue_seconds, timings.device_seconds, seconds)
+        for stage, part in zip(self._stages, parts, strict=True):
+            stage.observe(part)
+        for counters, member in zip(self._state_counters, answer.members, strict=True):
+            counters[member.state].inc()
+        if answer.is_degraded:
             self._degraded.inc()
 
-    def _count_state(self, name: str, state: State) -> None:
-        counter = self._state_counters.get((name, state))
-        if counter is None:
-            counter = self._state_counters[name, state] = self._states.labels(name, state.name)
-        counter.inc()
-
-
-def serve_metrics(metrics: Metrics, address: str) -> str:
-    """Serve metrics over HTTP on HOST:PORT, on a daemon thread; gives HOST:PORT as it came to be. Raises OSError."""
-    host, _, port = address.rpartition(":")
-    server, _ = start_http_server(int(port), host.strip("[]"), registry=metrics.registry)
-    return f"{host}:{server.server_port}"
+    def on_failure(self, error: TwinferError) -> None:
+        """Count a row that ended with an error."""
+        self._rows.labels(error.code.name, error.reason.name).inc()

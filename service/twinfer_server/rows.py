@@ -99,6 +99,8 @@ class Row:
     samples: Mapping[int, Samples] = field(default_factory=dict)
     ready_at: float = 0.0
     decode_seconds: float = 0.0
+    blocked_at: float = 0.0
+    """When it was ready, or later, and lanes or slots were busy; 0 if they were not."""
 
     @property
     def is_answered(self) -> bool:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .device import open_device
 from .engine import LocalEngine
 from .ensemble import Ensemble, load_ensemble, read_times, warm_up, write_times
 from .inputs import InputLimits
-from .metrics import Metrics, serve_metrics
+from .metrics import Metrics
 from .rpc import RpcServer
 from .settings import ServerSettings
 from .spec import read_spec
@@ -68,17 +69,20 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
 
     Raises DeviceLost after draining, PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers:
+    with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers, ExitStack() as stack:
         server = RpcServer(settings, parsers)
         observer.on_listening(*await server.start())
         try:
+            metrics = Metrics() if settings.metrics_listen else None
+            if metrics is not None:
+                observer.on_metrics(stack.enter_context(metrics.listening(settings.metrics_listen)))
             ensemble = await _load(folder, settings, observer, stopping)
             if ensemble is None:
                 return
             engine = LocalEngine(ensemble, settings)
             engine.start()
-            if settings.metrics_listen:
-                observer.on_metrics(serve_metrics(Metrics(engine), settings.metrics_listen))
+            if metrics is not None:
+                metrics.watch(engine)
             server.open(engine)
             server.report(is_serving=True)
             observer.on_ready()

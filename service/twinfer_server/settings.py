@@ -17,9 +17,19 @@ Seconds = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def _check_address(value: str) -> str:
+def _is_host_and_port(value: str) -> bool:
     host, _, port = value.rpartition(":")
-    if not (value.startswith("unix:") or (host and port.isascii() and port.isdigit() and int(port) < 65536)):
+    return bool(host) and port.isascii() and port.isdigit() and int(port) < 65536
+
+
+def _check_http_address(value: str) -> str:
+    if value and not _is_host_and_port(value):
+        raise ValueError("Input should be HOST:PORT, such as 127.0.0.1:9100, 0.0.0.0:0 or [::]:9100")
+    return value
+
+
+def _check_address(value: str) -> str:
+    if not (value.startswith("unix:") or _is_host_and_port(value)):
         raise ValueError("Input should be HOST:PORT, such as 127.0.0.1:50051, 0.0.0.0:0 or [::]:50051, or unix:PATH")
     return value
 
@@ -30,6 +40,7 @@ def _split_paths(value: object) -> object:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _check_address(value))]
+HttpAddress = Annotated[str, AfterValidator(_check_http_address)]
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(_split_paths)]
 """Written as one string, as in PATH: with colons between them."""
 
@@ -47,7 +58,7 @@ class ServerSettings(BaseSettings):
     """Where callers connect: HOST:PORT; port 0 picks a free one."""
     admin_listen: OptionalAddress = ""
     """Where operators connect: HOST:PORT; empty means nowhere."""
-    metrics_listen: OptionalAddress = ""
+    metrics_listen: HttpAddress = ""
     """Where Prometheus reads metrics over HTTP: HOST:PORT; empty means nowhere."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""

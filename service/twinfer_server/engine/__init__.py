@@ -2,6 +2,6 @@
 
 from .description import Description, describe
 from .engine import Engine, LocalEngine
-from .record import FlightRecord
+from .record import FlightRecord, Recorder, Span
 
-__all__ = ["Description", "Engine", "FlightRecord", "LocalEngine", "describe"]
+__all__ = ["Description", "Engine", "FlightRecord", "LocalEngine", "Recorder", "Span", "describe"]

@@ -82,6 +82,8 @@ class Batcher:
     def put(self, row: Row) -> None:
         """Let a prepared row wait for its flight."""
         with self._changed:
+            if self._air:
+                row.blocked_at = row.ready_at
             self._boarding.queue.put(row)
             self._changed.notify()
 

@@ -1,5 +1,6 @@
 """Boarding: which of the rows that wait fly together now, with which members, and in which slots."""
 
+import itertools
 from dataclasses import dataclass, field
 
 from ..ensemble import Bucket, Ensemble, Flight, Run
@@ -34,8 +35,9 @@ class Boarding:
         self._max_rows = ensemble.spec.batching.max_rows
         self._max_delay_seconds = ensemble.spec.batching.max_delay_ms / 1000
         self._held_until = 0.0
-        self._short_since = 0.0
-        """Since when rows wait because a lane has no free slot; 0 while none do."""
+        self._numbers = itertools.count(1)
+        self._took_off_at = 0.0
+        """When the last flight took off; who was ready by then and stayed has waited for a slot ever since."""
         self._least_seconds = [self._find_least_seconds(index) for index in range(len(ensemble.members))]
 
     def board(self, now: float, is_air_empty: bool, is_beside_stuck: bool) -> Flight | None:
@@ -43,8 +45,6 @@ class Boarding:
 
         Beside a flight that is stuck only lanes of their own keep the members apart.
         """
-        if not all(traffic.has_slot for traffic in self._traffic):
-            self._short_since = self._short_since or now
         manifest = self._choose(now)
         rows = manifest.rows
         if rows and self._max_delay_seconds and len(rows) < self._max_rows:
@@ -88,6 +88,7 @@ class Boarding:
             flying = [index for index in row.samples if index not in late]
             if (row.policy is Policy.REQUIRE_ALL and late) or not flying or not all(is_ready[i] and i not in kept for i in flying):
                 manifest.staying.append(row)
+                row.blocked_at = row.blocked_at or now
                 if now - row.ready_at > PATIENCE_SECONDS:
                     kept.update(flying)  # else rows that need only one of its lanes could keep it waiting for ever
                 continue
@@ -115,8 +116,10 @@ class Boarding:
         flight = self._ensemble.board(rows, slots, left_out, plan)
         for run, seconds in zip(flight.runs, flight.alone_seconds, strict=True):
             self._traffic[run.member.index].take_off(run, now, seconds)
-        flight.slot_wait_seconds = now - self._short_since if self._short_since else 0.0
-        self._short_since = 0.0
+        for row in rows:
+            if not row.blocked_at and row.ready_at < self._took_off_at:
+                row.blocked_at = self._took_off_at
+        flight.number, flight.boarded_at, self._took_off_at = next(self._numbers), now, now
         return flight
 
     def _left_behind(self, index: int, seconds: float) -> MemberLate:

@@ -7,19 +7,19 @@ flies on.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
 from ..device import usable_cores
 from ..ensemble import Ensemble
-from ..errors import DeadlinePassed, InternalError, InvalidOption, MemberLate, Overloaded, Stage, TwinferError
+from ..errors import Cancelled, DeadlinePassed, InternalError, InvalidOption, MemberLate, Overloaded, Stage, TwinferError
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
 from .admission import Admission
 from .batcher import Batcher
 from .description import Description, describe
-from .record import OnFlight
+from .record import Recorder, Span
 from .timeline import Timeline
 from .watch import Watch
 from .workers import Workers
@@ -43,8 +43,12 @@ class Engine(Protocol):
         """Raise UnknownEnsemble unless the name and version are served."""
         ...
 
-    def note_encoded(self, began: float) -> None:
-        """Note that an answer has been written since `began`, a time of `time.monotonic()`."""
+    def note_reply(self, request: Request, answer: Answer, began: float) -> None:
+        """Note that the answer to a request has been written since `began`, a time of `time.monotonic()`."""
+        ...
+
+    def note_failure(self, error: TwinferError) -> None:
+        """Note that a row has ended with an error, whoever raised it."""
         ...
 
     async def capture_timeline(self, seconds: float) -> str:
@@ -65,8 +69,7 @@ class LocalEngine:
         self._decoders = Workers("decode", settings.decode_threads or usable_cores())
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
         self._reply_seconds = settings.reply_margin_seconds
-        self.on_end: Callable[[Answer | TwinferError], None] | None = None
-        """Told what every row ended with."""
+        self._recorder: Recorder | None = None
         self._timeline: Timeline | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -86,17 +89,6 @@ class LocalEngine:
 
     async def infer(self, request: Request, size_bytes: int) -> Answer:
         """Answer one row; raises TwinferError."""
-        try:
-            answer = await self._infer(request, size_bytes)
-        except TwinferError as error:
-            if self.on_end is not None:
-                self.on_end(error)
-            raise
-        if self.on_end is not None:
-            self.on_end(answer)
-        return answer
-
-    async def _infer(self, request: Request, size_bytes: int) -> Answer:
         self._admission.enter(size_bytes)
         try:
             row, answer = self._make_row(request)
@@ -110,6 +102,7 @@ class LocalEngine:
             finally:
                 watch.cancel()
                 if answer.cancelled():
+                    self.note_failure(Cancelled("the caller went away"))
                     self._batcher.discard_answered()
         finally:
             self._admission.leave(size_bytes)
@@ -124,27 +117,40 @@ class LocalEngine:
         """The bytes of their requests."""
         return self._admission.bytes
 
-    def listen(self, on_flight: OnFlight) -> None:
-        """Have `on_flight` told of every landing from now on."""
-        self._batcher.on_flight = (*self._batcher.on_flight, on_flight)
+    @property
+    def rows_waiting(self) -> int:
+        """The rows that wait for a flight."""
+        return self._batcher.waiting_rows
 
-    def note_encoded(self, began: float) -> None:
-        """Note, for a timeline under way, that an answer has been written since `began`."""
+    def listen(self, recorder: Recorder) -> None:
+        """Have `recorder` told of everything from now on."""
+        self._recorder = recorder
+        self._batcher.on_flight = (recorder.on_flight,)
+
+    def note_reply(self, request: Request, answer: Answer, began: float) -> None:
+        """Note, for whoever listens, that an answer has been written since `began`."""
         if self._timeline is not None:
-            self._timeline.add_encoding(began, time.monotonic())
+            self._timeline.add_encoding(request, Span(began, time.monotonic()))
+        if self._recorder is not None:
+            self._recorder.on_answer(answer, time.monotonic() - request.arrived_at)
+
+    def note_failure(self, error: TwinferError) -> None:
+        """Note, for whoever listens, that a row has ended with an error."""
+        if self._recorder is not None:
+            self._recorder.on_failure(error)
 
     async def capture_timeline(self, seconds: float) -> str:
         """Watch everything for so long and give it as a Chrome trace; raises Overloaded if somebody else is watching."""
         if self._timeline is not None:
             raise Overloaded("a timeline is being captured; allowed: one at a time", retry_after_seconds=1.0)
-        self._timeline, before = Timeline(), self._batcher.on_flight
-        began = time.monotonic()
-        self._batcher.on_flight = (*before, self._timeline.add_flight)
+        self._timeline = timeline = Timeline()
+        before, began = self._batcher.on_flight, time.monotonic()
+        self._batcher.on_flight = (*before, timeline.add_flight)
         try:
             await asyncio.sleep(seconds)
-            return await asyncio.to_thread(self._timeline.write_trace, began, time.monotonic())
         finally:
             self._timeline, self._batcher.on_flight = None, before
+        return await asyncio.to_thread(timeline.write_trace, Span(began, time.monotonic()))
 
     async def drain(self) -> None:
         """Take nothing more in hand and return when every row has been answered."""

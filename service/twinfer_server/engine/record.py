@@ -1,98 +1,122 @@
-"""The record of a flight that has landed: plain numbers, for metrics and timelines."""
+"""The record of a flight that has landed: plain numbers, for metrics and timelines.
 
-from collections.abc import Callable, Mapping
+All times are of `time.monotonic()`. A device with a clock of its own is anchored to the host's at the landing, so its times are as
+late as the thread was that waited for it.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..device import Event
-from ..ensemble import Flight
+from ..ensemble import Bucket, Flight
+from ..errors import TwinferError
+from ..rows import Answer
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that took its time on a track; `began` and `ended` are seconds of `time.monotonic()`."""
+    """A stretch of time."""
 
-    track: str
-    name: str
-    began: float
-    ended: float
-    facts: Mapping[str, object]
+    began_at: float
+    ended_at: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended_at - self.began_at
 
 
 @dataclass(frozen=True, slots=True)
 class MemberRecord:
-    """One member's part: `seconds` beside whatever else ran, None inside a captured flight or if it failed."""
+    """One member's part: `span` is beside whatever else ran, None inside a captured flight or if it did not run to its end."""
 
     name: str
     samples: int
-    seconds: float | None
+    bucket: Bucket
+    span: Span | None
     alone_seconds: float
     was_captured: bool
+    has_failed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class FlightRecord:
-    """A flight that has landed. `slot_wait_seconds` is how long its rows waited although they were ready, for want of a slot."""
+    """A flight that has landed.
 
+    `slot_wait_seconds` is the longest that one of its rows waited although it was ready, from when lanes or slots were busy to its
+    boarding; 0 if none had to. `copy` includes the host's writing to the staging buffers, and `fusion` the copy out. What cannot
+    be seen is None: the parts of a captured flight, of which there is only `graph`; all of a broken one.
+    """
+
+    number: int
     plan: str
     rows: int
-    launched_at: float
+    boarded_at: float
+    launch: Span
     landed_at: float
-    slot_wait_seconds: float
-    overlap_ratio: float | None
+    copy: Span | None
+    fusion: Span | None
+    graph: Span | None
     members: tuple[MemberRecord, ...]
-    spans: tuple[Span, ...]
+    overlap_ratio: float | None
+    slot_wait_seconds: float
 
 
 OnFlight = Callable[[FlightRecord], None]
 """Told of every landing, on the thread that lands the flight."""
 
 
+class Recorder(Protocol):
+    """Who keeps the books of an engine."""
+
+    def on_flight(self, record: FlightRecord) -> None:
+        """Note a landing; on the thread that lands the flight."""
+        ...
+
+    def on_answer(self, answer: Answer, seconds: float) -> None:
+        """Note that a row has been answered, `seconds` after its arrival."""
+        ...
+
+    def on_failure(self, error: TwinferError) -> None:
+        """Note that a row has ended with an error."""
+        ...
+
+
 def record_flight(flight: Flight, landed_at: float) -> FlightRecord:
-    """Write down a flight that has just landed, at `landed_at` by the host's clock, which all device times are anchored to."""
-    members = tuple(
-        MemberRecord(
-            name=run.member.name,
-            samples=len(run.rows),
-            seconds=run.seconds if run.error is None else None,
-            alone_seconds=alone,
-            was_captured=run.was_captured,
-        )
-        for run, alone in zip(flight.runs, flight.alone_seconds, strict=True)
-    )
-    return FlightRecord(
-        plan=flight.plan.name,
-        rows=len(flight.rows),
-        launched_at=flight.launched_at,
-        landed_at=landed_at,
-        slot_wait_seconds=flight.slot_wait_seconds,
-        overlap_ratio=flight.overlap_ratio,
-        members=members,
-        spans=_lay_out(flight, landed_at),
-    )
-
-
-def _lay_out(flight: Flight, landed_at: float) -> tuple[Span, ...]:
-    """Lay the flight's parts out on the tracks of the lanes; of a broken flight there is only the whole."""
-    facts = {"rows": len(flight.rows), "plan": flight.plan.name}
-    if not flight.landed.is_done() or not all(run.done.is_done() for run in flight.runs):
-        return (Span("launch", "broken flight", flight.launched_at, landed_at, facts),)
-
+    """Write down a flight that has just landed, at `landed_at` by the host's clock. Call it before its slots are freed."""
+    is_whole = flight.landed.is_done() and all(run.done.is_done() for run in flight.runs)
     # By the landing's own time where it is known: the thread that waited for it may have been woken late.
-    anchor = flight.landed.done_at or landed_at
+    anchor = (flight.landed.done_at if is_whole else None) or landed_at
 
     def at(event: Event) -> float:
         return anchor - flight.landed.seconds_since(event)
 
-    if flight.capture is not None:
-        return (Span("graph", "flight", at(flight.started), anchor, facts),)
-    staged = max(at(run.staged) for run in flight.runs)
-    joined = max(at(run.done) for run in flight.runs)
-    return (
-        Span("launch", "stage and launch", flight.launched_at, max(flight.launched_at, staged), facts),
-        Span("copy", "copy in", at(flight.started), staged, facts),
-        *(
-            Span(f"member {run.member.name}", run.member.name, at(run.started), at(run.done), {"samples": len(run.rows), **facts})
-            for run in flight.runs
-        ),
-        Span("fusion", "fuse", joined, anchor, facts),
+    is_seen = is_whole and flight.capture is None
+    members = tuple(
+        MemberRecord(
+            name=run.member.name,
+            samples=len(run.rows),
+            bucket=run.bucket,
+            span=Span(at(run.started), at(run.done)) if is_seen and run.error is None else None,
+            alone_seconds=alone,
+            was_captured=run.was_captured,
+            has_failed=run.error is not None,
+        )
+        for run, alone in zip(flight.runs, flight.alone_seconds, strict=True)
+    )
+    blocked = [row.blocked_at for row in flight.rows if row.blocked_at]
+    return FlightRecord(
+        number=flight.number,
+        plan=flight.plan.name,
+        rows=len(flight.rows),
+        boarded_at=flight.boarded_at,
+        launch=Span(flight.launched_at, flight.launch_ended_at or landed_at),
+        landed_at=anchor,
+        copy=Span(at(flight.started), max(at(run.staged) for run in flight.runs)) if is_seen else None,
+        fusion=Span(max(at(run.done) for run in flight.runs), anchor) if is_seen else None,
+        graph=Span(at(flight.started), anchor) if is_whole and not is_seen else None,
+        members=members,
+        overlap_ratio=flight.overlap_ratio,
+        slot_wait_seconds=flight.boarded_at - min(blocked) if blocked else 0.0,
     )

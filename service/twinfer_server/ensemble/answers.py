@@ -49,7 +49,7 @@ def answer_rows(
             flight_rows=len(flight.rows),
             overlap_ratio=ratio,
             plan=flight.plan.name,
-            slot_wait_seconds=flight.slot_wait_seconds,
+            slot_wait_seconds=flight.boarded_at - row.blocked_at if row.blocked_at else 0.0,
         )
         # The fusion gives NaN where fewer than two members took part.
         apart = disagreement[place]

@@ -59,9 +59,9 @@ class Flight:
         self.crew = crew
         self.capture = capture
         self.started, self.landed = device.event(), device.event()
-        self.launched_at = 0.0
+        self.number = 0
+        self.boarded_at = self.launched_at = self.launch_ended_at = 0.0
         self.alone_seconds: Sequence[float] = ()
-        self.slot_wait_seconds = 0.0
         self.is_launched = False
         self._fused: Fused | None = None
         self._kept: set[int] = set()
@@ -72,12 +72,16 @@ class Flight:
     def launch(self) -> None:
         """Queue the whole flight and return at once (on lanes that run inline: when it has landed). Launch thread only."""
         self.launched_at = time.monotonic()
+        self._queue_all()
+        self.launch_ended_at = time.monotonic()
+        self.is_launched = True
+
+    def _queue_all(self) -> None:
         plan = self.plan
         plan.copy.record(self.started)
         if self.capture is not None:
             self.capture.launch(self.runs, self._weights(range(len(self.rows))))
             plan.copy.record(self.landed)
-            self.is_launched = True
             return
         for run in self.runs:
             run.slot.write(run.samples, run.bucket)
@@ -90,7 +94,6 @@ class Flight:
             plan.fusion.wait_for(run.done)
         plan.fusion.run(self._fuse)
         plan.fusion.record(self.landed)
-        self.is_launched = True
 
     def rescue(self, plan: Plan) -> None:
         """Move the members that wait behind a stuck one to the lanes of `plan`, and queue those lanes behind what is stuck.

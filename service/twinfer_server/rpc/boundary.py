@@ -32,6 +32,7 @@ M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
 UnaryMethod = Callable[[Any, int, Context], Awaitable[Message]]
 """A method that takes the parsed request, its size in bytes and the context."""
+OnFailure = Callable[[TwinferError], None]
 
 
 async def parse(kind: type[M], data: bytes, pool: Executor) -> M:
@@ -44,15 +45,20 @@ async def parse(kind: type[M], data: bytes, pool: Executor) -> M:
         raise MalformedMessage(f"{len(data)} bytes do not parse; allowed: a serialized {kind.DESCRIPTOR.full_name}") from None
 
 
-def unary(kind: type[Message], method: UnaryMethod, pool: Executor) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Make the handler of a unary RPC whose request is a `kind`."""
+def unary(
+    kind: type[Message], method: UnaryMethod, pool: Executor, on_failure: OnFailure | None = None
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """Make the handler of a unary RPC whose request is a `kind`; `on_failure` is told of calls that end with an error."""
 
     async def handle(data: bytes, context: Context) -> bytes:
         try:
             reply = await method(await parse(kind, data, pool), len(data), context)
             return reply.SerializeToString()
         except Exception as error:
-            await fail(context, error)
+            known = describe_error(error)
+            if on_failure is not None:
+                on_failure(known)
+            await fail(context, known)
 
     return grpc.unary_unary_rpc_method_handler(handle)
 

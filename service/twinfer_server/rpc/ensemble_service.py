@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from twinfer.v1 import ensemble_service_pb2 as pb
 
 from ..engine import Engine
-from ..errors import Draining, Loading
+from ..errors import Draining, Loading, TwinferError
 from .boundary import Context, describe_error, fail, parse, unary
 from .codec import MAX_REQUEST_ID_BYTES, read_request, write_answer, write_description, write_error
 
@@ -34,7 +34,7 @@ class EnsembleService:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Infer": unary(pb.InferRequest, self._infer, self._pool),
+                "Infer": unary(pb.InferRequest, self._infer, self._pool, self._note_failure),
                 "GetEnsemble": unary(pb.GetEnsembleRequest, self._get_ensemble, self._pool),
                 "InferStream": grpc.stream_stream_rpc_method_handler(self._infer_stream),
             },
@@ -55,6 +55,10 @@ class EnsembleService:
             raise Loading("the ensemble is loading")
         return self.engine
 
+    def _note_failure(self, error: TwinferError) -> None:
+        if self.engine is not None:
+            self.engine.note_failure(error)
+
     async def _get_ensemble(self, message: pb.GetEnsembleRequest, size_bytes: int, context: Context) -> Message:
         engine = self._ready_engine()
         engine.check_served(message.ensemble, message.version)
@@ -69,7 +73,7 @@ class EnsembleService:
         answer = await engine.infer(request, size_bytes)
         began = time.monotonic()
         reply = write_answer(answer, request, engine.description)
-        engine.note_encoded(began)
+        engine.note_reply(request, answer, began)
         return reply
 
     async def _infer_stream(self, requests: object, context: Context) -> None:
@@ -119,7 +123,9 @@ class EnsembleService:
             answer = await self._infer(message.request, len(data), context)
             reply = pb.InferStreamResponse(request_id=request_id, response=answer)
         except Exception as error:
-            reply = pb.InferStreamResponse(request_id=request_id, error=write_error(describe_error(error)))
+            known = describe_error(error)
+            self._note_failure(known)
+            reply = pb.InferStreamResponse(request_id=request_id, error=write_error(known))
         replies.put_nowait(reply.SerializeToString())
 
 
