@@ -209,13 +209,13 @@ def test_a_process_with_a_stuck_member_ends_on_sigterm_with_exit_code_0(tmp_path
         re.sub('"python:tests.*"', '"python:model.py:sticking"', (folder / "ensemble.toml").read_text())
     )
     serve = [sys.executable, "-c", "from twinfer.cli import main; main()", "serve", str(folder), "--listen", "127.0.0.1:0"]
-    settings = ["--trust-code", "--set", "drain_seconds=1", "--set", "cache_dir=", "--set", "log_level=error"]
+    settings = ["--trust-code", "--set", "drain_seconds=3", "--set", "cache_dir=", "--set", "log_level=error"]
     with subprocess.Popen([*serve, *settings], stdout=subprocess.PIPE, text=True) as process, ThreadPoolExecutor(2) as callers:
         assert process.stdout is not None
         address = next(line for line in process.stdout if line.startswith("listening on ")).split()[-1]
         assert next(process.stdout) == "ready\n"
         with Client(address, attempts=1) as client:
-            impatient = make_request(inputs(-1000), timeout=0.25, policy="best_effort")
+            impatient = make_request(inputs(-1000), timeout=1.0, policy="best_effort")
             calls = [callers.submit(client.infer, impatient, timeout=60), callers.submit(client.infer, inputs(-1000), timeout=60)]
             assert next(process.stdout) == "stuck\n"
             process.send_signal(signal.SIGTERM)

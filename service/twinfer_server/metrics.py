@@ -91,7 +91,7 @@ class Metrics:
         for member in record.members:
             self._alone.labels(member.name).observe(member.alone_seconds)
             self._captures.labels(member.name, "hit" if member.was_captured else "miss").inc()
-            if member.span is not None:
+            if member.span is not None and not member.has_failed:
                 self._device.labels(member.name).observe(member.span.seconds)
 
     def on_answer(self, answer: Answer, seconds: float) -> None:

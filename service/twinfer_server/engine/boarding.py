@@ -36,8 +36,6 @@ class Boarding:
         self._max_delay_seconds = ensemble.spec.batching.max_delay_ms / 1000
         self._held_until = 0.0
         self._numbers = itertools.count(1)
-        self._took_off_at = 0.0
-        """When the last flight took off; who was ready by then and stayed has waited for a slot ever since."""
         self._least_seconds = [self._find_least_seconds(index) for index in range(len(ensemble.members))]
 
     def board(self, now: float, is_air_empty: bool, is_beside_stuck: bool) -> Flight | None:
@@ -116,10 +114,8 @@ class Boarding:
         flight = self._ensemble.board(rows, slots, left_out, plan)
         for run, seconds in zip(flight.runs, flight.alone_seconds, strict=True):
             self._traffic[run.member.index].take_off(run, now, seconds)
-        for row in rows:
-            if not row.blocked_at and row.ready_at < self._took_off_at:
-                row.blocked_at = self._took_off_at
-        flight.number, flight.boarded_at, self._took_off_at = next(self._numbers), now, now
+        flight.number, flight.boarded_at = next(self._numbers), now
+        self.queue.block(now)
         return flight
 
     def _left_behind(self, index: int, seconds: float) -> MemberLate:

@@ -34,6 +34,11 @@ class RowQueue:
             if not row.is_answered:
                 yield row
 
+    def block(self, now: float) -> None:
+        """Note that all that wait do so for a slot, from `now` on if not before: a flight takes off without them."""
+        for _, _, row in self._heap:
+            row.blocked_at = row.blocked_at or now
+
     def discard_answered(self) -> None:
         """Drop every row that somebody has answered, cancelled or failed."""
         self._heap = [entry for entry in self._heap if not entry[2].is_answered]

@@ -29,7 +29,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class MemberRecord:
-    """One member's part: `span` is beside whatever else ran, None inside a captured flight or if it did not run to its end."""
+    """One member's part: `span` is beside whatever else ran, None inside a captured flight or a broken one."""
 
     name: str
     samples: int
@@ -98,7 +98,7 @@ def record_flight(flight: Flight, landed_at: float) -> FlightRecord:
             name=run.member.name,
             samples=len(run.rows),
             bucket=run.bucket,
-            span=Span(at(run.started), at(run.done)) if is_seen and run.error is None else None,
+            span=Span(at(run.started), at(run.done)) if is_seen else None,
             alone_seconds=alone,
             was_captured=run.was_captured,
             has_failed=run.error is not None,

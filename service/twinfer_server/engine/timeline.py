@@ -39,6 +39,7 @@ class Timeline:
         self._add("graph", "flight", record.graph, facts)
         for member in record.members:
             own = {"samples": member.samples, "alone_ms": member.alone_seconds * 1e3, "captured": member.was_captured}
+            own |= {"failed": True} if member.has_failed else {}
             self._add(f"member {member.name}", member.name, member.span, facts | own)
         self._add("fusion", "fuse", record.fusion, facts)
 
