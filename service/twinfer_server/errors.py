@@ -17,6 +17,7 @@
     ├── DeadlinePassed           DEADLINE_EXCEEDED  DEADLINE
     │   └── MemberLate                              MEMBER_LATE
     ├── Cancelled                CANCELLED          CANCELLED
+    ├── FusionConflict           FAILED_PRECONDITION FUSION_VERSION
     ├── InternalError            INTERNAL           INTERNAL
     │   ├── MemberFailed                            MEMBER_FAILED
     │   ├── NotFinite                               NOT_FINITE
@@ -39,6 +40,7 @@ class Code(IntEnum):
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
     INTERNAL = 13
     UNAVAILABLE = 14
 
@@ -64,6 +66,7 @@ class Reason(IntEnum):
     MEMBER_OFF = 16
     NOTHING_TO_FUSE = 17
     INTERNAL = 18
+    FUSION_VERSION = 19
 
 
 class Stage(IntEnum):
@@ -214,6 +217,14 @@ class Cancelled(TwinferError):
     code = Code.CANCELLED
     reason = Reason.CANCELLED
     default_stage = Stage.QUEUE
+
+
+class FusionConflict(TwinferError):
+    """Another version of the fusion is in use than the operator expected, or the one asked for is not kept."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = Reason.FUSION_VERSION
+    default_stage = Stage.ADMIT
 
 
 class InternalError(TwinferError):

@@ -18,6 +18,7 @@
     ├── DeadlinePassed           DEADLINE_EXCEEDED  DEADLINE
     │   └── MemberLate                              MEMBER_LATE
     ├── Cancelled                CANCELLED          CANCELLED
+    ├── FusionConflict           FAILED_PRECONDITION FUSION_VERSION
     └── InternalError            INTERNAL           INTERNAL
         ├── MemberFailed                            MEMBER_FAILED
         ├── NotFinite                               NOT_FINITE
@@ -56,6 +57,7 @@ class Reason(StrEnum):
     MEMBER_OFF = "MEMBER_OFF"
     NOTHING_TO_FUSE = "NOTHING_TO_FUSE"
     INTERNAL = "INTERNAL"
+    FUSION_VERSION = "FUSION_VERSION"
 
 
 class Stage(StrEnum):
@@ -200,6 +202,13 @@ class Cancelled(TwinferError):
 
     default_code = grpc.StatusCode.CANCELLED
     default_reason = Reason.CANCELLED
+
+
+class FusionConflict(TwinferError):
+    """Another version of the fusion is in use than the caller expected, or the one asked for is not kept."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+    default_reason = Reason.FUSION_VERSION
 
 
 class InternalError(TwinferError):

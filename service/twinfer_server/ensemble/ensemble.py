@@ -15,7 +15,7 @@ from ..fusion import build_fusion, find_method
 from ..inputs import InputLimits, make_input
 from ..loaders import load
 from ..rows import Policy, Request, Row, Samples
-from ..spec import EnsembleSpec, read_labels, read_spec
+from ..spec import EnsembleSpec, FedInputSpec, read_labels, read_spec
 from ..trust import Trust
 from .bucket import Bucket, round_up
 from .capture import FlightCapture
@@ -181,7 +181,11 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     labels = read_labels(folder, spec)
     members = []
     for index, (name, member_spec) in enumerate(spec.members.items()):
-        inputs = [make_input(name, input_name, input_spec, folder, limits) for input_name, input_spec in member_spec.input.items()]
+        inputs = []
+        for input_name, input_spec in member_spec.input.items():
+            if isinstance(input_spec, FedInputSpec):
+                raise InvalidEnsemble(f"members.{name}.input.{input_name}.kind: {input_spec.kind!r} is not served yet")
+            inputs.append(make_input(name, input_name, input_spec, folder, limits))
         for kind in inputs:
             kind.to(device.torch_device)
         model = load(member_spec.model, folder, device.torch_device, trust, f"members.{name}.model")

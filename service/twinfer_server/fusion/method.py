@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 from ..errors import InvalidEnsemble, quote
 from ..spec import EnsembleSpec
@@ -67,4 +67,4 @@ def build_fusion(spec: EnsembleSpec, features: Sequence[int]) -> Fusion:
     sizes = dict(zip(spec.members, features, strict=True))
     if spec.task == "classification" and (len(set(features)) > 1 or min(features) < 2):
         raise InvalidEnsemble(f"members: found {sizes} classes; allowed: the same number for all, at least 2")
-    return method.build([member.output.kind for member in spec.members.values()])
+    return method.build([cast(OutputKind, member.output.kind) for member in spec.members.values()])

@@ -23,19 +23,40 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from twinfer.v1 import ensemble_pb2 as twinfer_dot_v1_dot_ensemble__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinfer/v1/ensemble_admin_service.proto\x12\ntwinfer.v1\x1a\x1egoogle/protobuf/duration.proto\"E\n\x16\x43\x61ptureTimelineRequest\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\x17\x43\x61ptureTimelineResponse\x12\x12\n\ntrace_json\x18\x01 \x01(\x0c\x32r\n\x14\x45nsembleAdminService\x12Z\n\x0f\x43\x61ptureTimeline\x12\".twinfer.v1.CaptureTimelineRequest\x1a#.twinfer.v1.CaptureTimelineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'twinfer/v1/ensemble_admin_service.proto\x12\ntwinfer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19twinfer/v1/ensemble.proto\"E\n\x16\x43\x61ptureTimelineRequest\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\x17\x43\x61ptureTimelineResponse\x12\x12\n\ntrace_json\x18\x01 \x01(\x0c\"\xbc\x02\n\x13UpdateFusionRequest\x12\x18\n\x10\x65xpected_version\x18\x01 \x01(\x03\x12\x0e\n\x06method\x18\x02 \x01(\t\x12=\n\x07weights\x18\x03 \x03(\x0b\x32,.twinfer.v1.UpdateFusionRequest.WeightsEntry\x12G\n\x0ctemperatures\x18\x04 \x03(\x0b\x32\x31.twinfer.v1.UpdateFusionRequest.TemperaturesEntry\x12\x0e\n\x06\x66itted\x18\x05 \x01(\x08\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11TemperaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\":\n\x14UpdateFusionResponse\x12\"\n\x06\x66usion\x18\x01 \x01(\x0b\x32\x12.twinfer.v1.Fusion\"(\n\x15RollbackFusionRequest\x12\x0f\n\x07version\x18\x01 \x01(\x03\"<\n\x16RollbackFusionResponse\x12\"\n\x06\x66usion\x18\x01 \x01(\x0b\x32\x12.twinfer.v1.Fusion\"L\n\x10SetMemberRequest\x12\x0e\n\x06member\x18\x01 \x01(\t\x12(\n\x06switch\x18\x02 \x01(\x0e\x32\x18.twinfer.v1.MemberSwitch\"7\n\x11SetMemberResponse\x12\"\n\x06member\x18\x01 \x01(\x0b\x32\x12.twinfer.v1.Member2\xe8\x02\n\x14\x45nsembleAdminService\x12Z\n\x0f\x43\x61ptureTimeline\x12\".twinfer.v1.CaptureTimelineRequest\x1a#.twinfer.v1.CaptureTimelineResponse\x12Q\n\x0cUpdateFusion\x12\x1f.twinfer.v1.UpdateFusionRequest\x1a .twinfer.v1.UpdateFusionResponse\x12W\n\x0eRollbackFusion\x12!.twinfer.v1.RollbackFusionRequest\x1a\".twinfer.v1.RollbackFusionResponse\x12H\n\tSetMember\x12\x1c.twinfer.v1.SetMemberRequest\x1a\x1d.twinfer.v1.SetMemberResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinfer.v1.ensemble_admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CAPTURETIMELINEREQUEST']._serialized_start=87
-  _globals['_CAPTURETIMELINEREQUEST']._serialized_end=156
-  _globals['_CAPTURETIMELINERESPONSE']._serialized_start=158
-  _globals['_CAPTURETIMELINERESPONSE']._serialized_end=203
-  _globals['_ENSEMBLEADMINSERVICE']._serialized_start=205
-  _globals['_ENSEMBLEADMINSERVICE']._serialized_end=319
+  _globals['_UPDATEFUSIONREQUEST_WEIGHTSENTRY']._loaded_options = None
+  _globals['_UPDATEFUSIONREQUEST_WEIGHTSENTRY']._serialized_options = b'8\001'
+  _globals['_UPDATEFUSIONREQUEST_TEMPERATURESENTRY']._loaded_options = None
+  _globals['_UPDATEFUSIONREQUEST_TEMPERATURESENTRY']._serialized_options = b'8\001'
+  _globals['_CAPTURETIMELINEREQUEST']._serialized_start=114
+  _globals['_CAPTURETIMELINEREQUEST']._serialized_end=183
+  _globals['_CAPTURETIMELINERESPONSE']._serialized_start=185
+  _globals['_CAPTURETIMELINERESPONSE']._serialized_end=230
+  _globals['_UPDATEFUSIONREQUEST']._serialized_start=233
+  _globals['_UPDATEFUSIONREQUEST']._serialized_end=549
+  _globals['_UPDATEFUSIONREQUEST_WEIGHTSENTRY']._serialized_start=450
+  _globals['_UPDATEFUSIONREQUEST_WEIGHTSENTRY']._serialized_end=496
+  _globals['_UPDATEFUSIONREQUEST_TEMPERATURESENTRY']._serialized_start=498
+  _globals['_UPDATEFUSIONREQUEST_TEMPERATURESENTRY']._serialized_end=549
+  _globals['_UPDATEFUSIONRESPONSE']._serialized_start=551
+  _globals['_UPDATEFUSIONRESPONSE']._serialized_end=609
+  _globals['_ROLLBACKFUSIONREQUEST']._serialized_start=611
+  _globals['_ROLLBACKFUSIONREQUEST']._serialized_end=651
+  _globals['_ROLLBACKFUSIONRESPONSE']._serialized_start=653
+  _globals['_ROLLBACKFUSIONRESPONSE']._serialized_end=713
+  _globals['_SETMEMBERREQUEST']._serialized_start=715
+  _globals['_SETMEMBERREQUEST']._serialized_end=791
+  _globals['_SETMEMBERRESPONSE']._serialized_start=793
+  _globals['_SETMEMBERRESPONSE']._serialized_end=848
+  _globals['_ENSEMBLEADMINSERVICE']._serialized_start=851
+  _globals['_ENSEMBLEADMINSERVICE']._serialized_end=1211
 # @@protoc_insertion_point(module_scope)

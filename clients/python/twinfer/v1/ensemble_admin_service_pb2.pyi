@@ -1,4 +1,6 @@
 from google.protobuf import duration_pb2 as _duration_pb2
+from twinfer.v1 import ensemble_pb2 as _ensemble_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
@@ -16,3 +18,63 @@ class CaptureTimelineResponse(_message.Message):
     TRACE_JSON_FIELD_NUMBER: _ClassVar[int]
     trace_json: bytes
     def __init__(self, trace_json: _Optional[bytes] = ...) -> None: ...
+
+class UpdateFusionRequest(_message.Message):
+    __slots__ = ("expected_version", "method", "weights", "temperatures", "fitted")
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class TemperaturesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
+    FITTED_FIELD_NUMBER: _ClassVar[int]
+    expected_version: int
+    method: str
+    weights: _containers.ScalarMap[str, float]
+    temperatures: _containers.ScalarMap[str, float]
+    fitted: bool
+    def __init__(self, expected_version: _Optional[int] = ..., method: _Optional[str] = ..., weights: _Optional[_Mapping[str, float]] = ..., temperatures: _Optional[_Mapping[str, float]] = ..., fitted: bool = ...) -> None: ...
+
+class UpdateFusionResponse(_message.Message):
+    __slots__ = ("fusion",)
+    FUSION_FIELD_NUMBER: _ClassVar[int]
+    fusion: _ensemble_pb2.Fusion
+    def __init__(self, fusion: _Optional[_Union[_ensemble_pb2.Fusion, _Mapping]] = ...) -> None: ...
+
+class RollbackFusionRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class RollbackFusionResponse(_message.Message):
+    __slots__ = ("fusion",)
+    FUSION_FIELD_NUMBER: _ClassVar[int]
+    fusion: _ensemble_pb2.Fusion
+    def __init__(self, fusion: _Optional[_Union[_ensemble_pb2.Fusion, _Mapping]] = ...) -> None: ...
+
+class SetMemberRequest(_message.Message):
+    __slots__ = ("member", "switch")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    SWITCH_FIELD_NUMBER: _ClassVar[int]
+    member: str
+    switch: _ensemble_pb2.MemberSwitch
+    def __init__(self, member: _Optional[str] = ..., switch: _Optional[_Union[_ensemble_pb2.MemberSwitch, str]] = ...) -> None: ...
+
+class SetMemberResponse(_message.Message):
+    __slots__ = ("member",)
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    member: _ensemble_pb2.Member
+    def __init__(self, member: _Optional[_Union[_ensemble_pb2.Member, _Mapping]] = ...) -> None: ...

@@ -40,6 +40,21 @@ class EnsembleAdminServiceStub(object):
                 request_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineRequest.SerializeToString,
                 response_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineResponse.FromString,
                 _registered_method=True)
+        self.UpdateFusion = channel.unary_unary(
+                '/twinfer.v1.EnsembleAdminService/UpdateFusion',
+                request_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.UpdateFusionRequest.SerializeToString,
+                response_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.UpdateFusionResponse.FromString,
+                _registered_method=True)
+        self.RollbackFusion = channel.unary_unary(
+                '/twinfer.v1.EnsembleAdminService/RollbackFusion',
+                request_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.RollbackFusionRequest.SerializeToString,
+                response_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.RollbackFusionResponse.FromString,
+                _registered_method=True)
+        self.SetMember = channel.unary_unary(
+                '/twinfer.v1.EnsembleAdminService/SetMember',
+                request_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.SetMemberRequest.SerializeToString,
+                response_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.SetMemberResponse.FromString,
+                _registered_method=True)
 
 
 class EnsembleAdminServiceServicer(object):
@@ -53,6 +68,29 @@ class EnsembleAdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateFusion(self, request, context):
+        """Gives the fusion other weights, temperatures, another method, or what `twinfer fit` has written into the ensemble's folder;
+        no call fails of it, and every answer is made by one version. INVALID_ARGUMENT, with the reason, for a fusion that does not
+        fit the members. With `expected_version` a retry does nothing twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackFusion(self, request, context):
+        """Goes back to an earlier version of the fusion. Safe to retry if `version` is given.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetMember(self, request, context):
+        """Switches a member off, or on again. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnsembleAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +98,21 @@ def add_EnsembleAdminServiceServicer_to_server(servicer, server):
                     servicer.CaptureTimeline,
                     request_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineRequest.FromString,
                     response_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineResponse.SerializeToString,
+            ),
+            'UpdateFusion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateFusion,
+                    request_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.UpdateFusionRequest.FromString,
+                    response_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.UpdateFusionResponse.SerializeToString,
+            ),
+            'RollbackFusion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackFusion,
+                    request_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.RollbackFusionRequest.FromString,
+                    response_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.RollbackFusionResponse.SerializeToString,
+            ),
+            'SetMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMember,
+                    request_deserializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.SetMemberRequest.FromString,
+                    response_serializer=twinfer_dot_v1_dot_ensemble__admin__service__pb2.SetMemberResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +143,87 @@ class EnsembleAdminService(object):
             '/twinfer.v1.EnsembleAdminService/CaptureTimeline',
             twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineRequest.SerializeToString,
             twinfer_dot_v1_dot_ensemble__admin__service__pb2.CaptureTimelineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateFusion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinfer.v1.EnsembleAdminService/UpdateFusion',
+            twinfer_dot_v1_dot_ensemble__admin__service__pb2.UpdateFusionRequest.SerializeToString,
+            twinfer_dot_v1_dot_ensemble__admin__service__pb2.UpdateFusionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackFusion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinfer.v1.EnsembleAdminService/RollbackFusion',
+            twinfer_dot_v1_dot_ensemble__admin__service__pb2.RollbackFusionRequest.SerializeToString,
+            twinfer_dot_v1_dot_ensemble__admin__service__pb2.RollbackFusionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinfer.v1.EnsembleAdminService/SetMember',
+            twinfer_dot_v1_dot_ensemble__admin__service__pb2.SetMemberRequest.SerializeToString,
+            twinfer_dot_v1_dot_ensemble__admin__service__pb2.SetMemberResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,12 +13,31 @@ class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_UNSPECIFIED: _ClassVar[Task]
     TASK_CLASSIFICATION: _ClassVar[Task]
     TASK_EMBEDDING: _ClassVar[Task]
+    TASK_MULTI_LABEL: _ClassVar[Task]
+    TASK_SIMILARITY: _ClassVar[Task]
+    TASK_DETECTION: _ClassVar[Task]
+    TASK_TENSOR: _ClassVar[Task]
+
+class MemberSwitch(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MEMBER_SWITCH_UNSPECIFIED: _ClassVar[MemberSwitch]
+    MEMBER_SWITCH_ON: _ClassVar[MemberSwitch]
+    MEMBER_SWITCH_TRIPPED: _ClassVar[MemberSwitch]
+    MEMBER_SWITCH_OFF: _ClassVar[MemberSwitch]
 TASK_UNSPECIFIED: Task
 TASK_CLASSIFICATION: Task
 TASK_EMBEDDING: Task
+TASK_MULTI_LABEL: Task
+TASK_SIMILARITY: Task
+TASK_DETECTION: Task
+TASK_TENSOR: Task
+MEMBER_SWITCH_UNSPECIFIED: MemberSwitch
+MEMBER_SWITCH_ON: MemberSwitch
+MEMBER_SWITCH_TRIPPED: MemberSwitch
+MEMBER_SWITCH_OFF: MemberSwitch
 
 class Ensemble(_message.Message):
-    __slots__ = ("name", "version", "task", "labels", "inputs", "members", "fusion", "policy", "limits", "plans")
+    __slots__ = ("name", "version", "task", "labels", "inputs", "members", "fusion", "policy", "limits", "plans", "cascade")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +48,7 @@ class Ensemble(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PLANS_FIELD_NUMBER: _ClassVar[int]
+    CASCADE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     task: Task
@@ -39,10 +59,19 @@ class Ensemble(_message.Message):
     policy: str
     limits: Limits
     plans: _containers.RepeatedCompositeFieldContainer[BucketPlan]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., task: _Optional[_Union[Task, str]] = ..., labels: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., fusion: _Optional[_Union[Fusion, _Mapping]] = ..., policy: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., plans: _Optional[_Iterable[_Union[BucketPlan, _Mapping]]] = ...) -> None: ...
+    cascade: Cascade
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., task: _Optional[_Union[Task, str]] = ..., labels: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[InputSpec, _Mapping]]] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., fusion: _Optional[_Union[Fusion, _Mapping]] = ..., policy: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., plans: _Optional[_Iterable[_Union[BucketPlan, _Mapping]]] = ..., cascade: _Optional[_Union[Cascade, _Mapping]] = ...) -> None: ...
+
+class Cascade(_message.Message):
+    __slots__ = ("first", "gate")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    first: str
+    gate: float
+    def __init__(self, first: _Optional[str] = ..., gate: _Optional[float] = ...) -> None: ...
 
 class InputSpec(_message.Message):
-    __slots__ = ("name", "kind", "dtype", "shape", "members", "optional", "max_tokens")
+    __slots__ = ("name", "kind", "dtype", "shape", "members", "optional", "max_tokens", "max_samples")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +79,7 @@ class InputSpec(_message.Message):
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     OPTIONAL_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     dtype: _tensor_pb2.DataType
@@ -57,10 +87,11 @@ class InputSpec(_message.Message):
     members: _containers.RepeatedScalarFieldContainer[str]
     optional: bool
     max_tokens: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ..., optional: bool = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    max_samples: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ..., optional: bool = ..., max_tokens: _Optional[int] = ..., max_samples: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("name", "loader", "precision", "device", "inputs", "output", "parameter_bytes", "not_captured", "capture_bytes")
+    __slots__ = ("name", "loader", "precision", "device", "inputs", "output", "parameter_bytes", "not_captured", "capture_bytes", "switch", "switch_reason", "fed_by")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LOADER_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +101,9 @@ class Member(_message.Message):
     PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
     NOT_CAPTURED_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SWITCH_FIELD_NUMBER: _ClassVar[int]
+    SWITCH_REASON_FIELD_NUMBER: _ClassVar[int]
+    FED_BY_FIELD_NUMBER: _ClassVar[int]
     name: str
     loader: str
     precision: str
@@ -79,11 +113,21 @@ class Member(_message.Message):
     parameter_bytes: int
     not_captured: str
     capture_bytes: int
-    def __init__(self, name: _Optional[str] = ..., loader: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., not_captured: _Optional[str] = ..., capture_bytes: _Optional[int] = ...) -> None: ...
+    switch: MemberSwitch
+    switch_reason: str
+    fed_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., loader: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., not_captured: _Optional[str] = ..., capture_bytes: _Optional[int] = ..., switch: _Optional[_Union[MemberSwitch, str]] = ..., switch_reason: _Optional[str] = ..., fed_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Fusion(_message.Message):
-    __slots__ = ("method", "weights")
+    __slots__ = ("method", "weights", "version", "temperatures", "fitted")
     class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class TemperaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -92,9 +136,15 @@ class Fusion(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     METHOD_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
+    FITTED_FIELD_NUMBER: _ClassVar[int]
     method: str
     weights: _containers.ScalarMap[str, float]
-    def __init__(self, method: _Optional[str] = ..., weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    version: int
+    temperatures: _containers.ScalarMap[str, float]
+    fitted: bool
+    def __init__(self, method: _Optional[str] = ..., weights: _Optional[_Mapping[str, float]] = ..., version: _Optional[int] = ..., temperatures: _Optional[_Mapping[str, float]] = ..., fitted: bool = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_message_bytes", "max_image_pixels", "max_text_bytes", "max_flight_rows", "max_waiting_rows", "default_timeout")

@@ -28,7 +28,7 @@ from twinfer.v1 import error_pb2 as twinfer_dot_v1_dot_error__pb2
 from twinfer.v1 import tensor_pb2 as twinfer_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinfer/v1/ensemble_service.proto\x12\ntwinfer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19twinfer/v1/ensemble.proto\x1a\x16twinfer/v1/error.proto\x1a\x17twinfer/v1/tensor.proto\"\xe8\x01\n\x0cInferRequest\x12\x10\n\x08\x65nsemble\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x34\n\x06inputs\x18\x04 \x03(\x0b\x32$.twinfer.v1.InferRequest.InputsEntry\x12)\n\x07options\x18\x05 \x01(\x0b\x32\x18.twinfer.v1.InferOptions\x1a@\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.twinfer.v1.Input:\x02\x38\x01\"W\n\x05Input\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x12.twinfer.v1.TensorH\x00\x42\x07\n\x05value\"\xac\x02\n\x0cInferOptions\x12\"\n\x06policy\x18\x01 \x01(\x0e\x32\x12.twinfer.v1.Policy\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x08priority\x18\x03 \x01(\x0e\x32\x14.twinfer.v1.Priority\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x1a\n\x12member_predictions\x18\x05 \x01(\x08\x12\x43\n\x0e\x66usion_weights\x18\x06 \x03(\x0b\x32+.twinfer.v1.InferOptions.FusionWeightsEntry\x1a\x34\n\x12\x46usionWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x81\x02\n\rInferResponse\x12\x10\n\x08\x65nsemble\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\nprediction\x18\x04 \x01(\x0b\x32\x16.twinfer.v1.Prediction\x12)\n\x07members\x18\x05 \x03(\x0b\x32\x18.twinfer.v1.MemberResult\x12\x10\n\x08\x64\x65graded\x18\x06 \x01(\x08\x12\x19\n\x0c\x64isagreement\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12$\n\x07timings\x18\x08 \x01(\x0b\x32\x13.twinfer.v1.TimingsB\x0f\n\r_disagreement\"|\n\nPrediction\x12\x34\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1a.twinfer.v1.ClassificationH\x00\x12*\n\tembedding\x18\x02 \x01(\x0b\x32\x15.twinfer.v1.EmbeddingH\x00\x42\x06\n\x04taskJ\x04\x08\x03\x10\x07\":\n\x0e\x43lassification\x12(\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x17.twinfer.v1.ScoredClass\"@\n\x0bScoredClass\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x93\x02\n\x0cMemberResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.twinfer.v1.MemberState\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12.\n\x0b\x64\x65vice_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\nprediction\x18\x05 \x01(\x0b\x32\x16.twinfer.v1.Prediction\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x11.twinfer.v1.Error\x12-\n\nalone_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x63\x61ptured\x18\x08 \x01(\x08\"\xb2\x02\n\x07Timings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65vice\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x66light_rows\x18\x05 \x01(\x05\x12\x1a\n\roverlap_ratio\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04plan\x18\x07 \x01(\t\x12,\n\tslot_wait\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\n\x0e_overlap_ratio\"?\n\x12InferStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x18.twinfer.v1.InferRequest\"\x86\x01\n\x13InferStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.twinfer.v1.InferResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.twinfer.v1.ErrorH\x00\x42\x08\n\x06result\"7\n\x12GetEnsembleRequest\x12\x10\n\x08\x65nsemble\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"=\n\x13GetEnsembleResponse\x12&\n\x08\x65nsemble\x18\x01 \x01(\x0b\x32\x14.twinfer.v1.Ensemble*P\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12POLICY_REQUIRE_ALL\x10\x01\x12\x16\n\x12POLICY_BEST_EFFORT\x10\x02*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\xbb\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMEMBER_STATE_OK\x10\x01\x12\x17\n\x13MEMBER_STATE_FAILED\x10\x02\x12\x15\n\x11MEMBER_STATE_LATE\x10\x03\x12\x18\n\x14MEMBER_STATE_SKIPPED\x10\x04\x12\x14\n\x10MEMBER_STATE_OFF\x10\x05\x12\x19\n\x15MEMBER_STATE_NO_INPUT\x10\x06\x32\xf3\x01\n\x0f\x45nsembleService\x12<\n\x05Infer\x12\x18.twinfer.v1.InferRequest\x1a\x19.twinfer.v1.InferResponse\x12R\n\x0bInferStream\x12\x1e.twinfer.v1.InferStreamRequest\x1a\x1f.twinfer.v1.InferStreamResponse(\x01\x30\x01\x12N\n\x0bGetEnsemble\x12\x1e.twinfer.v1.GetEnsembleRequest\x1a\x1f.twinfer.v1.GetEnsembleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinfer/v1/ensemble_service.proto\x12\ntwinfer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19twinfer/v1/ensemble.proto\x1a\x16twinfer/v1/error.proto\x1a\x17twinfer/v1/tensor.proto\"\xe8\x01\n\x0cInferRequest\x12\x10\n\x08\x65nsemble\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x34\n\x06inputs\x18\x04 \x03(\x0b\x32$.twinfer.v1.InferRequest.InputsEntry\x12)\n\x07options\x18\x05 \x01(\x0b\x32\x18.twinfer.v1.InferOptions\x1a@\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.twinfer.v1.Input:\x02\x38\x01\"~\n\x05Input\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x12.twinfer.v1.TensorH\x00\x12%\n\x05texts\x18\x04 \x01(\x0b\x32\x14.twinfer.v1.TextListH\x00\x42\x07\n\x05value\"\x1a\n\x08TextList\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xbd\x02\n\x0cInferOptions\x12\"\n\x06policy\x18\x01 \x01(\x0e\x32\x12.twinfer.v1.Policy\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x08priority\x18\x03 \x01(\x0e\x32\x14.twinfer.v1.Priority\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x1a\n\x12member_predictions\x18\x05 \x01(\x08\x12\x43\n\x0e\x66usion_weights\x18\x06 \x03(\x0b\x32+.twinfer.v1.InferOptions.FusionWeightsEntry\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x1a\x34\n\x12\x46usionWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x99\x02\n\rInferResponse\x12\x10\n\x08\x65nsemble\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\nprediction\x18\x04 \x01(\x0b\x32\x16.twinfer.v1.Prediction\x12)\n\x07members\x18\x05 \x03(\x0b\x32\x18.twinfer.v1.MemberResult\x12\x10\n\x08\x64\x65graded\x18\x06 \x01(\x08\x12\x19\n\x0c\x64isagreement\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12$\n\x07timings\x18\x08 \x01(\x0b\x32\x13.twinfer.v1.Timings\x12\x16\n\x0e\x66usion_version\x18\t \x01(\x03\x42\x0f\n\r_disagreement\"\xa7\x02\n\nPrediction\x12\x34\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1a.twinfer.v1.ClassificationH\x00\x12*\n\tembedding\x18\x02 \x01(\x0b\x32\x15.twinfer.v1.EmbeddingH\x00\x12-\n\x0bmulti_label\x18\x03 \x01(\x0b\x32\x16.twinfer.v1.MultiLabelH\x00\x12,\n\nsimilarity\x18\x04 \x01(\x0b\x32\x16.twinfer.v1.SimilarityH\x00\x12,\n\ndetections\x18\x05 \x01(\x0b\x32\x16.twinfer.v1.DetectionsH\x00\x12$\n\x06tensor\x18\x06 \x01(\x0b\x32\x12.twinfer.v1.TensorH\x00\x42\x06\n\x04task\":\n\x0e\x43lassification\x12(\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x17.twinfer.v1.ScoredClass\"@\n\x0bScoredClass\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"5\n\nMultiLabel\x12\'\n\x06labels\x18\x01 \x03(\x0b\x32\x17.twinfer.v1.ScoredClass\"6\n\nSimilarity\x12(\n\x07matches\x18\x01 \x03(\x0b\x32\x17.twinfer.v1.ScoredMatch\"P\n\x0bScoredMatch\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06\x63osine\x18\x03 \x01(\x02\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\"4\n\nDetections\x12&\n\x05\x62oxes\x18\x01 \x03(\x0b\x32\x17.twinfer.v1.DetectedBox\"v\n\x0b\x44\x65tectedBox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\x12\r\n\x05score\x18\x05 \x01(\x02\x12\r\n\x05index\x18\x06 \x01(\x05\x12\r\n\x05label\x18\x07 \x01(\t\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xbd\x02\n\x0cMemberResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.twinfer.v1.MemberState\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12.\n\x0b\x64\x65vice_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\nprediction\x18\x05 \x01(\x0b\x32\x16.twinfer.v1.Prediction\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x11.twinfer.v1.Error\x12-\n\nalone_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x63\x61ptured\x18\x08 \x01(\x08\x12(\n\tinfluence\x18\t \x01(\x0b\x32\x15.twinfer.v1.Influence\"C\n\tInfluence\x12\r\n\x05moved\x18\x01 \x01(\x01\x12\'\n\x07without\x18\x02 \x01(\x0b\x32\x16.twinfer.v1.Prediction\"\xb2\x02\n\x07Timings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65vice\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x66light_rows\x18\x05 \x01(\x05\x12\x1a\n\roverlap_ratio\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04plan\x18\x07 \x01(\t\x12,\n\tslot_wait\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\n\x0e_overlap_ratio\"?\n\x12InferStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x18.twinfer.v1.InferRequest\"\x86\x01\n\x13InferStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.twinfer.v1.InferResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.twinfer.v1.ErrorH\x00\x42\x08\n\x06result\"7\n\x12GetEnsembleRequest\x12\x10\n\x08\x65nsemble\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"=\n\x13GetEnsembleResponse\x12&\n\x08\x65nsemble\x18\x01 \x01(\x0b\x32\x14.twinfer.v1.Ensemble*P\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12POLICY_REQUIRE_ALL\x10\x01\x12\x16\n\x12POLICY_BEST_EFFORT\x10\x02*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\xbb\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMEMBER_STATE_OK\x10\x01\x12\x17\n\x13MEMBER_STATE_FAILED\x10\x02\x12\x15\n\x11MEMBER_STATE_LATE\x10\x03\x12\x18\n\x14MEMBER_STATE_SKIPPED\x10\x04\x12\x14\n\x10MEMBER_STATE_OFF\x10\x05\x12\x19\n\x15MEMBER_STATE_NO_INPUT\x10\x06\x32\xf3\x01\n\x0f\x45nsembleService\x12<\n\x05Infer\x12\x18.twinfer.v1.InferRequest\x1a\x19.twinfer.v1.InferResponse\x12R\n\x0bInferStream\x12\x1e.twinfer.v1.InferStreamRequest\x1a\x1f.twinfer.v1.InferStreamResponse(\x01\x30\x01\x12N\n\x0bGetEnsemble\x12\x1e.twinfer.v1.GetEnsembleRequest\x1a\x1f.twinfer.v1.GetEnsembleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,44 +39,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERREQUEST_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_INFEROPTIONS_FUSIONWEIGHTSENTRY']._loaded_options = None
   _globals['_INFEROPTIONS_FUSIONWEIGHTSENTRY']._serialized_options = b'8\001'
-  _globals['_POLICY']._serialized_start=2234
-  _globals['_POLICY']._serialized_end=2314
-  _globals['_PRIORITY']._serialized_start=2316
-  _globals['_PRIORITY']._serialized_end=2410
-  _globals['_MEMBERSTATE']._serialized_start=2413
-  _globals['_MEMBERSTATE']._serialized_end=2600
+  _globals['_POLICY']._serialized_start=2992
+  _globals['_POLICY']._serialized_end=3072
+  _globals['_PRIORITY']._serialized_start=3074
+  _globals['_PRIORITY']._serialized_end=3168
+  _globals['_MEMBERSTATE']._serialized_start=3171
+  _globals['_MEMBERSTATE']._serialized_end=3358
   _globals['_INFERREQUEST']._serialized_start=158
   _globals['_INFERREQUEST']._serialized_end=390
   _globals['_INFERREQUEST_INPUTSENTRY']._serialized_start=326
   _globals['_INFERREQUEST_INPUTSENTRY']._serialized_end=390
   _globals['_INPUT']._serialized_start=392
-  _globals['_INPUT']._serialized_end=479
-  _globals['_INFEROPTIONS']._serialized_start=482
-  _globals['_INFEROPTIONS']._serialized_end=782
-  _globals['_INFEROPTIONS_FUSIONWEIGHTSENTRY']._serialized_start=730
-  _globals['_INFEROPTIONS_FUSIONWEIGHTSENTRY']._serialized_end=782
-  _globals['_INFERRESPONSE']._serialized_start=785
-  _globals['_INFERRESPONSE']._serialized_end=1042
-  _globals['_PREDICTION']._serialized_start=1044
-  _globals['_PREDICTION']._serialized_end=1168
-  _globals['_CLASSIFICATION']._serialized_start=1170
-  _globals['_CLASSIFICATION']._serialized_end=1228
-  _globals['_SCOREDCLASS']._serialized_start=1230
-  _globals['_SCOREDCLASS']._serialized_end=1294
-  _globals['_EMBEDDING']._serialized_start=1296
-  _globals['_EMBEDDING']._serialized_end=1323
-  _globals['_MEMBERRESULT']._serialized_start=1326
-  _globals['_MEMBERRESULT']._serialized_end=1601
-  _globals['_TIMINGS']._serialized_start=1604
-  _globals['_TIMINGS']._serialized_end=1910
-  _globals['_INFERSTREAMREQUEST']._serialized_start=1912
-  _globals['_INFERSTREAMREQUEST']._serialized_end=1975
-  _globals['_INFERSTREAMRESPONSE']._serialized_start=1978
-  _globals['_INFERSTREAMRESPONSE']._serialized_end=2112
-  _globals['_GETENSEMBLEREQUEST']._serialized_start=2114
-  _globals['_GETENSEMBLEREQUEST']._serialized_end=2169
-  _globals['_GETENSEMBLERESPONSE']._serialized_start=2171
-  _globals['_GETENSEMBLERESPONSE']._serialized_end=2232
-  _globals['_ENSEMBLESERVICE']._serialized_start=2603
-  _globals['_ENSEMBLESERVICE']._serialized_end=2846
+  _globals['_INPUT']._serialized_end=518
+  _globals['_TEXTLIST']._serialized_start=520
+  _globals['_TEXTLIST']._serialized_end=546
+  _globals['_INFEROPTIONS']._serialized_start=549
+  _globals['_INFEROPTIONS']._serialized_end=866
+  _globals['_INFEROPTIONS_FUSIONWEIGHTSENTRY']._serialized_start=814
+  _globals['_INFEROPTIONS_FUSIONWEIGHTSENTRY']._serialized_end=866
+  _globals['_INFERRESPONSE']._serialized_start=869
+  _globals['_INFERRESPONSE']._serialized_end=1150
+  _globals['_PREDICTION']._serialized_start=1153
+  _globals['_PREDICTION']._serialized_end=1448
+  _globals['_CLASSIFICATION']._serialized_start=1450
+  _globals['_CLASSIFICATION']._serialized_end=1508
+  _globals['_SCOREDCLASS']._serialized_start=1510
+  _globals['_SCOREDCLASS']._serialized_end=1574
+  _globals['_MULTILABEL']._serialized_start=1576
+  _globals['_MULTILABEL']._serialized_end=1629
+  _globals['_SIMILARITY']._serialized_start=1631
+  _globals['_SIMILARITY']._serialized_end=1685
+  _globals['_SCOREDMATCH']._serialized_start=1687
+  _globals['_SCOREDMATCH']._serialized_end=1767
+  _globals['_DETECTIONS']._serialized_start=1769
+  _globals['_DETECTIONS']._serialized_end=1821
+  _globals['_DETECTEDBOX']._serialized_start=1823
+  _globals['_DETECTEDBOX']._serialized_end=1941
+  _globals['_EMBEDDING']._serialized_start=1943
+  _globals['_EMBEDDING']._serialized_end=1970
+  _globals['_MEMBERRESULT']._serialized_start=1973
+  _globals['_MEMBERRESULT']._serialized_end=2290
+  _globals['_INFLUENCE']._serialized_start=2292
+  _globals['_INFLUENCE']._serialized_end=2359
+  _globals['_TIMINGS']._serialized_start=2362
+  _globals['_TIMINGS']._serialized_end=2668
+  _globals['_INFERSTREAMREQUEST']._serialized_start=2670
+  _globals['_INFERSTREAMREQUEST']._serialized_end=2733
+  _globals['_INFERSTREAMRESPONSE']._serialized_start=2736
+  _globals['_INFERSTREAMRESPONSE']._serialized_end=2870
+  _globals['_GETENSEMBLEREQUEST']._serialized_start=2872
+  _globals['_GETENSEMBLEREQUEST']._serialized_end=2927
+  _globals['_GETENSEMBLERESPONSE']._serialized_start=2929
+  _globals['_GETENSEMBLERESPONSE']._serialized_end=2990
+  _globals['_ENSEMBLESERVICE']._serialized_start=3361
+  _globals['_ENSEMBLESERVICE']._serialized_end=3604
 # @@protoc_insertion_point(module_scope)

@@ -69,17 +69,25 @@ class InferRequest(_message.Message):
     def __init__(self, ensemble: _Optional[str] = ..., version: _Optional[int] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Mapping[str, Input]] = ..., options: _Optional[_Union[InferOptions, _Mapping]] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("image", "text", "tensor")
+    __slots__ = ("image", "text", "tensor", "texts")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     text: str
     tensor: _tensor_pb2.Tensor
-    def __init__(self, image: _Optional[bytes] = ..., text: _Optional[str] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    texts: TextList
+    def __init__(self, image: _Optional[bytes] = ..., text: _Optional[str] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., texts: _Optional[_Union[TextList, _Mapping]] = ...) -> None: ...
+
+class TextList(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, values: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InferOptions(_message.Message):
-    __slots__ = ("policy", "timeout", "priority", "top_k", "member_predictions", "fusion_weights")
+    __slots__ = ("policy", "timeout", "priority", "top_k", "member_predictions", "fusion_weights", "explain")
     class FusionWeightsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -93,16 +101,18 @@ class InferOptions(_message.Message):
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     MEMBER_PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     FUSION_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     policy: Policy
     timeout: _duration_pb2.Duration
     priority: Priority
     top_k: int
     member_predictions: bool
     fusion_weights: _containers.ScalarMap[str, float]
-    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ..., top_k: _Optional[int] = ..., member_predictions: bool = ..., fusion_weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    explain: bool
+    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ..., top_k: _Optional[int] = ..., member_predictions: bool = ..., fusion_weights: _Optional[_Mapping[str, float]] = ..., explain: bool = ...) -> None: ...
 
 class InferResponse(_message.Message):
-    __slots__ = ("ensemble", "version", "request_id", "prediction", "members", "degraded", "disagreement", "timings")
+    __slots__ = ("ensemble", "version", "request_id", "prediction", "members", "degraded", "disagreement", "timings", "fusion_version")
     ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +121,7 @@ class InferResponse(_message.Message):
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     DISAGREEMENT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    FUSION_VERSION_FIELD_NUMBER: _ClassVar[int]
     ensemble: str
     version: int
     request_id: str
@@ -119,15 +130,24 @@ class InferResponse(_message.Message):
     degraded: bool
     disagreement: float
     timings: Timings
-    def __init__(self, ensemble: _Optional[str] = ..., version: _Optional[int] = ..., request_id: _Optional[str] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., degraded: bool = ..., disagreement: _Optional[float] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    fusion_version: int
+    def __init__(self, ensemble: _Optional[str] = ..., version: _Optional[int] = ..., request_id: _Optional[str] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., degraded: bool = ..., disagreement: _Optional[float] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., fusion_version: _Optional[int] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("classification", "embedding")
+    __slots__ = ("classification", "embedding", "multi_label", "similarity", "detections", "tensor")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    MULTI_LABEL_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
     classification: Classification
     embedding: Embedding
-    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
+    multi_label: MultiLabel
+    similarity: Similarity
+    detections: Detections
+    tensor: _tensor_pb2.Tensor
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., multi_label: _Optional[_Union[MultiLabel, _Mapping]] = ..., similarity: _Optional[_Union[Similarity, _Mapping]] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("classes",)
@@ -145,6 +165,54 @@ class ScoredClass(_message.Message):
     probability: float
     def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
+class MultiLabel(_message.Message):
+    __slots__ = ("labels",)
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedCompositeFieldContainer[ScoredClass]
+    def __init__(self, labels: _Optional[_Iterable[_Union[ScoredClass, _Mapping]]] = ...) -> None: ...
+
+class Similarity(_message.Message):
+    __slots__ = ("matches",)
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    matches: _containers.RepeatedCompositeFieldContainer[ScoredMatch]
+    def __init__(self, matches: _Optional[_Iterable[_Union[ScoredMatch, _Mapping]]] = ...) -> None: ...
+
+class ScoredMatch(_message.Message):
+    __slots__ = ("index", "label", "cosine", "probability")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    COSINE_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    label: str
+    cosine: float
+    probability: float
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., cosine: _Optional[float] = ..., probability: _Optional[float] = ...) -> None: ...
+
+class Detections(_message.Message):
+    __slots__ = ("boxes",)
+    BOXES_FIELD_NUMBER: _ClassVar[int]
+    boxes: _containers.RepeatedCompositeFieldContainer[DetectedBox]
+    def __init__(self, boxes: _Optional[_Iterable[_Union[DetectedBox, _Mapping]]] = ...) -> None: ...
+
+class DetectedBox(_message.Message):
+    __slots__ = ("x_min", "y_min", "x_max", "y_max", "score", "index", "label")
+    X_MIN_FIELD_NUMBER: _ClassVar[int]
+    Y_MIN_FIELD_NUMBER: _ClassVar[int]
+    X_MAX_FIELD_NUMBER: _ClassVar[int]
+    Y_MAX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+    score: float
+    index: int
+    label: str
+    def __init__(self, x_min: _Optional[float] = ..., y_min: _Optional[float] = ..., x_max: _Optional[float] = ..., y_max: _Optional[float] = ..., score: _Optional[float] = ..., index: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
+
 class Embedding(_message.Message):
     __slots__ = ("values",)
     VALUES_FIELD_NUMBER: _ClassVar[int]
@@ -152,7 +220,7 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class MemberResult(_message.Message):
-    __slots__ = ("name", "state", "weight", "device_time", "prediction", "error", "alone_time", "captured")
+    __slots__ = ("name", "state", "weight", "device_time", "prediction", "error", "alone_time", "captured", "influence")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +229,7 @@ class MemberResult(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ALONE_TIME_FIELD_NUMBER: _ClassVar[int]
     CAPTURED_FIELD_NUMBER: _ClassVar[int]
+    INFLUENCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: MemberState
     weight: float
@@ -169,7 +238,16 @@ class MemberResult(_message.Message):
     error: _error_pb2.Error
     alone_time: _duration_pb2.Duration
     captured: bool
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., weight: _Optional[float] = ..., device_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., alone_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., captured: bool = ...) -> None: ...
+    influence: Influence
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., weight: _Optional[float] = ..., device_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., alone_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., captured: bool = ..., influence: _Optional[_Union[Influence, _Mapping]] = ...) -> None: ...
+
+class Influence(_message.Message):
+    __slots__ = ("moved", "without")
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_FIELD_NUMBER: _ClassVar[int]
+    moved: float
+    without: Prediction
+    def __init__(self, moved: _Optional[float] = ..., without: _Optional[_Union[Prediction, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("decode", "queue", "device", "total", "flight_rows", "overlap_ratio", "plan", "slot_wait")

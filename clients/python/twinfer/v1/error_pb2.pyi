@@ -37,6 +37,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_MEMBER_OFF: _ClassVar[Reason]
     REASON_NOTHING_TO_FUSE: _ClassVar[Reason]
     REASON_INTERNAL: _ClassVar[Reason]
+    REASON_FUSION_VERSION: _ClassVar[Reason]
 STAGE_UNSPECIFIED: Stage
 STAGE_ADMIT: Stage
 STAGE_DECODE: Stage
@@ -64,6 +65,7 @@ REASON_MEMBER_LATE: Reason
 REASON_MEMBER_OFF: Reason
 REASON_NOTHING_TO_FUSE: Reason
 REASON_INTERNAL: Reason
+REASON_FUSION_VERSION: Reason
 
 class Error(_message.Message):
     __slots__ = ("code", "reason", "member", "stage", "text")

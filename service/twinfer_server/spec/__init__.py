@@ -1,0 +1,29 @@
+"""What an ensemble folder says: `ensemble.toml`, parsed and checked before anything is loaded."""
+
+from .ensemble import BatchingSpec, EnsembleSpec, Task
+from .files import find_file
+from .fusion import CascadeSpec, FusionSpec
+from .inputs import CropsInputSpec, FedInputSpec, ImageInputSpec, OutputInputSpec, RequestInputSpec, TensorInputSpec, TextInputSpec
+from .members import MemberSpec, OutputSpec
+from .reading import SPEC_FILE, read_labels, read_spec
+
+__all__ = [
+    "SPEC_FILE",
+    "BatchingSpec",
+    "CascadeSpec",
+    "CropsInputSpec",
+    "EnsembleSpec",
+    "FedInputSpec",
+    "FusionSpec",
+    "ImageInputSpec",
+    "MemberSpec",
+    "OutputInputSpec",
+    "OutputSpec",
+    "RequestInputSpec",
+    "Task",
+    "TensorInputSpec",
+    "TextInputSpec",
+    "find_file",
+    "read_labels",
+    "read_spec",
+]

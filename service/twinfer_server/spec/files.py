@@ -1,0 +1,39 @@
+"""What every table of an ensemble's file shares: strictness, names, and paths that stay inside the folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+from ..errors import quote
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+
+
+def find_file(folder: Path, value: str) -> Path:
+    """Give the path of a file of the folder; raises ValueError where it leaves the folder or is not there."""
+    path = folder / value
+    try:
+        path = path.resolve()
+        is_inside, is_file = path.is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL: no name that a file can have
+        is_inside, is_file = True, False
+    if not is_inside:
+        raise ValueError(f"the path leaves the ensemble folder: {quote(value)}; allowed: a file inside it")
+    if not is_file:
+        raise ValueError(f"no such file: {quote(value)}; allowed: a file inside the ensemble folder")
+    return path
+
+
+def _check_file(value: str, info: ValidationInfo) -> str:
+    find_file((info.context or {})["folder"], value)
+    return value
+
+
+FolderFile = Annotated[str, AfterValidator(_check_file)]
+
+
+class Strict(BaseModel):
+    """A table of the file: unknown keys and wrong types are refused, nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

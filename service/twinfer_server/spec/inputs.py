@@ -1,0 +1,91 @@
+"""What a member takes: inputs that requests bring, and inputs that other members feed it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Discriminator, Field, FiniteFloat, model_validator
+
+from .files import FolderFile, Name, Strict
+
+
+class ImageInputSpec(Strict):
+    """An image: decoded to uint8 [height, width, channels], resized; on the device scaled to 0..1 and normalised."""
+
+    kind: Literal["image"]
+    size: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
+    """Height and width, in pixels, that the member takes."""
+    color: Literal["rgb", "gray"] = "rgb"
+    resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: list[FiniteFloat] = []
+    """Subtracted per channel after scaling to 0..1; empty means 0."""
+    std: list[Annotated[FiniteFloat, Field(gt=0)]] = []
+    """Divided by, per channel; empty means 1."""
+    required: bool = False
+
+    @property
+    def channels(self) -> int:
+        """3 or 1."""
+        return 3 if self.color == "rgb" else 1
+
+    @model_validator(mode="after")
+    def _check_normalisation(self) -> Self:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, self.channels):
+                allowed = f"none, or {self.channels} for color {self.color!r}"
+                raise ValueError(f"{key} has {len(values)} values; allowed: {allowed}")
+        return self
+
+
+class TextInputSpec(Strict):
+    """A text: token ids int64 [tokens], cut at `max_tokens` and padded to the flight's token bucket."""
+
+    kind: Literal["text"]
+    tokenizer: FolderFile
+    max_tokens: Annotated[int, Field(ge=1, le=32768)]
+    mask: bool = False
+    """Whether the member takes (ids, mask), mask int64: 1 token, 0 padding. Without it, it always sees `max_tokens`."""
+    pad_id: Annotated[int, Field(ge=0)] = 0
+    max_samples: Annotated[int, Field(ge=1, le=4096)] = 1
+    """The most texts that one request may bring; above 1 the member computes on each of them."""
+    required: bool = False
+
+
+class TensorInputSpec(Strict):
+    """A ready tensor: one sample of this dtype and shape."""
+
+    kind: Literal["tensor"]
+    dtype: Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+    shape: list[Annotated[int, Field(ge=1)]]
+    required: bool = False
+
+
+class OutputInputSpec(Strict):
+    """Another member's output, float32, handed on where it lies: one sample for each of that member's."""
+
+    kind: Literal["output"]
+    member: Name
+    """A member that stands earlier in the file."""
+    select: int | str = 0
+    """Which of its outputs: the position in a tuple, or the name in a mapping."""
+
+
+class CropsInputSpec(Strict):
+    """What another member has found: crops around its boxes, float32 [channels, height, width], 0..1, cut on the device.
+
+    The member computes on `max_crops` samples for every row; crops that no box stands for are black, and masked in the fusion.
+    """
+
+    kind: Literal["crops"]
+    member: Name
+    """A member that stands earlier in the file, takes one image and gives detections; the crops are cut from that image."""
+    size: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
+    """Height and width, in pixels, that the member takes."""
+    max_crops: Annotated[int, Field(ge=1, le=1024)]
+    """How many boxes of a row are looked at, those with the highest scores."""
+    min_score: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    mean: list[FiniteFloat] = []
+    std: list[Annotated[FiniteFloat, Field(gt=0)]] = []
+
+
+RequestInputSpec = ImageInputSpec | TextInputSpec | TensorInputSpec
+FedInputSpec = OutputInputSpec | CropsInputSpec
+InputSpec = Annotated[RequestInputSpec | FedInputSpec, Discriminator("kind")]

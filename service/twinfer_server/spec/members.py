@@ -1,0 +1,41 @@
+"""What a member is: where its model comes from, what it takes and what it gives."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .files import Name, Strict
+from .inputs import InputSpec
+
+
+class OutputSpec(Strict):
+    """Which of a member's outputs counts, and what it means."""
+
+    kind: Literal["logits", "probabilities", "embedding", "detections", "tensor", "features"] = "logits"
+    """`features` feed other members and no fusion."""
+    select: int | str = 0
+    """The output's position in a tuple, or its name in a mapping. Of detections: the boxes, [samples, boxes, 4]."""
+    scores: int | str = 1
+    """Of detections: where the scores are, [samples, boxes], or [samples, boxes, classes]."""
+    labels: int | str | None = None
+    """Of detections: where the classes' indexes are, [samples, boxes]; None where `scores` has a dimension for them."""
+    score_kind: Literal["probabilities", "sigmoid", "softmax"] = "probabilities"
+    """Of detections: what turns `scores` into probabilities; the last class of a softmax is "nothing"."""
+    box_format: Literal["xyxy", "cxcywh", "xywh"] = "xyxy"
+    box_units: Literal["relative", "pixels"] = "relative"
+    """Of detections: parts of the image's width and height, or pixels of what the member takes."""
+
+
+class MemberSpec(Strict):
+    """One model: where it comes from, what it takes and what it gives."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """A file of the folder, or `python:module:attribute`; the suffix or prefix picks the loader."""
+    precision: Literal["fp32"] = "fp32"
+    capture: bool = True
+    """Whether the member may be captured as a CUDA graph."""
+    priority: Literal["normal", "high"] = "normal"
+    """A high one's CUDA stream goes before the others' where they compete for the GPU; a CPU knows no such thing."""
+    input: Annotated[dict[Name, InputSpec], Field(min_length=1)]
+    """By input name; the model is called with the inputs in this order."""
+    output: OutputSpec = OutputSpec()

@@ -1,0 +1,73 @@
+"""From the file to its spec, with every fault named by its key's path."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..errors import InvalidEnsemble, quote
+from .ensemble import EnsembleSpec
+
+SPEC_FILE = "ensemble.toml"
+
+
+def read_spec(folder: Path) -> EnsembleSpec:
+    """Read and check `ensemble.toml` in `folder`; raises InvalidEnsemble that lists every fault with its key's path."""
+    path = folder / SPEC_FILE
+    if not path.is_file():
+        raise InvalidEnsemble(f"{folder}: no {SPEC_FILE} here; allowed: an ensemble folder")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # tomllib nests, and reads long numbers, until Python stops it
+        raise InvalidEnsemble(f"{path}: not TOML: {error}") from error
+    try:
+        return EnsembleSpec.model_validate(document, context={"folder": folder})
+    except ValidationError as error:
+        raise InvalidEnsemble("\n".join(f"{path}: {line}" for line in _describe(error))) from None
+
+
+def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
+    """Read the class labels, one a line, by index; empty where the ensemble has none; raises InvalidEnsemble."""
+    if spec.labels is None:
+        return ()
+    path = folder / spec.labels
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidEnsemble(f"{folder / SPEC_FILE}: labels: {path} cannot be read: {error}; allowed: UTF-8") from error
+
+
+_TOML_WORDS = {
+    "missing": "a value; the key is required",
+    "extra_forbidden": "no key of this name",
+    "model_type": "a table",
+    "dict_type": "a table",
+    "model_attributes_type": "a table",
+    "list_type": "an array",
+}
+"""What is allowed, where pydantic would speak of Python rather than of TOML."""
+
+
+def _describe(error: ValidationError) -> Iterator[str]:
+    for fault in error.errors(include_url=False):
+        path, kind, value = list(fault["loc"]), fault["type"], fault["input"]
+        if len(path) > 4 and path[2] == "input":
+            del path[4]  # pydantic names the kind that it picked; the file has no such key
+        found = quote(value) if isinstance(value, str) else quote(value)[1:-1]
+        allowed = _TOML_WORDS.get(kind) or fault["msg"].removeprefix("Input should be ")
+        if kind == "missing":
+            found = "nothing"
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            path.append("kind")
+            found, allowed = quote(value["kind"]) if "kind" in value else "nothing", "'image', 'text', 'tensor', 'output', 'crops'"
+        # As TOML writes it: a key of other characters in quotes, so that none breaks the line or fills the screen.
+        parts = [part if re.fullmatch(r"[\w[\]-]{1,64}", part) else quote(part) for part in map(str, path)]
+        key = ".".join(parts) + (": " if path else "")
+        # A value_error is in our own words, which say found and allowed themselves.
+        yield key + (str(fault["ctx"]["error"]) if kind == "value_error" else f"found {found}; allowed: {allowed}")
