@@ -74,6 +74,7 @@ class Request:
     priority: Priority = Priority.NORMAL
     top_k: int = 0
     wants_member_predictions: bool = False
+    wants_explanation: bool = False
     fusion_weights: Mapping[str, float] = field(default_factory=dict)
     caller: Caller = Caller()
 
@@ -82,30 +83,58 @@ Samples = tuple[Array, ...]
 """A member's prepared input for one row: one array [samples, ...] per staging buffer of the member."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a member gave for a row in an earlier flight: `output` float32 [samples, ...], or None and the error."""
+
+    output: NDArray[np.float32] | None
+    error: TwinferError | None
+    device_seconds: float | None
+    alone_seconds: float | None
+    was_captured: bool
+
+
 @dataclass(slots=True, eq=False)
 class Row:
     """One row on its way through the engine.
 
-    `samples` holds, by member index, what each member computes on; a member without input is absent. `weights` is float64
-    [members], summing to 1. `reply_by` is the monotonic time at which the row must be answered: its deadline less the reply margin.
-    `answer` is resolved once, on the event loop; a blank row of warm-up has none.
+    `samples` holds, by member index, what each member computes on; a member without input is absent. `crew` are the members that
+    its next flight needs; in a cascade those are not all, and what earlier flights gave is in `parts`. `weights` is float64
+    [members], summing to 1, or None for the fusion's own. `reply_by` is the monotonic time at which the row must be answered: its
+    deadline less the reply margin. `answer` is resolved once, on the event loop; a blank row of warm-up has none.
     """
 
     request: Request
     policy: Policy
-    weights: NDArray[np.float64]
+    weights: NDArray[np.float64] | None
     reply_by: float
     answer: "asyncio.Future[Answer] | None" = None
     samples: Mapping[int, Samples] = field(default_factory=dict)
+    crew: tuple[int, ...] = ()
+    parts: dict[int, Part] = field(default_factory=dict)
+    flown_seconds: float = 0.0
+    """How long its earlier flights took."""
     ready_at: float = 0.0
     decode_seconds: float = 0.0
     blocked_at: float = 0.0
     """When it was ready, or later, and lanes or slots were busy; 0 if they were not."""
 
+    def __post_init__(self) -> None:
+        """Have every member that the row has samples for fly, unless somebody has said otherwise."""
+        self.crew = self.crew or tuple(self.samples)
+
     @property
     def is_answered(self) -> bool:
         """Whether somebody has answered, failed or given up this row."""
         return self.answer is None or self.answer.done()
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """How far a member moved an answer, 0 to 1, and what the others would have said without it: float32, as `Answer.fused`."""
+
+    moved: float
+    without: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +148,7 @@ class MemberAnswer:
     error: TwinferError | None = None
     alone_seconds: float | None = None
     was_captured: bool = False
+    influence: Influence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +166,17 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One fused answer: `fused` is float32 [classes] (probabilities) or [features]; members in the ensemble's order."""
+    """One fused answer; members in the ensemble's order.
+
+    `fused` is float32, by task: classification and multi_label probabilities [classes]; embedding [features]; similarity [texts, 2],
+    cosine and probability; detection [boxes, 6], x_min, y_min, x_max, y_max (0 to 1), score (0: no box) and class; tensor [...].
+    """
 
     fused: NDArray[np.float32]
     members: tuple[MemberAnswer, ...]
     disagreement: float | None
     timings: Timings
+    fusion_version: int = 1
 
     @property
     def is_degraded(self) -> bool:

@@ -194,6 +194,7 @@ class LocalEngine:
         began = time.monotonic()
         try:
             row.samples = self._ensemble.prepare(row.request)
+            row.crew = self._ensemble.first_crew(row.samples)
         except TwinferError as error:
             self._answer_soon([row], [error])
             return

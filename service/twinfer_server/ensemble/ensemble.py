@@ -129,6 +129,10 @@ class Ensemble:
             raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")
         return samples
 
+    def first_crew(self, samples: Mapping[int, Samples]) -> tuple[int, ...]:
+        """Say which members look at a row first: in a cascade its first one, where the row has input for it, else all."""
+        return tuple(samples)
+
     def board(self, rows: Sequence[Row], slots: Mapping[int, Slot], left_out: LeftOut, plan: str | None = None) -> Flight:
         """Make a flight of `rows`; `slots` has one for each member that takes part, `left_out` says who does not fly for whom."""
         runs = []
