@@ -53,7 +53,7 @@ class Desk:
         now = time.monotonic()
         future: Future[Answer] = Future()
         row = Row(
-            request=request, policy=policy, weights=self.ensemble.weights, reply_by=now + reply_in, answer=as_any(future),
+            request=request, policy=policy, weights=None, reply_by=now + reply_in, answer=as_any(future),
             samples=self.ensemble.prepare(request), ready_at=now,
         )  # fmt: skip
         return Ticket(row, future)

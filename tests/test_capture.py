@@ -28,7 +28,7 @@ def load(device: Device, folder: Path = DIGITS) -> Ensemble:
 def make_row(ensemble: Ensemble, held_out: HeldOutRow, inputs: str) -> Row:
     given: dict[str, RawInput] = {"image": held_out.image.read_bytes(), "text": held_out.text}
     request = Request({name: given[name] for name in inputs.split("+")}, arrived_at=0.0)
-    return Row(request, Policy.BEST_EFFORT, ensemble.weights, float("inf"), samples=ensemble.prepare(request))
+    return Row(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request))
 
 
 def fly(ensemble: Ensemble, mix: Sequence[str], plan: str, slot: int = 0) -> list[Answer]:

@@ -42,7 +42,7 @@ class Hangar:
 
 def make_row(ensemble: Ensemble, xs: dict[str, float], policy: Policy = Policy.BEST_EFFORT) -> Row:
     request = Request({name: number(x) for name, x in xs.items()}, arrived_at=0.0)
-    return Row(request, policy, ensemble.weights, reply_by=float("inf"), samples=ensemble.prepare(request))
+    return Row(request, policy, None, reply_by=float("inf"), samples=ensemble.prepare(request))
 
 
 def answer_late(flight: Flight, rows: Sequence[Row]) -> list[Answer | TwinferError]:
@@ -262,7 +262,7 @@ def test_a_fusion_that_raises_leaves_it_to_the_host_to_fuse(hangar: Hangar, plan
             raise RuntimeError("out of memory")
 
     flight = hangar.board([0.1], plan)
-    object.__setattr__(flight.crew, "fusion", Broken())
+    object.__setattr__(flight.crew.version, "fusion", Broken())
     flight.launch()
     flight.landed.wait()
     assert flight.fused is None

@@ -168,8 +168,9 @@ class Timings:
 class Answer:
     """One fused answer; members in the ensemble's order.
 
-    `fused` is float32, by task: classification and multi_label probabilities [classes]; embedding [features]; similarity [texts, 2],
-    cosine and probability; detection [boxes, 6], x_min, y_min, x_max, y_max (0 to 1), score (0: no box) and class; tensor [...].
+    `fused` is float32, by task: classification and multi_label probabilities [classes]; embedding [features]; similarity
+    [texts, 2], cosine and probability; detection [boxes, 6], x_min, y_min, x_max, y_max (0 to 1), score (0: no box) and class;
+    tensor [...].
     """
 
     fused: NDArray[np.float32]

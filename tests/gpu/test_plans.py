@@ -78,7 +78,7 @@ def make_rows(ensemble: Ensemble, mix: Sequence[str]) -> list[Row]:
     for held_out, modalities in zip(read_rows(DIGITS), mix, strict=False):
         given: dict[str, RawInput] = {"image": held_out.image.read_bytes(), "text": held_out.text}
         request = Request({name: given[name] for name in modalities.split("+")}, arrived_at=0.0)
-        rows.append(Row(request, Policy.BEST_EFFORT, ensemble.weights, reply_by=float("inf"), samples=ensemble.prepare(request)))
+        rows.append(Row(request, Policy.BEST_EFFORT, None, reply_by=float("inf"), samples=ensemble.prepare(request)))
     return rows
 
 
@@ -174,7 +174,7 @@ def test_members_start_after_their_copy_and_the_fusion_after_both(tmp_path: Path
     ensemble = load(write_small(tmp_path, "Small", "Small", f'plan = "{plan}"'), cuda())
     rows = [
         Row(
-            Request({}, arrived_at=0.0), Policy.BEST_EFFORT, ensemble.weights, reply_by=float("inf"),
+            Request({}, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=float("inf"),
             samples={member.index: member.example(1, 0) for member in ensemble.members},
         )
     ]  # fmt: skip
@@ -198,7 +198,7 @@ def test_a_row_that_cannot_wait_is_answered_while_the_other_member_still_runs(tm
     ensemble = load(write_small(tmp_path, "Dawdling", "Small", f'plan = "{plan}"'), cuda())
     rows = [
         Row(
-            Request({}, arrived_at=0.0), Policy.BEST_EFFORT, ensemble.weights, reply_by=float("inf"),
+            Request({}, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=float("inf"),
             samples={member.index: member.example(1, 0) for member in ensemble.members},
         )
     ]  # fmt: skip

@@ -15,8 +15,8 @@ from functools import partial
 import torch
 
 from ..ensemble import Ensemble, Flight, answer_rows, fusion_failure
-from ..errors import InternalError, TwinferError
-from ..rows import Answer, Row
+from ..errors import InternalError, MemberLate, TwinferError
+from ..rows import Answer, Policy, Row
 from .boarding import Boarding
 from .record import OnFlight, record_flight
 from .workers import Workers
@@ -205,23 +205,43 @@ class Batcher:
         """Answer the flight's rows and free its slots; the lanes it used have done their part."""
         landed_at = time.monotonic()
         seconds = landed_at - flight.launched_at
+        going_on: list[Row] = []
         try:
             fused = flight.fused if flight.fused is not None else flight.fuse_now(flight.rows)
             answers = answer_rows(flight, flight.rows, fused, seconds)
+            going_on = self._find_going_on(flight, answers)
         except Exception:
             logger.exception("fusing a flight of %d rows failed", len(flight.rows))
             answers = fusion_failure(flight)
+        rows: Sequence[Row] = flight.rows
+        if going_on:
+            rows, answers = _leave_out(rows, answers, going_on)
         # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
-        self._on_answers(flight.rows, answers)
+        self._on_answers(rows, answers)
         if self.on_flight:
             self._tell(flight, landed_at)
         with self._changed:
+            for row in going_on:
+                assert self._ensemble.cascade is not None
+                self._ensemble.cascade.send_on(flight, row, seconds)
+                self._boarding.queue.put(row)
             for run in flight.runs:
                 self._boarding.free(run)
             self._air = [airborne for airborne in self._air if airborne.flight is not flight]
             self._changed.notify()
         if not self.loss and any(run.error is not None for run in flight.runs):
             self.loss = self._ensemble.device.find_loss()
+
+    def _find_going_on(self, flight: Flight, answers: Sequence[Answer | TwinferError]) -> list[Row]:
+        """Find the rows that a cascade sends on to its other members, for what the first one says is not enough."""
+        cascade = self._ensemble.cascade
+        unsure = cascade.find_unsure(flight, flight.rows) if cascade else []
+        # Under REQUIRE_ALL a failure of the first member is the end already.
+        return [
+            flight.rows[place]
+            for place in unsure
+            if isinstance(answers[place], Answer) or flight.rows[place].policy is Policy.BEST_EFFORT
+        ]
 
     def _tell(self, flight: Flight, landed_at: float) -> None:
         """Tell whoever listens of a landing; its failure is not the rows'."""
@@ -237,7 +257,7 @@ class Batcher:
         with self._changed:  # held while fusing: the slots, where outputs lie, are not freed meanwhile
             airborne = next((airborne for airborne in self._air if row in airborne.flight.rows), None)
             if airborne is None:
-                return None
+                return self._answer_between(row) if row.parts else None
             flight, now = airborne.flight, time.monotonic()
             rows = [
                 other
@@ -247,8 +267,26 @@ class Batcher:
             rows = [other for other in rows if id(other) not in airborne.late_rows]
             airborne.late_rows.update(map(id, rows))
             done = flight.done_members
+            unsure = self._ensemble.cascade.find_unsure(flight, rows) if self._ensemble.cascade else ()
             try:
-                return rows, answer_rows(flight, rows, flight.fuse_now(rows), now - flight.launched_at, done) if rows else []
+                fused = flight.fuse_now(rows) if rows else None
+                return rows, answer_rows(flight, rows, fused, now - flight.launched_at, done, unsure) if fused else []
             except Exception:
                 logger.exception("fusing %d late rows failed", len(rows))
                 return rows, [InternalError("the fusion raised an error; the server's log has it") for _ in rows]
+
+    def _answer_between(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]]:
+        """Answer a row that waits for its second flight from what its first one gave; a flight that never takes off does it."""
+        text = "the first member was not sure, and the row could not wait for this one"
+        left_out = {(0, index): MemberLate(text, member=self._ensemble.members[index].name) for index in row.crew}
+        flight = self._ensemble.board([row], {}, left_out, "serial")
+        flight.launched_at = flight.boarded_at = time.monotonic()
+        return [row], answer_rows(flight, [row], flight.fuse_now([row]), 0.0)
+
+
+def _leave_out(
+    rows: Sequence[Row], answers: Sequence[Answer | TwinferError], left_out: Sequence[Row]
+) -> tuple[list[Row], list[Answer | TwinferError]]:  # fmt: skip
+    """Give the rows, and their answers, without some of them."""
+    places = [place for place, row in enumerate(rows) if row not in left_out]
+    return [rows[place] for place in places], [answers[place] for place in places]

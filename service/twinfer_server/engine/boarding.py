@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass, field
 
-from ..ensemble import Bucket, Ensemble, Flight, Run
+from ..ensemble import Bucket, Ensemble, Flight, Run, pending_members
 from ..errors import MemberLate, TwinferError
 from ..rows import Policy, Row
 from .queue import RowQueue
@@ -73,17 +73,21 @@ class Boarding:
     def _choose(self, now: float) -> _Manifest:
         waits = [traffic.wait_seconds(now) for traffic in self._traffic]
         is_ready = [traffic.has_slot and wait <= self.lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)]
+        behind = [0.0 if ready else wait for ready, wait in zip(is_ready, waits, strict=True)]
+        soonest = [least + wait for least, wait in zip(self._least_seconds, behind, strict=True)]
         kept: set[int] = set()
         manifest = _Manifest()
         for row in self.queue.take_in_order():
             # Members that would come too late, even if nothing else came between.
-            soonest = {index: self._least_seconds[index] + (0.0 if is_ready[index] else waits[index]) for index in row.samples}
-            late = [index for index, seconds in soonest.items() if now + seconds >= row.reply_by]
+            late = [index for index in row.crew if now + soonest[index] >= row.reply_by]
+            if len(late) == len(row.crew) and pending_members(row):  # a cascade's first member: the others are asked in its place
+                row.crew = (*row.crew, *pending_members(row))
+                late = [index for index in row.crew if now + soonest[index] >= row.reply_by]
             if row.policy is Policy.REQUIRE_ALL and late and all(is_ready[index] for index in late):
                 continue  # it cannot make it: its timer is about to fail it, and work for it would be wasted
-            if len(late) == len(row.samples) and all(is_ready):
+            if len(late) == len(row.crew) and all(is_ready):
                 continue
-            flying = [index for index in row.samples if index not in late]
+            flying = [index for index in row.crew if index not in late]
             if (row.policy is Policy.REQUIRE_ALL and late) or not flying or not all(is_ready[i] and i not in kept for i in flying):
                 manifest.staying.append(row)
                 row.blocked_at = row.blocked_at or now
@@ -106,7 +110,7 @@ class Boarding:
         return min(times.alone_seconds(plan, index, smallest) for plan in self._ensemble.plans)
 
     def _take_off(self, rows: list[Row], left_out: dict[tuple[int, int], TwinferError], now: float, plan: str | None) -> Flight:
-        flying = {index for n, row in enumerate(rows) for index in row.samples if (n, index) not in left_out}
+        flying = {index for n, row in enumerate(rows) for index in row.crew if (n, index) not in left_out}
         # Slots of one number where there are some: a captured flight has its own in each lane.
         common = set.intersection(*(self._traffic[index].free_numbers for index in flying))
         number = min(common, default=None)

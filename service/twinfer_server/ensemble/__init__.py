@@ -2,6 +2,7 @@
 
 from .answers import answer_rows, fusion_failure
 from .bucket import Bucket
+from .cascade import pending_members
 from .ensemble import Ensemble, load_ensemble
 from .flight import Flight, LeftOut
 from .member import Member
@@ -28,6 +29,7 @@ __all__ = [
     "fly_blank",
     "fusion_failure",
     "load_ensemble",
+    "pending_members",
     "read_times",
     "warm_up",
     "write_times",

@@ -1,51 +1,60 @@
 """From a flight to its rows' answers: what became of each member, and whether that is enough for the row's policy."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..errors import InternalError, MemberFailed, MemberLate, NotFinite, NothingToFuse, TwinferError
 from ..fusion import Fused
-from ..rows import DEGRADING, Answer, MemberAnswer, Policy, Row, State, Timings
+from ..rows import DEGRADING, Answer, Influence, MemberAnswer, Policy, Row, State, Timings
 from .flight import Flight
+from .influence import find_influences
 from .run import Run
 
 STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLate: State.LATE}
 
 
+class _Facts(NamedTuple):
+    """What all rows of a flight share: the runs by member, their spans, and the members that were done in time (None: all)."""
+
+    flight: Flight
+    runs: Mapping[int, Run]
+    spans: Mapping[int, float | None]
+    done: Collection[int] | None
+
+
 def answer_rows(
-    flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float, done: Collection[int] | None = None
+    flight: Flight, rows: Sequence[Row], fused: Fused, device_seconds: float, done: Collection[int] | None = None,
+    unsure: Collection[int] = (),
 ) -> list[Answer | TwinferError]:  # fmt: skip
     """Judge `rows` of `flight` by `fused`, which has them in the same order: each gets an answer, or the error it ends with.
 
     Call it when the flight has landed, or, for rows that cannot wait, with what `Flight.fuse_now` made of the members so far and
-    with those that were `done`, by index, before it did (by default: now); one that has ended since is late all the same.
+    with those that were `done`, by index, before it did (by default: now); one that has ended since is late all the same. `unsure`
+    are the places of rows for which members that nobody has asked yet are late, not skipped.
     """
     prediction = fused.prediction.numpy()
     weights, present, disagreement = fused.weights.tolist(), fused.present.tolist(), fused.disagreement.tolist()
-    spans = {run.member.index: run.seconds for run in flight.runs}
-    ratio = flight.overlap_ratio
     runs = {run.member.index: run for run in flight.runs}
+    facts = _Facts(flight, runs, {index: run.seconds for index, run in runs.items()}, done)
+    ratio = flight.overlap_ratio
+    explained = [place for place, row in enumerate(rows) if row.request.wants_explanation]
+    influences = find_influences(flight, rows, fused, explained) if explained else {}
     answers: list[Answer | TwinferError] = []
     for place, row in enumerate(rows):
         members = tuple(
-            _judge_member(
-                flight,
-                row,
-                runs.get(index),
-                index,
-                weights[place][index],
-                present[place][index],
-                spans.get(index),
-                done,
-            )
+            _judge_member(facts, row, index, weights[place][index], present[place][index], influences.get((place, index)))
             for index in range(len(flight.crew.members))
         )
+        if place in unsure:
+            members = tuple(_miss(flight, index) if part.state is State.SKIPPED else part for index, part in enumerate(members))
         timings = Timings(
             decode_seconds=row.decode_seconds,
-            queue_seconds=flight.launched_at - row.ready_at,
-            device_seconds=device_seconds,
+            queue_seconds=flight.launched_at - row.ready_at - row.flown_seconds,
+            device_seconds=device_seconds + row.flown_seconds,
             flight_rows=len(flight.rows),
             overlap_ratio=ratio,
             plan=flight.plan.name,
@@ -53,7 +62,7 @@ def answer_rows(
         )
         # The fusion gives NaN where fewer than two members took part.
         apart = disagreement[place]
-        answers.append(_judge_row(row, prediction[place], members, apart if apart == apart else None, timings))
+        answers.append(_judge_row(facts, row, prediction[place], members, apart if apart == apart else None, timings))
     return answers
 
 
@@ -63,7 +72,8 @@ def fusion_failure(flight: Flight) -> list[Answer | TwinferError]:
 
 
 def _judge_row(
-    row: Row, prediction: NDArray[np.float32], members: tuple[MemberAnswer, ...], disagreement: float | None, timings: Timings
+    facts: _Facts, row: Row, prediction: NDArray[np.float32], members: tuple[MemberAnswer, ...], disagreement: float | None,
+    timings: Timings,
 ) -> Answer | TwinferError:  # fmt: skip
     """Apply the row's policy."""
     lost = [member.error for member in members if member.state in DEGRADING and member.error is not None]
@@ -75,34 +85,52 @@ def _judge_row(
             return lost[0]
         is_late = all(isinstance(error, MemberLate) for error in lost)
         return (MemberLate if is_late else NothingToFuse)(f"no member has an output for this row: {causes}")
-    return Answer(prediction, members, disagreement, timings)
+    return Answer(prediction, members, disagreement, timings, facts.flight.crew.version.number)
 
 
 def _judge_member(
-    flight: Flight, row: Row, run: Run | None, index: int, weight: float, is_present: bool, seconds: float | None,
-    done: Collection[int] | None,
+    facts: _Facts, row: Row, index: int, weight: float, is_present: bool, influence: Influence | None
 ) -> MemberAnswer:  # fmt: skip
-    """Say what became of one member for one row."""
-    member = flight.crew.members[index]
-    number = flight.number_of(row)
+    """Say what became of one member for one row: in this flight, or in an earlier one."""
+    flight, run, part = facts.flight, facts.runs.get(index), row.parts.get(index)
+    member, number = flight.crew.members[index], flight.number_of(row)
     if index not in row.samples:
         return MemberAnswer(State.NO_INPUT)
-    error = flight.left_out.get((number, index))
-    if error is None and run is not None:
+    seconds = part.device_seconds if part else facts.spans.get(index)
+    error = part.error if part else flight.left_out.get((number, index))
+    is_aboard = part is None and run is not None and number in run.firsts
+    if error is None and is_aboard:
+        assert run is not None
         if run.error is not None:
             error = run.error
-        elif not is_present and not (run.done.is_done() if done is None else index in done):
+        elif not is_present and not (run.done.is_done() if facts.done is None else index in facts.done):
             error = MemberLate("the member was not ready when the row had to be answered", member=member.name)
-        elif not is_present:
-            error = NotFinite("the member answered with NaN or an infinity", member=member.name)
+    if error is None and not is_aboard and part is None:
+        return MemberAnswer(State.SKIPPED)
+    if error is None and not is_present:
+        error = NotFinite("the member answered with NaN or an infinity", member=member.name)
     if error is not None:
         return MemberAnswer(STATE_OF_ERROR[type(error)], device_seconds=seconds, error=error)
-    assert run is not None
     output = None
-    if row.request.wants_member_predictions:
-        assert run.host_output is not None
-        sample = run.positions[number]
-        belief = flight.crew.host_fusion.belief(index, run.host_output[sample : sample + 1])
-        output = belief[0].numpy().copy()  # not a view of the slot
+    if row.request.wants_member_predictions or row.request.wants_explanation:
+        output = _believe(facts, row, index)
+    if part is not None:
+        return MemberAnswer(State.OK, weight, seconds, output, None, part.alone_seconds, part.was_captured, influence)
+    assert run is not None
     alone = flight.alone_seconds[flight.runs.index(run)] if flight.alone_seconds else None
-    return MemberAnswer(State.OK, weight, seconds, output, alone_seconds=alone, was_captured=run.was_captured)
+    return MemberAnswer(State.OK, weight, seconds, output, None, alone, run.was_captured, influence)
+
+
+def _miss(flight: Flight, index: int) -> MemberAnswer:
+    """Say of a member that would have been asked next that there was no time for it."""
+    text = "the first member was not sure, and no time was left for this one"
+    return MemberAnswer(State.LATE, error=MemberLate(text, member=flight.crew.members[index].name))
+
+
+def _believe(facts: _Facts, row: Row, index: int) -> NDArray[np.float32]:
+    """Give the member's own calibrated prediction for a row, float32 [...], or [samples, ...] where it may have several."""
+    flight, part = facts.flight, row.parts.get(index)
+    output = part.output if part else facts.runs[index].sample_of(flight.number_of(row))
+    belief = flight.crew.version.host_fusion.belief(index, torch.from_numpy(output)).numpy()
+    values: NDArray[np.float32] = belief if flight.crew.members[index].samples_per_row > 1 else belief[0]
+    return values

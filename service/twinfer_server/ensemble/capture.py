@@ -7,6 +7,7 @@ one slot share a memory pool, for a slot is in one flight at a time; others neve
 Everything is captured at warm-up, with nothing in the air. Where the device has no graphs, nothing here is called.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from .plan import Plan
 from .slot import Slot
 
 if TYPE_CHECKING:
-    from .flight import Crew
+    from .crew import Crew, FusionVersion
     from .member import Member
     from .run import Run
 
@@ -106,6 +107,40 @@ class TicketEvent:
         raise RuntimeError("a ticket has no time")
 
 
+class CapturedFusion:
+    """The fusion inside the captured flights: one module for all of them, whose tensors become those of another version in place.
+
+    They are written on the lane that the flights begin and end on, so between two of them: none is fused by half a version.
+    """
+
+    def __init__(self, version: "FusionVersion") -> None:
+        """Begin as a copy of `version`."""
+        self.module = copy.deepcopy(version.fusion)
+        self._version = version
+
+    def fits(self, version: "FusionVersion") -> bool:
+        """Whether `version` differs in nothing but the values of its tensors; what else differs is part of the captured work."""
+        ours, theirs = self._version.spec.fusion, version.spec.fusion
+        values = ("weights", "temperatures", "fitted")
+        if any(getattr(ours, key) != getattr(theirs, key) for key in type(ours).model_fields if key not in values):
+            return False
+        shapes = [{name: tensor.shape for name, tensor in fusion.state_dict().items()} for fusion in (self.module, version.fusion)]
+        return shapes[0] == shapes[1]
+
+    def become(self, version: "FusionVersion", lane: Lane) -> None:
+        """Queue the writing of `version`'s tensors, unless they are there already. Launch thread only."""
+        if version is self._version:
+            return
+        theirs = version.fusion.state_dict()
+
+        def write() -> None:
+            for name, tensor in self.module.state_dict().items():
+                tensor.copy_(theirs[name], non_blocking=True)
+
+        lane.run(write)
+        self._version = version
+
+
 class FlightCapture:
     """A whole flight at a bucket, in one slot of every member's lane.
 
@@ -113,19 +148,22 @@ class FlightCapture:
     fusion passes over. So any mix of modalities fits, as long as it needs every member.
     """
 
-    def __init__(self, crew: "Crew", slots: Sequence[Slot], buckets: Sequence[Bucket], plan: Plan, device: Device) -> None:
+    def __init__(
+        self, crew: "Crew", fusion: "CapturedFusion", slots: Sequence[Slot], buckets: Sequence[Bucket], plan: Plan, device: Device
+    ) -> None:  # fmt: skip
         """Capture the flight with `plan`'s lanes; `slots` and `buckets` have one for each member, all with the same samples.
 
         Raises CannotCapture, and InvalidEnsemble where the capture breaks off: the process has to end then.
         """
         self._crew = crew
+        self._fusion = fusion
         self._slots = tuple(slots)
         self._buckets = tuple(buckets)
         self._plan = plan
         self._device = device
         shape = (buckets[0].samples, len(crew.members))
         self._weights_host, self._weights = device.staging(shape, torch.float32)
-        self._present_host, self._present = device.staging(shape, torch.bool)
+        self._counts_host, self._counts = device.staging(shape, torch.int32)
         self._ticket_host, self._ticket = device.staging((1,), torch.int64)
         self._arrivals = [device.staging((1,), torch.int64)[0] for _ in crew.members]
         self._arrived = [arrival.numpy() for arrival in self._arrivals]
@@ -144,15 +182,16 @@ class FlightCapture:
         """The most rows that fit."""
         return self._buckets[0].samples
 
-    def launch(self, runs: Sequence["Run"], weights: Tensor) -> None:
+    def launch(self, runs: Sequence["Run"], weights: Tensor, version: "FusionVersion") -> None:
         """Write the rows of `runs` to their places and replay; `weights` is float32 [rows, members]."""
+        self._fusion.become(version, self._plan.copy)
         ticket = int(self._ticket_host[0]) + 1
         self._ticket_host[0] = ticket
-        self._present_host.zero_()
+        self._counts_host.zero_()
         self._weights_host[: len(weights)] = weights
         for run, slot, bucket, arrived in zip(runs, self._slots, self._buckets, self._arrived, strict=True):
             slot.write(run.samples, bucket, run.rows)
-            self._present_host[list(run.rows), run.member.index] = True
+            self._counts_host[list(run.rows), run.member.index] = 1
             run.fly_captured(slot.host_outputs[: self.rows], TicketEvent(arrived, ticket))
         self._plan.copy.run(self._graph.replay)
 
@@ -167,7 +206,7 @@ class FlightCapture:
             slot.copy_in(bucket)
         for host, twin in (
             (self._weights_host, self._weights),
-            (self._present_host, self._present),
+            (self._counts_host, self._counts),
             (self._ticket_host, self._ticket),
         ):
             if host is not twin:
@@ -189,7 +228,7 @@ class FlightCapture:
             done = device.event()
             lane.record(done)
             root.wait_for(done)
-        fused = self._crew.fusion(outputs, self._weights, self._present)
+        fused = self._fusion.module(outputs, self._weights, self._counts)
         parts = [fused.prediction, fused.weights, fused.disagreement, fused.present]
         if not self._fused_host:
             self._fused_host = [device.staging(tuple(part.shape), part.dtype)[0] for part in parts]

@@ -1,6 +1,5 @@
 """The ensemble at work: members and fusion, loaded, probed and warm; it checks requests, prepares rows and boards flights."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,10 @@ from ..rows import Policy, Request, Row, Samples
 from ..spec import EnsembleSpec, FedInputSpec, read_labels, read_spec
 from ..trust import Trust
 from .bucket import Bucket, round_up
-from .capture import FlightCapture
-from .flight import Crew, Flight, LeftOut
+from .capture import CapturedFusion, FlightCapture
+from .cascade import Cascade
+from .crew import Crew, make_version
+from .flight import Flight, LeftOut
 from .member import Member
 from .plan import make_plans
 from .probe import probe_member
@@ -38,11 +39,12 @@ class Ensemble:
         self.crew = crew
         self.device = device
         self.default_policy = Policy[spec.policy.upper()]
-        self.weights = np.array(spec.member_weights())
         self.times: TimesTable | None = None
         self.plans = make_plans(device, {name: member.priority == "high" for name, member in spec.members.items()})
         self.flight_captures: dict[tuple[int, Bucket], FlightCapture] = {}
         """By slot number and bucket: whole flights that are faster as one graph."""
+        self.captured_fusion = CapturedFusion(crew.version)
+        self.cascade = Cascade(list(spec.members).index(spec.cascade.first)) if spec.cascade else None
         self._members_of = {
             name: [(member, kind) for member in crew.members for kind in member.inputs if kind.name == name]
             for _, name, _ in spec.walk_inputs()
@@ -93,10 +95,10 @@ class Ensemble:
             raise InvalidOption(f"options.top_k: found {request.top_k}; allowed: {allowed}")
         return policy
 
-    def row_weights(self, overrides: Mapping[str, float]) -> NDArray[np.float64]:
-        """Give a row's weights, float64 [members], summing to 1: the ensemble's own, or those the request brings."""
+    def row_weights(self, overrides: Mapping[str, float]) -> NDArray[np.float64] | None:
+        """Give a row's weights, float64 [members], summing to 1, or None where it brings none and the fusion's own count."""
         if not overrides:
-            return self.weights
+            return None
         names = [member.name for member in self.members]
         for name, weight in overrides.items():
             if name not in names:
@@ -131,13 +133,13 @@ class Ensemble:
 
     def first_crew(self, samples: Mapping[int, Samples]) -> tuple[int, ...]:
         """Say which members look at a row first: in a cascade its first one, where the row has input for it, else all."""
-        return tuple(samples)
+        return self.cascade.first_crew(samples) if self.cascade else tuple(samples)
 
     def board(self, rows: Sequence[Row], slots: Mapping[int, Slot], left_out: LeftOut, plan: str | None = None) -> Flight:
         """Make a flight of `rows`; `slots` has one for each member that takes part, `left_out` says who does not fly for whom."""
         runs = []
         for index, slot in slots.items():
-            boarded = [n for n, row in enumerate(rows) if index in row.samples and (n, index) not in left_out]
+            boarded = [n for n, row in enumerate(rows) if index in row.crew and (n, index) not in left_out]
             if boarded:
                 runs.append(Run(self.members[index], slot, boarded, rows, self.device))
         tokens = max((run.bucket.tokens for run in runs), default=0)
@@ -210,5 +212,5 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     classes = members[0].output_shape[0]
     if labels and (spec.task != "classification" or len(labels) != classes):
         raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: one for each of the members' {classes} classes")
-    crew = Crew(tuple(members), fusion.to(device.torch_device), copy.deepcopy(fusion).cpu())
+    crew = Crew(tuple(members), make_version(1, spec, fusion, device.torch_device))
     return Ensemble(spec, labels, crew, device)

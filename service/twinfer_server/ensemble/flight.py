@@ -10,7 +10,6 @@ has landed, also when a member fails, a launch breaks off half-way or every call
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from ..device import Device
 from ..errors import MemberFailed, TwinferError
-from ..fusion import Fused, Fusion
-from ..rows import Row
+from ..fusion import Fused
+from ..rows import Part, Row
 from .capture import FlightCapture
-from .member import Member
+from .crew import Crew
+from .gather import gather_outputs, to_device
 from .plan import Plan
 from .run import Run
 
@@ -30,15 +30,6 @@ logger = logging.getLogger(__name__)
 
 
 LeftOut = Mapping[tuple[int, int], TwinferError]
-
-
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """Who flies: the ensemble's members, its fusion, and the same fusion on the CPU for rows that cannot wait for the join."""
-
-    members: tuple[Member, ...]
-    fusion: Fusion
-    host_fusion: Fusion
 
 
 class Flight:
@@ -80,7 +71,7 @@ class Flight:
         plan = self.plan
         plan.copy.record(self.started)
         if self.capture is not None:
-            self.capture.launch(self.runs, self._weights(range(len(self.rows))))
+            self.capture.launch(self.runs, self._weights(self.rows), self.crew.version)
             plan.copy.record(self.landed)
             return
         for run in self.runs:
@@ -156,7 +147,7 @@ class Flight:
 
         Of a captured flight all there is to see from outside is the whole, copies and fusion included.
         """
-        if not all(run.has_output for run in self.runs):
+        if not self.runs or not all(run.has_output for run in self.runs):
             return None
         if self.capture is not None:
             return self.landed.seconds_since(self.started)
@@ -171,13 +162,27 @@ class Flight:
         seconds = self.join_seconds
         return sum(self.alone_seconds) / seconds if seconds and len(self.runs) > 1 and self.alone_seconds else None
 
-    def fuse_now(self, rows: Sequence[Row]) -> Fused:
-        """Fuse `rows` on the host from the members that have answered; never waits for the device. Any thread."""
-        numbers = [self._numbers[id(row)] for row in rows]
+    def fuse_now(self, rows: Sequence[Row], without: int | None = None) -> Fused:
+        """Fuse `rows` on the host from the members that have answered; never waits for the device. Any thread.
+
+        The member with the index `without` is taken for absent: what would the others have said?
+        """
         with torch.inference_mode():
-            outputs, present = self._gather(numbers, torch.device("cpu"))
-            fused: Fused = self.crew.host_fusion(outputs, self._weights(numbers), torch.from_numpy(present))
+            outputs, counts = self._gather(rows, torch.device("cpu"))
+            if without is not None:
+                counts[:, without] = 0
+            fused: Fused = self.crew.version.host_fusion(outputs, self._weights(rows), torch.from_numpy(counts))
             return fused
+
+    def part_of(self, row: Row, index: int) -> Part:
+        """Keep what a member gave for a row, for the row's next flight; call it when the flight has landed."""
+        number = self._numbers[id(row)]
+        run = next((run for run in self.runs if run.member.index == index and number in run.firsts), None)
+        error = self.left_out.get((number, index)) or (run.error if run is not None else None)
+        if run is None or error is not None:
+            return Part(None, error, None, None, was_captured=False)
+        alone = self.alone_seconds[self.runs.index(run)] if self.alone_seconds else None
+        return Part(run.sample_of(number), None, run.seconds, alone, run.was_captured)
 
     def number_of(self, row: Row) -> int:
         """Find the row's number in this flight."""
@@ -186,10 +191,9 @@ class Flight:
     def _fuse(self) -> None:
         """Fuse all rows on the fusion lane and send the result to the host."""
         try:
-            numbers = range(len(self.rows))
-            outputs, present = self._gather(numbers, self._device)
-            weights = _to_device(self._weights(numbers), self._device)
-            fused = self.crew.fusion(outputs, weights, _to_device(torch.from_numpy(present), self._device))
+            outputs, counts = self._gather(self.rows, self._device)
+            weights = to_device(self._weights(self.rows), self._device)
+            fused = self.crew.version.fusion(outputs, weights, to_device(torch.from_numpy(counts), self._device))
             self._fused = Fused(
                 _to_host(fused.prediction),
                 _to_host(fused.weights),
@@ -199,34 +203,14 @@ class Flight:
         except Exception:  # the rows are then judged by what `fuse_now` can still do for them
             logger.exception("the fusion raised")
 
-    def _weights(self, numbers: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.stack([self.rows[number].weights for number in numbers]).astype(np.float32))
+    def _weights(self, rows: Sequence[Row]) -> Tensor:
+        """Give the rows' weights, float32 [rows, members]: their own, or those of this flight's version of the fusion."""
+        own = self.crew.version.weights
+        return torch.from_numpy(np.stack([own if row.weights is None else row.weights for row in rows]).astype(np.float32))
 
-    def _gather(self, numbers: Sequence[int], device: torch.device) -> tuple[list[Tensor], NDArray[np.bool_]]:
-        """Bring each member's output into row order: float32 [rows, ...] per member, and who is present, bool [rows, members].
-
-        On the host only members that have answered are present; on the device the join has seen to that.
-        """
-        present = np.zeros((len(numbers), len(self.crew.members)), dtype=np.bool_)
-        outputs = [torch.zeros(()).expand(len(numbers), *member.output_shape) for member in self.crew.members]
-        for run in self.runs:
-            output = run.host_output if device.type == "cpu" else run.output
-            if output is None or (device.type == "cpu" and not run.has_output):
-                continue
-            samples = [run.positions.get(number, -1) for number in numbers]
-            present[:, run.member.index] = [sample >= 0 for sample in samples]
-            if samples != list(range(len(output))):
-                # A row without a sample borrows the first one; it is not present, so nothing comes of it.
-                picked = torch.tensor([max(sample, 0) for sample in samples])
-                output = output.index_select(0, _to_device(picked, device))
-            outputs[run.member.index] = output
-        return [_to_device(output, device) for output in outputs], present
-
-
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    if values.device == device:
-        return values
-    return values.contiguous().pin_memory().to(device, non_blocking=True)
+    def _gather(self, rows: Sequence[Row], device: torch.device) -> tuple[list[Tensor], NDArray[np.int32]]:
+        numbered = {self._numbers[id(row)]: row for row in rows}
+        return gather_outputs(numbered, {run.member.index: run for run in self.runs}, self.crew.members, device)
 
 
 def _to_host(values: Tensor) -> Tensor:

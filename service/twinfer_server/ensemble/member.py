@@ -37,6 +37,8 @@ class Member:
         self.why_not_captured = "" if device.can_capture else "the device has no graphs"
         self.capture_bytes = 0
         self.token_sizes = self._find_token_sizes()
+        self.samples_per_row = 1
+        """The most samples that one row may give it."""
         self.output_shape: tuple[int, ...] = ()
         """The shape of one sample's output; known once the member has been probed."""
 

@@ -36,7 +36,7 @@ def fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, ..
         Row(
             request=Request(inputs={}, arrived_at=0.0),
             policy=Policy.BEST_EFFORT,
-            weights=ensemble.weights,
+            weights=None,
             reply_by=float("inf"),
             samples=seeds[number % len(seeds)],
         )

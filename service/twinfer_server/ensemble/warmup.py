@@ -111,7 +111,7 @@ class _WarmUp:
         crew = self._ensemble.crew
         slots = [member.slots[slot_number] for member in crew.members]
         buckets = [Bucket(point.samples, round_up_to_last(point.tokens, member.token_sizes)) for member in crew.members]
-        return FlightCapture(crew, slots, buckets, self._ensemble.plans["graph"], self._device)
+        return FlightCapture(crew, self._ensemble.captured_fusion, slots, buckets, self._ensemble.plans["graph"], self._device)
 
     def _keep_capture(self, point: Bucket, plan: str) -> None:
         """Keep captures of the whole flight, one for each slot, where the plan is `graph`; drop what was made to try it."""

@@ -6,6 +6,7 @@ Everything here is captured with the flight: no code in this folder waits for th
 from .disagreement import measure_disagreement
 from .embedding import concatenation
 from .fusion import Fused, Fusion
+from .influence import moved
 from .method import METHODS, Method, build_fusion, find_method
 from .pool import log_opinion_pool, maximum, weighted_mean
 from .weights import renormalise
@@ -21,6 +22,7 @@ __all__ = [
     "log_opinion_pool",
     "maximum",
     "measure_disagreement",
+    "moved",
     "renormalise",
     "weighted_mean",
 ]

@@ -45,6 +45,8 @@ class EnsembleSpec(Strict):
                 raise ValueError(f"{key} names {sorted(unknown)}; allowed: the members {sorted(self.members)}")
         if self.fusion.weights and not math.fsum(self.fusion.weights.values()) > 0:
             raise ValueError("fusion.weights are all 0; allowed: at least one above 0")
+        if self.cascade and (self.task != "classification" or len(self.members) < 2):
+            raise ValueError(f"cascade: found for task {self.task!r} and {len(self.members)} members; allowed: classification, 2")
         kinds: dict[str, str] = {}
         for member, name, spec in self.walk_inputs():
             if kinds.setdefault(name, spec.kind) != spec.kind:

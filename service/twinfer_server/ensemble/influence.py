@@ -1,0 +1,30 @@
+"""Influence: what the answer would have been without a member, and so how far the member moved it (leave-one-out)."""
+
+from collections.abc import Sequence
+
+from ..fusion import Fused, moved
+from ..rows import Influence, Row
+from .flight import Flight
+
+
+def find_influences(flight: Flight, rows: Sequence[Row], fused: Fused, places: Sequence[int]) -> dict[tuple[int, int], Influence]:
+    """Fuse the rows at `places` once more without each member in turn, on the host.
+
+    Gives the influence by (place in `rows`, member index), for rows and members where both sides have an answer. `fused` has
+    `rows` in their order.
+    """
+    found: dict[tuple[int, int], Influence] = {}
+    chosen, task = [rows[place] for place in places], flight.crew.version.spec.task
+    present = fused.present[list(places)]
+    for member in flight.crew.members:
+        others = present.clone()
+        others[:, member.index] = False
+        is_judged = (present[:, member.index] & others.any(-1)).tolist()
+        if not any(is_judged):
+            continue
+        without = flight.fuse_now(chosen, without=member.index).prediction
+        distances = moved(task, fused.prediction[list(places)], without).tolist()
+        for place, is_it, distance, prediction in zip(places, is_judged, distances, without.numpy(), strict=True):
+            if is_it:
+                found[place, member.index] = Influence(distance, prediction)
+    return found
