@@ -1,7 +1,9 @@
 """Captures: what is replayed answers like what is computed, whoever is on board; shown on a device that replays in Python."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tests.capturing import CapturingDevice
 from tests.servers import DIGITS
 from twinfer_server.demo import HeldOutRow, read_rows
 from twinfer_server.device import CpuDevice, Device
-from twinfer_server.ensemble import Ensemble, answer_rows, load_ensemble, warm_up
+from twinfer_server.ensemble import Ensemble, FusionChange, FusionVersions, answer_rows, load_ensemble, warm_up
 from twinfer_server.ensemble.warmup import _WarmUp
 from twinfer_server.inputs import InputLimits
 from twinfer_server.rows import Answer, Policy, RawInput, Request, Row, State
@@ -109,6 +111,35 @@ def test_a_late_row_of_a_captured_flight_is_fused_from_the_members_whose_ticket_
     assert isinstance(answer, Answer)
     assert [member.state for member in answer.members] == [State.OK, State.LATE]
     assert [member.weight for member in answer.members] == [1.0, 0.0]
+
+
+@contextmanager
+def nobody_in_the_air() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    "change", [{"weights": {"vision": 0.9, "language": 0.1}}, {"method": "maximum"}], ids=["weights", "method"]
+)
+def test_captured_flights_are_fused_by_the_version_that_they_board_with(
+    change: dict[str, Any], captured: Ensemble, plain: Ensemble
+) -> None:
+    updates = {ensemble: FusionVersions(ensemble, nobody_in_the_air) for ensemble in (captured, plain)}
+    before = fly(captured, ["image+text"] * 3, "graph")
+    try:
+        for versions in updates.values():
+            versions.update(FusionChange(**change))
+        for replayed, computed in zip(
+            fly(captured, ["image+text"] * 3, "graph"), fly(plain, ["image+text"] * 3, "serial"), strict=True
+        ):
+            assert replayed.fused == pytest.approx(computed.fused, abs=1e-5)
+            assert replayed.fusion_version == 2
+    finally:
+        for versions in updates.values():
+            versions.roll_back(1)
+    for replayed, computed in zip(fly(captured, ["image+text"] * 3, "graph"), before, strict=True):
+        assert (replayed.fused == computed.fused).all()
+        assert replayed.fusion_version == 1
 
 
 def test_a_member_that_waits_for_the_device_runs_uncaptured_and_says_why() -> None:

@@ -8,7 +8,8 @@ computes on the launch thread itself; if a member gets stuck there, another thre
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,6 +33,9 @@ TOGETHER_SECONDS = 0.005
 
 LOOK_SECONDS = 0.25
 """How often a waiting row looks for stuck flights where none is about to be one."""
+
+HOLD_SECONDS = 10.0
+"""How long a change that needs the air to be clear waits for it."""
 
 OnAnswers = Callable[[Sequence[Row], Sequence[Answer | TwinferError]], None]
 
@@ -64,6 +68,7 @@ class Batcher:
         self._air: list[_Airborne] = []
         self._launcher: threading.Thread | None = None
         self._is_closing = False
+        self._is_held = False
         self._waiters: Workers | None = None
 
     def start(self) -> None:
@@ -86,6 +91,24 @@ class Batcher:
                 row.blocked_at = row.ready_at
             self._boarding.queue.put(row)
             self._changed.notify()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Let nothing take off, and begin when nothing is in the air; rows wait. Raises MemberLate if a flight does not land.
+
+        For threads that may wait; one at a time.
+        """
+        with self._changed:
+            self._is_held = True
+            is_clear = self._changed.wait_for(lambda: not self._air, timeout=HOLD_SECONDS)
+        try:
+            if not is_clear:
+                raise MemberLate(f"a flight has not landed for {HOLD_SECONDS} s, so nothing can be changed; a member is stuck")
+            yield
+        finally:
+            with self._changed:
+                self._is_held = False
+                self._changed.notify_all()
 
     def discard_answered(self) -> None:
         """Forget the waiting rows that have been answered, cancelled or failed meanwhile."""
@@ -137,12 +160,12 @@ class Batcher:
         with self._changed:
             while self._launcher is threading.current_thread():
                 now, queue = time.monotonic(), self._boarding.queue
-                flight = self._board(now) if queue else None
+                flight = self._board(now) if queue and not self._is_held else None
                 if flight is not None:
                     return flight
                 if self._is_closing and not queue:
                     return None
-                self._changed.wait(self._boarding.seconds_to_next_look(now) if queue else None)
+                self._changed.wait(self._boarding.seconds_to_next_look(now) if queue and not self._is_held else None)
             return None
 
     def _board(self, now: float) -> Flight | None:
@@ -228,7 +251,7 @@ class Batcher:
             for run in flight.runs:
                 self._boarding.free(run)
             self._air = [airborne for airborne in self._air if airborne.flight is not flight]
-            self._changed.notify()
+            self._changed.notify_all()  # the launch thread, and whoever wants the air clear
         if not self.loss and any(run.error is not None for run in flight.runs):
             self.loss = self._ensemble.device.find_loss()
 

@@ -52,6 +52,7 @@ class Description:
     members: tuple[MemberDescription, ...]
     fusion_method: str
     fusion_weights: Mapping[str, float]
+    fusion_version: int
     limits: ServerSettings
     max_flight_rows: int
     times: tuple[BucketTimes, ...]
@@ -59,7 +60,7 @@ class Description:
 
 def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
     """Gather the facts about a warm ensemble."""
-    spec = ensemble.spec
+    spec, version = ensemble.spec, ensemble.crew.version
     takers: dict[str, list[str]] = {}
     kinds: dict[str, InputKind[Any]] = {}
     for member in ensemble.members:
@@ -99,10 +100,11 @@ def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
             )
             for member in ensemble.members
         ),
-        fusion_method=spec.fusion.method,
-        fusion_weights=dict(zip(spec.members, spec.member_weights(), strict=True))
-        if METHODS[spec.fusion.method].takes_weights
+        fusion_method=version.spec.fusion.method,
+        fusion_weights=dict(zip(spec.members, version.weights.tolist(), strict=True))
+        if METHODS[version.spec.fusion.method].takes_weights
         else {},
+        fusion_version=version.number,
         limits=settings,
         max_flight_rows=spec.batching.max_rows,
         times=ensemble.times.measured if ensemble.times else (),

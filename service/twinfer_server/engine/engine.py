@@ -7,12 +7,12 @@ flies on.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from ..device import usable_cores
-from ..ensemble import Ensemble
+from ..ensemble import Ensemble, FusionChange, FusionVersions
 from ..errors import Cancelled, DeadlinePassed, InternalError, InvalidOption, MemberLate, Overloaded, Stage, TwinferError
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
@@ -55,6 +55,14 @@ class Engine(Protocol):
         """Watch everything for so long and give it as a Chrome trace; raises Overloaded if somebody else is watching."""
         ...
 
+    async def update_fusion(self, change: FusionChange) -> None:
+        """Put another fusion to use, for every flight from now on; raises InvalidOption and FusionConflict."""
+        ...
+
+    async def roll_back_fusion(self, version: int) -> None:
+        """Put an earlier version of the fusion to use again, 0 for the one before; raises FusionConflict."""
+        ...
+
 
 class LocalEngine:
     """An engine that computes in this process. All methods belong to the event loop."""
@@ -69,6 +77,8 @@ class LocalEngine:
         self._decoders = Workers("decode", settings.decode_threads or usable_cores())
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
         self._reply_seconds = settings.reply_margin_seconds
+        self._versions = FusionVersions(ensemble, self._batcher.holding)
+        self._changing = asyncio.Lock()
         self._recorder: Recorder | None = None
         self._timeline: Timeline | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -151,6 +161,20 @@ class LocalEngine:
         finally:
             self._timeline, self._batcher.on_flight = None, before
         return await asyncio.to_thread(timeline.write_trace, Span(began, time.monotonic()))
+
+    async def update_fusion(self, change: FusionChange) -> None:
+        """Put another fusion to use, for every flight from now on; raises InvalidOption and FusionConflict."""
+        await asyncio.shield(self._change(partial(self._versions.update, change)))
+
+    async def roll_back_fusion(self, version: int) -> None:
+        """Put an earlier version of the fusion to use again, 0 for the one before; raises FusionConflict."""
+        await asyncio.shield(self._change(partial(self._versions.roll_back, version)))
+
+    async def _change(self, change: Callable[[], None]) -> None:
+        """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away, and describe what is."""
+        async with self._changing:
+            await asyncio.to_thread(change)
+            self._description = describe(self._ensemble, self._settings)
 
     async def drain(self) -> None:
         """Take nothing more in hand and return when every row has been answered."""

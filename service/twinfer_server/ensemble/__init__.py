@@ -3,8 +3,10 @@
 from .answers import answer_rows, fusion_failure
 from .bucket import Bucket
 from .cascade import pending_members
-from .ensemble import Ensemble, load_ensemble
+from .crew import FusionVersion
+from .ensemble import Ensemble
 from .flight import Flight, LeftOut
+from .loading import load_ensemble
 from .member import Member
 from .plan import Plan
 from .plan_cache import read_times, write_times
@@ -12,6 +14,7 @@ from .run import Run
 from .slot import Slot
 from .times import BucketTimes
 from .trial import Trial, fly_blank
+from .versions import FusionChange, FusionVersions
 from .warmup import warm_up
 
 __all__ = [
@@ -19,6 +22,9 @@ __all__ = [
     "BucketTimes",
     "Ensemble",
     "Flight",
+    "FusionChange",
+    "FusionVersion",
+    "FusionVersions",
     "LeftOut",
     "Member",
     "Plan",

@@ -177,6 +177,10 @@ class FlightCapture:
         except Exception as error:
             raise InvalidEnsemble(f'plan: capturing whole flights broke off ({error}); set plan = "lanes"') from error
 
+    def capture_again(self, crew: "Crew", fusion: CapturedFusion) -> "FlightCapture":
+        """Capture the same flight with another fusion; nothing may be in the air. Raises as making one does."""
+        return FlightCapture(crew, fusion, self._slots, self._buckets, self._plan, self._device)
+
     @property
     def rows(self) -> int:
         """The most rows that fit."""

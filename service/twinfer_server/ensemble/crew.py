@@ -1,14 +1,16 @@
 """Crews: the members of a flight and the one version of the fusion that fuses it, on the device and on the host alike."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ..device import Device
 from ..errors import InvalidEnsemble
-from ..fusion import Fusion
+from ..fusion import Fusion, build_fusion
 from ..spec import EnsembleSpec
 from .member import Member
 
@@ -38,9 +40,11 @@ class Crew:
     version: FusionVersion
 
 
-def make_version(number: int, spec: EnsembleSpec, fusion: Fusion, device: torch.device) -> FusionVersion:
-    """Put a fusion that was built on the CPU to work on `device`; raises InvalidEnsemble where a cascade has no gate."""
+def make_version(number: int, spec: EnsembleSpec, folder: Path, members: Sequence[Member], device: Device) -> FusionVersion:
+    """Build the fusion that `spec` describes for members that have been probed; raises InvalidEnsemble."""
+    fusion = build_fusion(spec, [member.output_shape[0] for member in members])
     gate = spec.cascade.gate if spec.cascade else None
     if spec.cascade and gate is None:
         raise InvalidEnsemble("cascade.gate: found nothing; allowed: 0 to 1, or a fitted fusion that has one")
-    return FusionVersion(number, spec, copy.deepcopy(fusion).to(device), fusion, np.array(spec.member_weights()), gate or 0.0)
+    weights = np.array(spec.member_weights())
+    return FusionVersion(number, spec, copy.deepcopy(fusion).to(device.torch_device), fusion, weights, gate or 0.0)

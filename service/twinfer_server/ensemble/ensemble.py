@@ -5,25 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..device import Device, Event, Lane
-from ..errors import InvalidEnsemble, InvalidOption, MissingInput, UnknownEnsemble, UnknownInput, UnknownMember, quote
-from ..fusion import build_fusion, find_method
-from ..inputs import InputLimits, make_input
-from ..loaders import load
+from ..errors import InvalidOption, MissingInput, UnknownEnsemble, UnknownInput, UnknownMember, quote
 from ..rows import Policy, Request, Row, Samples
-from ..spec import EnsembleSpec, FedInputSpec, read_labels, read_spec
-from ..trust import Trust
+from ..spec import EnsembleSpec
 from .bucket import Bucket, round_up
 from .capture import CapturedFusion, FlightCapture
 from .cascade import Cascade
-from .crew import Crew, make_version
+from .crew import Crew
 from .flight import Flight, LeftOut
 from .member import Member
 from .plan import make_plans
-from .probe import probe_member
 from .run import Run
 from .slot import Slot
 from .times import TimesTable
@@ -32,11 +26,13 @@ from .times import TimesTable
 class Ensemble:
     """Members and a fusion on a device. Made by `load_ensemble`; warm once `times` is set."""
 
-    def __init__(self, spec: EnsembleSpec, labels: tuple[str, ...], crew: Crew, device: Device) -> None:
-        """Take over what `load_ensemble` has loaded and checked."""
+    def __init__(self, folder: Path, spec: EnsembleSpec, labels: tuple[str, ...], crew: Crew, device: Device) -> None:
+        """Take over what `load_ensemble` has loaded from `folder` and checked."""
+        self.folder = folder
         self.spec = spec
         self.labels = labels
         self.crew = crew
+        """Replaced as a whole when the fusion changes; every flight keeps the one that it boarded with."""
         self.device = device
         self.default_policy = Policy[spec.policy.upper()]
         self.times: TimesTable | None = None
@@ -178,39 +174,3 @@ class Ensemble:
         for plan in self.plans.values():
             for lane in {*plan.members, plan.copy, plan.fusion, *self._fusion_lanes}:
                 lane.close()
-
-
-def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimits) -> Ensemble:
-    """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared."""
-    spec = read_spec(folder)
-    find_method(spec)
-    labels = read_labels(folder, spec)
-    members = []
-    for index, (name, member_spec) in enumerate(spec.members.items()):
-        inputs = []
-        for input_name, input_spec in member_spec.input.items():
-            if isinstance(input_spec, FedInputSpec):
-                raise InvalidEnsemble(f"members.{name}.input.{input_name}.kind: {input_spec.kind!r} is not served yet")
-            inputs.append(make_input(name, input_name, input_spec, folder, limits))
-        for kind in inputs:
-            kind.to(device.torch_device)
-        model = load(member_spec.model, folder, device.torch_device, trust, f"members.{name}.model")
-        member = Member(
-            index, name, member_spec, model, inputs, max_samples=spec.batching.max_rows, is_deterministic=spec.deterministic,
-            device=device,
-        )  # fmt: skip
-        with torch.inference_mode():
-            probe_member(member)
-        for slot in member.slots:
-            slot.make_host_outputs(device, member.output_shape)
-        if len(member.output_shape) != 1:
-            raise InvalidEnsemble(
-                f"members.{name}.output: a sample's output has shape {list(member.output_shape)}; allowed: [classes] or [features]"
-            )
-        members.append(member)
-    fusion = build_fusion(spec, [member.output_shape[0] for member in members])
-    classes = members[0].output_shape[0]
-    if labels and (spec.task != "classification" or len(labels) != classes):
-        raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: one for each of the members' {classes} classes")
-    crew = Crew(tuple(members), make_version(1, spec, fusion, device.torch_device))
-    return Ensemble(spec, labels, crew, device)

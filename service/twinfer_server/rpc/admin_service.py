@@ -8,8 +8,10 @@ import grpc
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
 
 from ..engine import Engine
+from ..ensemble import FusionChange
 from ..errors import InvalidOption, Loading
 from .boundary import Context, unary
+from .codec import write_description
 
 ADMIN_SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleAdminService"].full_name
 MAX_TIMELINE_SECONDS = 60.0
@@ -26,16 +28,42 @@ class EnsembleAdminService:
     def handlers(self) -> grpc.GenericRpcHandler:
         """Give the service's handlers, for raw bytes."""
         return grpc.method_handlers_generic_handler(
-            ADMIN_SERVICE, {"CaptureTimeline": unary(pb.CaptureTimelineRequest, self._capture_timeline, self._pool)}
+            ADMIN_SERVICE,
+            {
+                "CaptureTimeline": unary(pb.CaptureTimelineRequest, self._capture_timeline, self._pool),
+                "UpdateFusion": unary(pb.UpdateFusionRequest, self._update_fusion, self._pool),
+                "RollbackFusion": unary(pb.RollbackFusionRequest, self._roll_back_fusion, self._pool),
+            },
         )
+
+    def _ready_engine(self) -> Engine:
+        if self.engine is None:
+            raise Loading("the ensemble is loading")
+        return self.engine
 
     async def _capture_timeline(
         self, message: pb.CaptureTimelineRequest, size_bytes: int, context: Context
     ) -> pb.CaptureTimelineResponse:  # fmt: skip
-        if self.engine is None:
-            raise Loading("the ensemble is loading")
+        engine = self._ready_engine()
         seconds = message.duration.seconds + message.duration.nanos / 1e9
         if not 0 < seconds <= MAX_TIMELINE_SECONDS:
             raise InvalidOption(f"duration: found {seconds} s; allowed: more than 0, at most {MAX_TIMELINE_SECONDS:g} s")
-        trace = await self.engine.capture_timeline(seconds)
+        trace = await engine.capture_timeline(seconds)
         return pb.CaptureTimelineResponse(trace_json=await asyncio.to_thread(trace.encode))
+
+    async def _update_fusion(self, message: pb.UpdateFusionRequest, size_bytes: int, context: Context) -> pb.UpdateFusionResponse:
+        engine = self._ready_engine()
+        change = FusionChange(
+            message.expected_version, message.method, dict(message.weights), dict(message.temperatures), message.fitted
+        )
+        if change == FusionChange(message.expected_version):
+            raise InvalidOption("found nothing to change; allowed: a method, weights, temperatures, or fitted")
+        await engine.update_fusion(change)
+        return pb.UpdateFusionResponse(fusion=write_description(engine.description).fusion)
+
+    async def _roll_back_fusion(
+        self, message: pb.RollbackFusionRequest, size_bytes: int, context: Context
+    ) -> pb.RollbackFusionResponse:  # fmt: skip
+        engine = self._ready_engine()
+        await engine.roll_back_fusion(message.version)
+        return pb.RollbackFusionResponse(fusion=write_description(engine.description).fusion)

@@ -64,6 +64,7 @@ def read_request(
         priority=priority or Priority.NORMAL,
         top_k=options.top_k,
         wants_member_predictions=options.member_predictions,
+        wants_explanation=options.explain,
         fusion_weights=dict(options.fusion_weights),
         caller=Caller(message.request_id, traceparent),
     )
@@ -137,6 +138,7 @@ def write_answer(answer: Answer, request: Request, description: Description) -> 
             for member, name in zip(answer.members, description.members, strict=True)
         ],
         degraded=answer.is_degraded,
+        fusion_version=answer.fusion_version,
         disagreement=answer.disagreement,
         timings=ensemble_service_pb2.Timings(
             decode=write_duration(timings.decode_seconds),
@@ -234,7 +236,9 @@ def write_description(description: Description) -> ensemble_pb2.Ensemble:
             )
             for member in description.members
         ],
-        fusion=ensemble_pb2.Fusion(method=description.fusion_method, weights=dict(description.fusion_weights)),
+        fusion=ensemble_pb2.Fusion(
+            method=description.fusion_method, weights=dict(description.fusion_weights), version=description.fusion_version
+        ),
         policy=description.policy,
         limits=ensemble_pb2.Limits(
             max_message_bytes=limits.max_message_bytes,

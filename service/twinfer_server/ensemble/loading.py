@@ -1,0 +1,52 @@
+"""Loading: from a folder to an ensemble whose members have been probed and fit each other."""
+
+from pathlib import Path
+
+import torch
+
+from ..device import Device
+from ..errors import InvalidEnsemble
+from ..fusion import find_method
+from ..inputs import InputLimits, make_input
+from ..loaders import load
+from ..spec import FedInputSpec, read_labels, read_spec
+from ..trust import Trust
+from .crew import Crew, make_version
+from .ensemble import Ensemble
+from .member import Member
+from .probe import probe_member
+
+
+def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimits) -> Ensemble:
+    """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared."""
+    spec = read_spec(folder)
+    find_method(spec)
+    labels = read_labels(folder, spec)
+    members = []
+    for index, (name, member_spec) in enumerate(spec.members.items()):
+        inputs = []
+        for input_name, input_spec in member_spec.input.items():
+            if isinstance(input_spec, FedInputSpec):
+                raise InvalidEnsemble(f"members.{name}.input.{input_name}.kind: {input_spec.kind!r} is not served yet")
+            inputs.append(make_input(name, input_name, input_spec, folder, limits))
+        for kind in inputs:
+            kind.to(device.torch_device)
+        model = load(member_spec.model, folder, device.torch_device, trust, f"members.{name}.model")
+        member = Member(
+            index, name, member_spec, model, inputs, max_samples=spec.batching.max_rows, is_deterministic=spec.deterministic,
+            device=device,
+        )  # fmt: skip
+        with torch.inference_mode():
+            probe_member(member)
+        for slot in member.slots:
+            slot.make_host_outputs(device, member.output_shape)
+        if len(member.output_shape) != 1:
+            raise InvalidEnsemble(
+                f"members.{name}.output: a sample's output has shape {list(member.output_shape)}; allowed: [classes] or [features]"
+            )
+        members.append(member)
+    classes = members[0].output_shape[0]
+    if labels and (spec.task != "classification" or len(labels) != classes):
+        raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: one for each of the members' {classes} classes")
+    crew = Crew(tuple(members), make_version(1, spec, folder, members, device))
+    return Ensemble(folder, spec, labels, crew, device)
