@@ -73,7 +73,7 @@ $(MADE): pyproject.toml constraints.txt
 	  $(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),--constraint constraints.txt) $(TORCH); }
 	@echo "Making .venv: everything else ..."
 	@$(PIP) install --quiet --constraint constraints.txt hatchling
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[server,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[server,fit,dev]'
 	@echo "$(TORCH_INDEX)" > $@
 
 # Another TORCH_INDEX than the environment was made with brings another torch.

@@ -8,9 +8,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy.spatial.distance import jensenshannon  # type: ignore[import-untyped]
-from scipy.special import softmax  # type: ignore[import-untyped]
-from scipy.stats import entropy  # type: ignore[import-untyped]
+from scipy.spatial.distance import jensenshannon
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from twinfer_server.fusion import measure_disagreement, renormalise
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
-from scipy.special import softmax  # type: ignore[import-untyped]
+from scipy.special import softmax
 
 from twinfer_server.fusion import log_opinion_pool, maximum, weighted_mean
 from twinfer_server.fusion.pool import Pool

@@ -8,7 +8,7 @@ from .embedding import concatenation
 from .fusion import Fused, Fusion
 from .influence import moved
 from .method import METHODS, Method, build_fusion, find_method
-from .pool import log_opinion_pool, maximum, weighted_mean
+from .pool import log_opinion_pool, maximum, sharpen, weighted_mean
 from .weights import renormalise
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "measure_disagreement",
     "moved",
     "renormalise",
+    "sharpen",
     "weighted_mean",
 ]

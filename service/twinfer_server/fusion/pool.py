@@ -13,6 +13,9 @@ from torch import Tensor
 Pool = Callable[[Tensor, Tensor], Tensor]
 """(logits float [members, rows, classes], weights float [rows, members]) -> log-probabilities float [rows, classes]."""
 
+MIN_EXPONENT = 0.05
+"""However little several members may be believed together: a belief to the power of 0 would say nothing."""
+
 
 def weighted_mean(logits: Tensor, weights: Tensor) -> Tensor:
     """Average the members' probabilities: the linear opinion pool.
@@ -59,3 +62,21 @@ def maximum(logits: Tensor, weights: Tensor) -> Tensor:
     absent = weights.t().unsqueeze(-1).logical_not()
     beliefs = logits.log_softmax(-1).masked_fill(absent, torch.finfo(logits.dtype).min)
     return beliefs.amax(0).log_softmax(-1)
+
+
+def sharpen(beliefs: Tensor, weights: Tensor, sharpness: Tensor) -> Tensor:
+    """Make pooled beliefs surer, or less sure, by how many members they come from.
+
+    beliefs: float [rows, classes], log-probabilities.
+    weights: float [rows, members]; 0 for an absent member; each row sums to 1, or is all 0.
+    sharpness: float, a scalar; 0 leaves the beliefs as they are.
+    Returns float [rows, classes], log-probabilities: p^e / Z with e = 1 + sharpness (n - 1), where n = 1 / sum_m w_m^2 is how many
+    equal members the weights amount to. So a lone member's belief stays what it is.
+    Pools whose weights sum to 1 are less sure than the evidence of several members allows; with calibrated members that err
+    independently, equal weights in a logarithmic pool and sharpness 1 give the product of their beliefs, which is Bayes' rule.
+    Source: Ranjan & Gneiting 2010, "Combining probability forecasts"; Satopää et al. 2014, "Combining multiple probability
+    predictions using a simple logit model".
+    """
+    count = weights.square().sum(-1, keepdim=True).clamp_min(1 / weights.shape[-1]).reciprocal()
+    exponent = (1 + sharpness * (count - 1)).clamp_min(MIN_EXPONENT)
+    return (beliefs * exponent).log_softmax(-1)

@@ -1,0 +1,155 @@
+"""How good predictions are, and how sure one can be of that: scores with bootstrap intervals, alone and in pairs.
+
+The intervals are percentile intervals over rows drawn with replacement: Efron & Tibshirani 1993, "An introduction to the
+bootstrap". Two predictions are compared on the same draws, so what both find hard does not blur their difference.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+BINS = 15
+"""Of equal width, as in Guo et al. 2017."""
+RESAMPLES = 2000
+COVERAGE = 0.95
+SCORES = ("accuracy", "nll", "brier", "ece")
+TINY = float(np.finfo(np.float32).tiny)
+"""What a probability of 0 counts as: served probabilities are float32."""
+
+_BLOCK = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A score, and the range in which 95 % of the resampled rows put it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of a reliability diagram: how many answers, how sure they were on average, how many of them were right."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What each row adds to the scores of one prediction; all 0 for a row that it has no answer for.
+
+    `answers` is the number of answers in each row, [rows]: 1, or the number of labels for multi_label. `sums` holds, by score, the
+    sum over a row's answers, [rows]. `gaps` is the sum of right (0 or 1) less confidence, by bin, [rows, BINS].
+    """
+
+    answers: Floats
+    sums: Mapping[str, Floats]
+    gaps: Floats
+
+    def scores(self, draws: Floats) -> dict[str, Floats]:
+        """Give every score for each draw; `draws` says how often each row is in it, [draws, rows]."""
+        answers = draws @ self.answers
+        scores = {name: draws @ values / answers for name, values in self.sums.items()}
+        return scores | {"ece": np.abs(draws @ self.gaps).sum(1) / answers}
+
+
+def judge(probabilities: Floats, targets: NDArray[np.bool_], present: NDArray[np.bool_], is_multi_label: bool = False) -> Judgement:
+    """Judge predictions, [rows, classes], by the truth; rows that are not `present`, bool [rows], have no answer.
+
+    accuracy: the share of rows whose most probable class is the right one.
+    nll: the mean of -ln p(right class), in nats.
+    brier: the mean over rows of the sum over classes of (p - truth)^2, 0 to 2. Source: Brier 1950.
+    ece: the mean gap between confidence and accuracy, over bins of confidence. Source: Naeini et al. 2015; Guo et al. 2017.
+    For multi_label every label of a row is an answer of its own, yes or no, and the scores are means over all of them.
+    """
+    if is_multi_label:
+        chances = np.stack([1 - probabilities, probabilities], axis=-1)
+        truth = np.stack([~targets, targets], axis=-1)
+    else:
+        chances, truth = probabilities[:, None, :], targets[:, None, :]
+    chances = np.where(present[:, None, None], chances, 1 / chances.shape[-1])
+    counted = np.broadcast_to(present[:, None], chances.shape[:2]).astype(np.float64)
+    confidence, right = _confidence(chances, truth)
+    values = {
+        "accuracy": right,
+        "nll": -np.log(np.maximum((chances * truth).sum(-1), TINY)),
+        "brier": ((chances - truth) ** 2).sum(-1),
+    }
+    in_bin = _bin(confidence)[..., None] == np.arange(BINS)
+    gaps = (in_bin * ((right - confidence) * counted)[..., None]).sum(1)
+    return Judgement(counted.sum(1), {name: (value * counted).sum(1) for name, value in values.items()}, gaps)
+
+
+def measure(judgement: Judgement, seed: int) -> dict[str, Interval]:
+    """Give every score with its interval."""
+    whole = judgement.scores(np.ones((1, len(judgement.answers))))
+    resampled = _stack([judgement.scores(draws) for draws in draw_rows(len(judgement.answers), seed)])
+    return {name: _interval(float(whole[name][0]), resampled[name]) for name in SCORES}
+
+
+def compare(one: Judgement, other: Judgement, seed: int) -> dict[str, Interval]:
+    """Give every score of `one` less that of `other`, on the same rows, with the interval of the difference."""
+    every = np.ones((1, len(one.answers)))
+    whole, whole_other = one.scores(every), other.scores(every)
+    pairs = [(one.scores(draws), other.scores(draws)) for draws in draw_rows(len(one.answers), seed)]
+    resampled = _stack([{name: ours[name] - theirs[name] for name in SCORES} for ours, theirs in pairs])
+    return {name: _interval(float(whole[name][0] - whole_other[name][0]), resampled[name]) for name in SCORES}
+
+
+def mean_interval(values: Floats, seed: int) -> Interval:
+    """Give the mean of values, [rows], with its interval."""
+    resampled = np.concatenate([draws @ values / len(values) for draws in draw_rows(len(values), seed)])
+    return _interval(float(values.mean()), resampled)
+
+
+def reliability(probabilities: Floats, targets: NDArray[np.bool_], is_multi_label: bool = False) -> list[Bin]:
+    """Give the bins of a reliability diagram: [rows, classes] predictions and truth, of rows that have an answer."""
+    if is_multi_label:
+        chances, truth = np.stack([1 - probabilities, probabilities], -1), np.stack([~targets, targets], -1)
+    else:
+        chances, truth = probabilities[:, None, :], targets[:, None, :]
+    confidence, right = (values.ravel() for values in _confidence(chances, truth))
+    bins = _bin(confidence)
+    picked = [(confidence[bins == number], right[bins == number]) for number in range(BINS)]
+    return [Bin(len(sure), float(sure.mean()), float(hits.mean())) if len(sure) else Bin(0, 0.0, 0.0) for sure, hits in picked]
+
+
+def draw_rows(rows: int, seed: int) -> Iterator[Floats]:
+    """Draw rows with replacement, as often as RESAMPLES says: how often each is drawn, float64 [some draws, rows].
+
+    The same seed draws the same rows, so two scores can be compared draw by draw.
+    """
+    generator = np.random.default_rng(seed)
+    block = max(1, min(RESAMPLES, _BLOCK // rows))
+    for start in range(0, RESAMPLES, block):
+        counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=min(block, RESAMPLES - start))
+        yield counts.astype(np.float64)
+
+
+def _confidence(chances: Floats, truth: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Give, for [rows, answers, options], the chance of the likeliest option and whether it is right, [rows, answers]."""
+    best = chances.argmax(-1)[..., None]
+    right = np.take_along_axis(truth, best, -1)[..., 0].astype(np.float64)
+    return np.take_along_axis(chances, best, -1)[..., 0], right
+
+
+def _bin(confidence: Floats) -> NDArray[np.intp]:
+    """Give the bin of each confidence; bin b holds (b / BINS, (b + 1) / BINS]."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
+
+
+def _stack(blocks: list[dict[str, Floats]]) -> dict[str, Floats]:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in SCORES}
+
+
+def _interval(value: float, resampled: Floats) -> Interval:
+    tail = 50 * (1 - COVERAGE)
+    low, high = np.nanpercentile(resampled, (tail, 100 - tail))
+    return Interval(value, float(low), float(high))

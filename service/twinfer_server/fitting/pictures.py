@@ -1,0 +1,106 @@
+"""The report's pictures, as PNG: reliability diagrams, who agrees with whom, and what a cascade's gate saves and costs."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .gate import CascadePoint
+from .metrics import BINS, Bin, Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GRID = "#24292f", "#d8dce0"
+PLAIN, FITTED, GAP = "#8a8f98", "#2b6cb0", "#e07a5f"
+DOTS_PER_INCH = 110
+
+
+def draw_reliability(diagrams: Sequence[tuple[str, bool, Sequence[Bin], Interval]], columns: int) -> bytes:
+    """Draw reliability diagrams side by side; each has a name, whether it is fitted, its bins and its ECE.
+
+    A bar is the accuracy of the answers in a bin of confidence, paler the fewer they are; what it lacks or has too much is marked.
+    """
+    rows = -(-len(diagrams) // columns)
+    figure = _figure(3.0 * columns, 3.15 * rows)
+    for number, (name, is_fitted, bins, ece) in enumerate(diagrams):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        most = max(entry.count for entry in bins)
+        for place, entry in enumerate(bins):
+            if not entry.count:
+                continue
+            strength = 0.25 + 0.75 * (entry.count / most) ** 0.5
+            middle, width = (place + 0.5) / BINS, 0.92 / BINS
+            axes.bar(middle, entry.accuracy, width, color=FITTED if is_fitted else PLAIN, alpha=strength)
+            low, high = sorted((entry.accuracy, entry.confidence))
+            axes.bar(middle, high - low, width, bottom=low, fill=False, edgecolor=GAP, hatch="////", linewidth=0.6)
+        axes.plot((0, 1), (0, 1), color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set_title(f"{name}\nECE {ece.value:.3f} ({ece.low:.3f} to {ece.high:.3f})", fontsize=9, color=INK)
+        axes.set_xlabel("confidence", fontsize=8)
+        axes.set_ylabel("accuracy", fontsize=8)
+        _plain(axes)
+    return _as_png(figure)
+
+
+def draw_agreement(names: Sequence[str], shares: Sequence[Sequence[float]]) -> bytes:
+    """Draw, for each pair, the share of rows on which both give the same answer."""
+    figure = _figure(1.6 + 0.85 * len(names), 1.0 + 0.6 * len(names))
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0.5, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for row, values in enumerate(shares):
+        for column, value in enumerate(values):
+            axes.text(
+                column, row, f"{100 * value:.1f} %", ha="center", va="center", fontsize=8, color="white" if value > 0.8 else INK
+            )
+    axes.spines[:].set_visible(False)
+    return _as_png(figure)
+
+
+def draw_cascade(curves: Mapping[str, Sequence[CascadePoint]], chosen: CascadePoint, accuracies: Mapping[str, float]) -> bytes:
+    """Draw the accuracy that is left against the rows that are saved, on each set of rows, with the chosen gate marked.
+
+    `accuracies` is that of asking everybody, by the curve's name.
+    """
+    figure = _figure(6.6, 3.6)
+    axes = figure.add_subplot()
+    for (name, curve), color, style in zip(curves.items(), (PLAIN, FITTED), ("--", "-"), strict=True):
+        whole = accuracies[name]
+        savings, left = [100 * point.saving for point in curve], [100 * (whole - point.loss) for point in curve]
+        axes.step(savings, left, where="post", color=color, linestyle=style, linewidth=1.6, label=name)
+        here = min(curve, key=lambda point: (point.gate < chosen.gate, abs(point.gate - chosen.gate)))
+        axes.plot(100 * here.saving, 100 * (whole - here.loss), "o", color=GAP, markersize=7, zorder=3)
+        axes.annotate(
+            f"{100 * here.saving:.1f} % saved", (100 * here.saving, 100 * (whole - here.loss)), fontsize=8, color=INK,
+            xytext=(8, 8 if color == PLAIN else -14), textcoords="offset points",
+        )  # fmt: skip
+    axes.set_xlabel("rows that the other members never see, %", fontsize=9)
+    axes.set_ylabel("accuracy, %", fontsize=9)
+    axes.set_title(f"gate {chosen.gate:.4f}", fontsize=9, color=INK)
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    _plain(axes)
+    return _as_png(figure)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+
+
+def _plain(axes: "Axes") -> None:
+    axes.tick_params(labelsize=8, color=GRID)
+    axes.grid(color=GRID, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_color(GRID)
+
+
+def _as_png(figure: "Figure") -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    content = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
