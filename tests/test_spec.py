@@ -102,7 +102,7 @@ FAULTS = {
     "version as bool": ("version = 3", "version = true", "version", "found True; allowed: a valid integer"),
     "name with a space": ('"pair"', '"my pair"', "name", "found 'my pair'; allowed: .*pattern"),
     "no name": ('name = "pair"', "", "name", "found nothing; allowed: a value; the key is required"),
-    "unknown task": ('"classification"', '"guessing"', "task", "found 'guessing'; allowed: 'classification' or"),
+    "unknown task": ('"classification"', '"guessing"', "task", "found 'guessing'; allowed: 'classification', 'multi_label', "),
     "unknown policy": ('"pair"', '"pair"\npolicy = "any"', "policy", "found 'any'; allowed: 'require_all' or"),
     "unknown key": ('"pair"', '"pair"\nversoin = 1', "versoin", "found 1; allowed: no key of this name"),
     "long unknown value": ('"pair"', f'"pair"\nx = "{"z" * 999}"', "x", r"found 'z{60}\.\.\.'; allowed"),

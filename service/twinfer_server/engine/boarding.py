@@ -73,9 +73,13 @@ class Boarding:
     def _choose(self, now: float) -> _Manifest:
         waits = [traffic.wait_seconds(now) for traffic in self._traffic]
         is_ready = [traffic.has_slot and wait <= self.lead_seconds for traffic, wait in zip(self._traffic, waits, strict=True)]
-        behind = [0.0 if ready else wait for ready, wait in zip(is_ready, waits, strict=True)]
-        soonest = [least + wait for least, wait in zip(self._least_seconds, behind, strict=True)]
+        soonest: list[float] = []
+        for member in self._ensemble.members:
+            index = member.index
+            wait = max([0.0 if is_ready[index] else waits[index], *(soonest[feeder] for feeder in member.feeders)])
+            soonest.append(wait + self._least_seconds[index])
         kept: set[int] = set()
+        room = [member.max_samples for member in self._ensemble.members]
         manifest = _Manifest()
         for row in self.queue.take_in_order():
             # Members that would come too late, even if nothing else came between.
@@ -94,6 +98,11 @@ class Boarding:
                 if now - row.ready_at > PATIENCE_SECONDS:
                     kept.update(flying)  # else rows that need only one of its lanes could keep it waiting for ever
                 continue
+            for index in flying:
+                room[index] -= len(row.samples[index][0])
+            if min(room) < 0:  # whoever comes next waits behind it: else small rows would pass a large one for ever
+                manifest.staying.append(row)
+                break
             for index in late:
                 manifest.left_out[len(manifest.rows), index] = self._left_behind(index, soonest[index])
             manifest.rows.append(row)

@@ -64,7 +64,7 @@ def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
     takers: dict[str, list[str]] = {}
     kinds: dict[str, InputKind[Any]] = {}
     for member in ensemble.members:
-        for kind in member.inputs:
+        for kind in member.request_inputs:
             takers.setdefault(kind.name, []).append(member.name)
             kinds.setdefault(kind.name, kind)
     input_kinds = {name: input_spec.kind for _, name, input_spec in spec.walk_inputs()}

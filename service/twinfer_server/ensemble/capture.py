@@ -11,6 +11,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MemberCapture:
-    """A member at a bucket in a slot: replaying `graph` computes what the slot holds into the same two tensors each time."""
+    """A member at a bucket in a slot: replaying `graph` computes what the slot holds into the same tensors each time."""
 
     graph: Graph
-    output: Tensor
+    outputs: tuple[Tensor, ...]
     host_output: Tensor
 
 
@@ -56,8 +57,8 @@ def capture_member(member: "Member", buckets: Sequence[Bucket], lane: Lane, devi
         for bucket in sorted(buckets, reverse=True):  # the largest first: the smaller ones then fit into its memory
 
             def work(slot: Slot = slot, bucket: Bucket = bucket) -> list[Tensor]:
-                output = member.compute(slot, bucket)
-                return [output, slot.copy_out(output)]
+                outputs = member.compute_all(slot, bucket)
+                return [*outputs, slot.copy_out(outputs[0])]
 
             reason = device.find_sync(lane, work)
             if reason:
@@ -70,7 +71,8 @@ def capture_member(member: "Member", buckets: Sequence[Bucket], lane: Lane, devi
                     f"members.{member.name}: capturing it at {bucket.samples} samples broke off ({error}); "
                     f"set members.{member.name}.capture = false"
                 ) from error
-            slot.captures[bucket] = MemberCapture(graph, *graph.outputs)
+            *outputs, host_output = graph.outputs
+            slot.captures[bucket] = MemberCapture(graph, tuple(outputs), host_output)
     return ""
 
 
@@ -161,7 +163,9 @@ class FlightCapture:
         self._buckets = tuple(buckets)
         self._plan = plan
         self._device = device
-        shape = (buckets[0].samples, len(crew.members))
+        self.rows = buckets[0].samples // crew.members[0].samples_per_row
+        """The most rows that fit."""
+        shape = (self.rows, len(crew.members))
         self._weights_host, self._weights = device.staging(shape, torch.float32)
         self._counts_host, self._counts = device.staging(shape, torch.int32)
         self._ticket_host, self._ticket = device.staging((1,), torch.int64)
@@ -181,11 +185,6 @@ class FlightCapture:
         """Capture the same flight with another fusion; nothing may be in the air. Raises as making one does."""
         return FlightCapture(crew, fusion, self._slots, self._buckets, self._plan, self._device)
 
-    @property
-    def rows(self) -> int:
-        """The most rows that fit."""
-        return self._buckets[0].samples
-
     def launch(self, runs: Sequence["Run"], weights: Tensor, version: "FusionVersion") -> None:
         """Write the rows of `runs` to their places and replay; `weights` is float32 [rows, members]."""
         self._fusion.become(version, self._plan.copy)
@@ -194,9 +193,10 @@ class FlightCapture:
         self._counts_host.zero_()
         self._weights_host[: len(weights)] = weights
         for run, slot, bucket, arrived in zip(runs, self._slots, self._buckets, self._arrived, strict=True):
-            slot.write(run.samples, bucket, run.rows)
-            self._counts_host[list(run.rows), run.member.index] = 1
-            run.fly_captured(slot.host_outputs[: self.rows], TicketEvent(arrived, ticket))
+            several = run.member.samples_per_row
+            slot.write(run.samples, bucket, [row * several for row in run.rows], is_fed=True)
+            self._counts_host[list(run.rows), run.member.index] = several
+            run.fly_captured(slot.host_outputs[: bucket.samples], TicketEvent(arrived, ticket))
         self._plan.copy.run(self._graph.replay)
 
     def read_fused(self, rows: int) -> Fused:
@@ -207,7 +207,7 @@ class FlightCapture:
         """Do what a flight does; every lane forks from the copy lane, where the capture begins, and joins it again."""
         root, device = self._plan.copy, self._device
         for slot, bucket in zip(self._slots, self._buckets, strict=True):
-            slot.copy_in(bucket)
+            slot.copy_in(bucket, is_fed=True)
         for host, twin in (
             (self._weights_host, self._weights),
             (self._counts_host, self._counts),
@@ -217,25 +217,35 @@ class FlightCapture:
                 twin.copy_(host, non_blocking=True)
         staged = device.event()
         root.record(staged)
-        outputs: list[Tensor] = []
-        for member, slot, bucket, arrival in zip(self._crew.members, self._slots, self._buckets, self._arrivals, strict=True):
+        outputs: list[list[Tensor]] = []
+        done = [device.event() for _ in self._crew.members]
+        for member in self._crew.members:
             lane = self._plan.members[member.index]
             lane.wait_for(staged)
-
-            def compute(member: "Member" = member, slot: Slot = slot, bucket: Bucket = bucket, arrival: Tensor = arrival) -> None:
-                output = member.compute(slot, bucket)
-                slot.copy_out(output)
-                arrival.copy_(self._ticket, non_blocking=True)  # behind the output, on the same lane
-                outputs.append(output)
-
-            lane.run(compute)
-            done = device.event()
-            lane.record(done)
-            root.wait_for(done)
-        fused = self._fusion.module(outputs, self._weights, self._counts)
+            for feeder in member.feeders:
+                lane.wait_for(done[feeder])
+            lane.run(partial(self._compute, member, outputs))
+            lane.record(done[member.index])
+            root.wait_for(done[member.index])
+        by_row = [
+            all_of_it[0] if member.samples_per_row == 1 else all_of_it[0].unflatten(0, (self.rows, member.samples_per_row))
+            for member, all_of_it in zip(self._crew.members, outputs, strict=True)
+        ]
+        fused = self._fusion.module(by_row, self._weights, self._counts)
         parts = [fused.prediction, fused.weights, fused.disagreement, fused.present]
         if not self._fused_host:
             self._fused_host = [device.staging(tuple(part.shape), part.dtype)[0] for part in parts]
         for host, part in zip(self._fused_host, parts, strict=True):
             host.copy_(part, non_blocking=True)
-        return [*outputs, *parts]
+        return [*(output for all_of_it in outputs for output in all_of_it), *parts]
+
+    def _compute(self, member: "Member", outputs: list[list[Tensor]]) -> None:
+        """Compute one member behind those that feed it, and let a ticket travel behind its output, on the same lane."""
+        slot, bucket = self._slots[member.index], self._buckets[member.index]
+        for index in member.feeders:
+            feeder = self._crew.members[index]
+            feed = feeder.feed(self._slots[index], self._buckets[index], outputs[index])
+            member.take_feed(slot, index, feed, bucket.samples)
+        outputs.append(member.compute_all(slot, bucket))
+        slot.copy_out(outputs[-1][0])
+        self._arrivals[member.index].copy_(self._ticket, non_blocking=True)

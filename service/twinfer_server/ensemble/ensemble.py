@@ -42,7 +42,7 @@ class Ensemble:
         self.captured_fusion = CapturedFusion(crew.version)
         self.cascade = Cascade(list(spec.members).index(spec.cascade.first)) if spec.cascade else None
         self._members_of = {
-            name: [(member, kind) for member in crew.members for kind in member.inputs if kind.name == name]
+            name: [(member, kind) for member in crew.members for kind in member.request_inputs if kind.name == name]
             for _, name, _ in spec.walk_inputs()
         }
         self._fusion_lanes: dict[Lane, Event | None] = {self.plans["lanes"].fusion: None}
@@ -121,6 +121,11 @@ class Ensemble:
         samples: dict[int, Samples] = {}
         for member in self.members:
             found = arrays.get(member.index, {})
+            for fed in member.fed_inputs:
+                if fed.feeder in samples:
+                    # What it computes on comes from its feeder, on the device; here it only counts.
+                    count = fed.samples_per_sample * len(samples[fed.feeder][0])
+                    found[fed.name] = (np.empty((count, 0), dtype=np.float32),)
             if all(kind.name in found for kind in member.inputs):
                 samples[member.index] = tuple(array for kind in member.inputs for array in found[kind.name])
         if not samples:
@@ -133,11 +138,13 @@ class Ensemble:
 
     def board(self, rows: Sequence[Row], slots: Mapping[int, Slot], left_out: LeftOut, plan: str | None = None) -> Flight:
         """Make a flight of `rows`; `slots` has one for each member that takes part, `left_out` says who does not fly for whom."""
-        runs = []
+        runs: list[Run] = []
         for index, slot in slots.items():
             boarded = [n for n, row in enumerate(rows) if index in row.crew and (n, index) not in left_out]
             if boarded:
-                runs.append(Run(self.members[index], slot, boarded, rows, self.device))
+                run = Run(self.members[index], slot, boarded, rows, self.device)
+                run.feeders = {fed_by.member.index: fed_by for fed_by in runs if fed_by.member.index in run.member.feeders}
+                runs.append(run)
         tokens = max((run.bucket.tokens for run in runs), default=0)
         name = plan or (self.times.plan(len(rows), tokens) if self.times else "serial")
         capture = self._find_capture(runs, len(rows), tokens) if name == "graph" else None
@@ -150,7 +157,7 @@ class Ensemble:
         if name == "lanes":
             self._fusion_lanes[fly_by.fusion] = flight.landed
         if self.times is not None:
-            flight.alone_seconds = [self.times.alone_seconds(name, run.member.index, run.bucket) for run in runs]
+            flight.alone_seconds = [self.times.alone_seconds(name, run.member.index, run.row_bucket) for run in runs]
         return flight
 
     def _find_capture(self, runs: Sequence[Run], rows: int, tokens: int) -> FlightCapture | None:

@@ -22,7 +22,8 @@ from ..fusion import Fused
 from ..rows import Part, Row
 from .capture import FlightCapture
 from .crew import Crew
-from .gather import gather_outputs, to_device
+from .gather import gather_outputs
+from .moving import to_device, to_host
 from .plan import Plan
 from .run import Run
 
@@ -75,8 +76,8 @@ class Flight:
             plan.copy.record(self.landed)
             return
         for run in self.runs:
-            run.slot.write(run.samples, run.bucket)
-            plan.copy.run(lambda run=run: run.slot.copy_in(run.bucket))  # type: ignore[misc]
+            run.slot.write(run.samples, run.bucket, is_fed=bool(run.feeders))
+            plan.copy.run(lambda run=run: run.slot.copy_in(run.bucket, is_fed=bool(run.feeders)))  # type: ignore[misc]
             plan.copy.record(run.staged)
         for run in self.runs:
             if run.claim():
@@ -127,7 +128,8 @@ class Flight:
         Gives the runs that need their slot no more. What the fusion on the device makes of the slots is void then: the flight is
         fused on the host when it lands. Never waits; one thread at a time.
         """
-        runs = [run for run in self.runs if run.member.index not in self._kept and run.done.is_done()]
+        hungry = {index for run in self.runs if not run.done.is_done() for index in run.feeders}
+        runs = [run for run in self.runs if run.member.index not in self._kept | hungry and run.done.is_done()]
         for run in runs:
             if run.host_output is not None:
                 run.host_output = run.host_output.clone()
@@ -195,10 +197,10 @@ class Flight:
             weights = to_device(self._weights(self.rows), self._device)
             fused = self.crew.version.fusion(outputs, weights, to_device(torch.from_numpy(counts), self._device))
             self._fused = Fused(
-                _to_host(fused.prediction),
-                _to_host(fused.weights),
-                _to_host(fused.disagreement),
-                _to_host(fused.present),
+                to_host(fused.prediction),
+                to_host(fused.weights),
+                to_host(fused.disagreement),
+                to_host(fused.present),
             )
         except Exception:  # the rows are then judged by what `fuse_now` can still do for them
             logger.exception("the fusion raised")
@@ -211,9 +213,3 @@ class Flight:
     def _gather(self, rows: Sequence[Row], device: torch.device) -> tuple[list[Tensor], NDArray[np.int32]]:
         numbered = {self._numbers[id(row)]: row for row in rows}
         return gather_outputs(numbered, {run.member.index: run for run in self.runs}, self.crew.members, device)
-
-
-def _to_host(values: Tensor) -> Tensor:
-    if not values.is_cuda:
-        return values
-    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

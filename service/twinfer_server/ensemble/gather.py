@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..rows import Row
 from .member import Member
+from .moving import to_device
 from .run import Run
 
 
@@ -24,13 +25,6 @@ def gather_outputs(
     counts = np.zeros((len(rows), len(members)), dtype=np.int32)
     outputs = [_gather(rows, member, runs.get(member.index), counts[:, member.index], device) for member in members]
     return outputs, counts
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Send host values to `device` without waiting for it."""
-    if values.device == device:
-        return values
-    return values.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _gather(rows: Mapping[int, Row], member: Member, run: Run | None, counts: NDArray[np.int32], device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from ..inputs import InputLimits, make_input
 from ..loaders import load
 from ..spec import FedInputSpec, read_labels, read_spec
 from ..trust import Trust
+from .chain import find_taps, make_fed_input
 from .crew import Crew, make_version
 from .ensemble import Ensemble
 from .member import Member
@@ -22,19 +23,20 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     spec = read_spec(folder)
     find_method(spec)
     labels = read_labels(folder, spec)
-    members = []
+    members: list[Member] = []
     for index, (name, member_spec) in enumerate(spec.members.items()):
-        inputs = []
-        for input_name, input_spec in member_spec.input.items():
-            if isinstance(input_spec, FedInputSpec):
-                raise InvalidEnsemble(f"members.{name}.input.{input_name}.kind: {input_spec.kind!r} is not served yet")
-            inputs.append(make_input(name, input_name, input_spec, folder, limits))
+        inputs = [
+            make_fed_input(f"members.{name}.input.{input_name}", input_name, input_spec, members)
+            if isinstance(input_spec, FedInputSpec)
+            else make_input(name, input_name, input_spec, folder, limits)
+            for input_name, input_spec in member_spec.input.items()
+        ]
         for kind in inputs:
             kind.to(device.torch_device)
         model = load(member_spec.model, folder, device.torch_device, trust, f"members.{name}.model")
         member = Member(
-            index, name, member_spec, model, inputs, max_samples=spec.batching.max_rows, is_deterministic=spec.deterministic,
-            device=device,
+            index, name, member_spec, model, inputs, max_rows=spec.batching.max_rows, taps=find_taps(name, spec),
+            is_deterministic=spec.deterministic, device=device,
         )  # fmt: skip
         with torch.inference_mode():
             probe_member(member)

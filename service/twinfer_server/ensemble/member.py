@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..device import Device
 from ..errors import InvalidEnsemble
-from ..inputs import InputKind, Staging
+from ..inputs import FedInput, Feed, InputKind, Staging
 from ..loaders import LoadedModel
 from ..rows import Samples
 from ..spec import MemberSpec
@@ -19,28 +19,40 @@ class Member:
     """One model of the ensemble, ready to compute on the device."""
 
     def __init__(
-        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any]], *, max_samples: int,
-        is_deterministic: bool, device: Device,
+        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any] | FedInput], *,
+        max_rows: int, taps: Sequence[int | str] = (), is_deterministic: bool, device: Device,
     ) -> None:  # fmt: skip
-        """Give the member its slots; `is_deterministic` pads every flight to the one largest bucket."""
+        """Give the member its slots; `is_deterministic` pads every flight to the one largest bucket.
+
+        `taps` select further outputs, beside the one that counts, for members that are fed with them.
+        """
         self.index = index
         self.name = name
         self.spec = spec
         self.model = model
         self.inputs = tuple(inputs)
         self.stagings: tuple[Staging, ...] = tuple(staging for kind in self.inputs for staging in kind.staging)
-        self.max_samples = max_samples
+        self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, FedInput))
+        self.fed_inputs = tuple(kind for kind in inputs if isinstance(kind, FedInput))
+        self.taps = tuple(taps)
+        self.feeders = tuple(dict.fromkeys(kind.feeder for kind in self.fed_inputs))
+        """The indexes of the members that feed it; they stand before it."""
+        fixed = max((kind.samples_per_sample for kind in self.fed_inputs), default=1)
+        self.samples_per_row = max(fixed, *(getattr(kind, "max_samples", 1) for kind in inputs))
+        """The most samples that one row may give it."""
+        self.has_fixed_samples = self.samples_per_row == fixed
+        """Whether every row gives it just as many."""
+        self.max_samples = max_rows * self.samples_per_row if self.has_fixed_samples else max(max_rows, self.samples_per_row)
         self.is_deterministic = is_deterministic
-        self.slots = [Slot(number, device, self.stagings, max_samples) for number in range(SLOTS_PER_LANE)]
+        self.slots = [Slot(number, device, self.stagings, self.max_samples) for number in range(SLOTS_PER_LANE)]
         self.row_sizes: tuple[int, ...] = ()
         """The sample counts that it is captured at, and so padded to; empty where it runs as many as there are."""
         self.why_not_captured = "" if device.can_capture else "the device has no graphs"
         self.capture_bytes = 0
         self.token_sizes = self._find_token_sizes()
-        self.samples_per_row = 1
-        """The most samples that one row may give it."""
         self.output_shape: tuple[int, ...] = ()
         """The shape of one sample's output; known once the member has been probed."""
+        self.tap_shapes: tuple[tuple[int, ...], ...] = ()
 
     def _find_token_sizes(self) -> tuple[int, ...]:
         longest = max((staging.shape[0] for staging in self.stagings if staging.is_ragged), default=0)
@@ -68,6 +80,10 @@ class Member:
 
         `is_checked` has the model check its arguments, where it can, which takes longer.
         """
+        return self.compute_all(slot, bucket, is_checked=is_checked)[0]
+
+    def compute_all(self, slot: Slot, bucket: Bucket, *, is_checked: bool = False) -> list[Tensor]:
+        """Compute the member's output that counts, and behind it those of `taps`: float32 [samples, ...] each."""
         module = self.model.checked if is_checked and self.model.checked else self.model.module
         staged = slot.staged(bucket)
         arguments: list[Tensor] = []
@@ -75,11 +91,26 @@ class Member:
             count = len(kind.staging)
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
-        return self._select(module(*arguments)).float()
+        outputs = module(*arguments)
+        return [self._select(outputs, select).float() for select in (self.spec.output.select, *self.taps)]
 
-    def _select(self, outputs: object) -> Tensor:
-        """Pick the output that counts: by position in a tuple, by name in a mapping or as an attribute."""
-        select = self.spec.output.select
+    def feed(self, slot: Slot, bucket: Bucket, outputs: Sequence[Tensor], samples: Tensor | None = None) -> Feed:
+        """Give what members are fed with, of what `compute_all` has made of `slot`, in the order of `samples` (None: as it is)."""
+        images = [buffer for buffer, staging in zip(slot.staged(bucket), self.stagings, strict=True) if staging.name == "pixels"]
+        picked = [*outputs, *images] if samples is None else [values.index_select(0, samples) for values in (*outputs, *images)]
+        taps = dict(zip(self.taps, picked[1 : 1 + len(self.taps)], strict=True))
+        return Feed(picked[0], taps, picked[-1] if len(images) == 1 else None)
+
+    def take_feed(self, slot: Slot, feeder: int, feed: Feed, total: int) -> None:
+        """Copy what the member with the index `feeder` gave into `slot`, `total` samples; on the device, on this member's lane."""
+        position = 0
+        for kind in self.inputs:
+            if isinstance(kind, FedInput) and kind.feeder == feeder:
+                slot.receive(position, kind.take(feed)[:total])
+            position += len(kind.staging)
+
+    def _select(self, outputs: object, select: int | str) -> Tensor:
+        """Pick an output: by position in a tuple, by name in a mapping or as an attribute."""
         found: object = outputs
         if isinstance(select, str):
             found = outputs.get(select) if isinstance(outputs, Mapping) else getattr(outputs, select, None)

@@ -18,9 +18,11 @@ def probe_member(member: Member) -> None:
     neighbours.
     """
     key = f"members.{member.name}.model"
-    together = {count: _answer(member, key, first=0, count=count) for count in (1, 2, 3) if count <= member.max_samples}
-    most = max(together)
-    member.output_shape = tuple(together[most].shape[1:])
+    answers = {count: _answer(member, key, first=0, count=count) for count in (1, 2, 3) if count <= member.max_samples}
+    most = max(answers)
+    member.output_shape, *tap_shapes = [tuple(output.shape[1:]) for output in answers[most]]
+    member.tap_shapes = tuple(tap_shapes)
+    together = {count: outputs[0] for count, outputs in answers.items()}
     for count, outputs in together.items():
         if outputs.shape != (count, *member.output_shape):
             raise InvalidEnsemble(
@@ -28,7 +30,7 @@ def probe_member(member: Member) -> None:
                 f"allowed: [{count}, {', '.join(map(str, member.output_shape))}], one output per sample"
             )
     for place in range(most):
-        alone = _answer(member, key, first=place, count=1)[0]
+        alone = _answer(member, key, first=place, count=1)[0][0]
         # What is not finite must be so in both, and the same; its difference would be NaN.
         error = (together[most][place] - alone).masked_fill(_same(together[most][place], alone), 0.0).abs().max().item()
         allowed = RELATIVE_TOLERANCE * max(1.0, alone.masked_fill(~alone.isfinite(), 0.0).abs().max().item())
@@ -43,15 +45,16 @@ def _same(one: Tensor, other: Tensor) -> Tensor:
     return (one == other) | (one.isnan() & other.isnan())
 
 
-def _answer(member: Member, key: str, first: int, count: int) -> Tensor:
-    """Compute samples `first` to `first + count` of the probe's own, on the calling thread, and bring them to the host."""
+def _answer(member: Member, key: str, first: int, count: int) -> list[Tensor]:
+    """Compute samples `first` to `first + count` of the probe's own, on the calling thread, and bring all outputs to the host."""
     slot = member.slots[0]
-    samples = [member.example(seed, member.token_sizes[-1]) for seed in range(first, first + count)]
+    examples = [member.example(seed, member.token_sizes[-1]) for seed in range(first, first + count)]
+    samples = [tuple(array[:1] for array in example) for example in examples]
     bucket = Bucket(count, member.token_sizes[-1])
     try:
         slot.write(samples, bucket)
         slot.copy_in(bucket)
-        return member.compute(slot, bucket, is_checked=True).cpu()
+        return [output.cpu() for output in member.compute_all(slot, bucket, is_checked=True)]
     except InvalidEnsemble:
         raise
     except Exception as error:

@@ -13,7 +13,9 @@ from torch import Tensor
 from ..device import Device, Event, Lane
 from ..errors import MemberFailed, TwinferError
 from ..rows import Row
+from .bucket import Bucket
 from .member import Member
+from .moving import to_device
 from .slot import Slot
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,10 @@ class Run:
         self.output: Tensor | None = None
         self.host_output: Tensor | None = None
         self.error: TwinferError | None = None
+        self.outputs: Sequence[Tensor] = ()
+        """All that the member gave, on the device: the output that counts and those that others are fed with."""
+        self.feeders: dict[int, Run] = {}
+        """By member index, the runs of the same flight that feed this one. Without them it computes on what is staged."""
         self.lane: Lane | None = None
         self.is_in_capture = False
         self._claim = threading.Lock()
@@ -59,6 +65,12 @@ class Run:
     def has_output(self) -> bool:
         """Whether the member has answered; never waits."""
         return self.done.is_done() and self.error is None
+
+    @property
+    def row_bucket(self) -> Bucket:
+        """The bucket in rows, where every row gives the member as many samples; else in samples."""
+        several = self.member.samples_per_row if self.member.has_fixed_samples else 1
+        return Bucket(self.bucket.samples // several, self.bucket.tokens)
 
     def output_on(self, device: torch.device) -> Tensor | None:
         """Give the output where it lies, for the host only if the member has answered; None where there is none."""
@@ -88,7 +100,7 @@ class Run:
     def fly_captured(self, host_output: Tensor, done: Event) -> None:
         """Take part in a captured flight: row n is sample n of `host_output`, real once `done` is."""
         self.claim()
-        self.firsts = {row: row for row in self.rows}
+        self.firsts = {row: row * self.member.samples_per_row for row in self.rows}
         self.host_output = host_output
         self.done = done
         self.is_in_capture = True
@@ -97,20 +109,40 @@ class Run:
         """Queue the member's work between its events."""
         self.lane = lane
         lane.wait_for(self.staged)
+        for feeder in self.feeders.values():
+            lane.wait_for(feeder.done)
         lane.record(self.started)
         lane.run(self._compute)
         lane.record(self.done)
 
+    def _take_feed(self) -> bool:
+        """Copy what the feeders gave into the slot; False, with the error, if one of them gave nothing."""
+        for index, feeder in self.feeders.items():
+            if feeder.error is not None or not feeder.outputs:
+                cause = feeder.error.text if feeder.error else "it gave nothing"
+                text = f"it is fed by the member {feeder.member.name}, which failed: {cause}"
+                self.error = MemberFailed(text, member=self.member.name)
+                return False
+            wanted = [first for row in self.rows for first in range(feeder.firsts[row], feeder.firsts[row] + feeder.sizes[row])]
+            device = feeder.outputs[0].device
+            picked = None if wanted == list(range(len(wanted))) else to_device(torch.tensor(wanted), device)
+            self.member.take_feed(
+                self.slot, index, feeder.member.feed(feeder.slot, feeder.bucket, feeder.outputs, picked), self.total
+            )
+        return True
+
     def _compute(self) -> None:
         try:
+            if self.feeders and not self._take_feed():
+                return
             capture = self.slot.captures.get(self.bucket)
             if capture is None:
-                output = self.member.compute(self.slot, self.bucket)
-                host_output = self.slot.copy_out(output)
+                self.outputs = self.member.compute_all(self.slot, self.bucket)
+                host_output = self.slot.copy_out(self.outputs[0])
             else:
                 capture.graph.replay()
-                output, host_output = capture.output, capture.host_output
-            self.output, self.host_output = output[: self.total], host_output[: self.total]
+                self.outputs, host_output = capture.outputs, capture.host_output
+            self.output, self.host_output = self.outputs[0][: self.total], host_output[: self.total]
         except Exception as error:  # whatever a model raises is its rows' failure and nobody else's
             logger.exception("member %s raised", self.member.name)
             self.error = MemberFailed(f"the member raised {type(error).__name__}: {error}", member=self.member.name)

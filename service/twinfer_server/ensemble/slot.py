@@ -35,12 +35,15 @@ class Slot:
         self._is_shared = self._host[0] is self._device[0]
         self.host_outputs = torch.empty(0)
 
-    def write(self, samples: Sequence[Samples], bucket: Bucket, places: Sequence[int] | None = None) -> None:
+    def write(self, samples: Sequence[Samples], bucket: Bucket, places: Sequence[int] | None = None, is_fed: bool = False) -> None:
         """Write the flight's samples into the host side, ragged ones padded to the bucket's tokens.
 
-        `places` says where each one-sample row goes; by default they go one behind the other.
+        `places` says at which sample each row begins; by default they go one behind the other. If the flight `is_fed`, fed buffers
+        are left to `receive`.
         """
         for staging, array, position in zip(self._stagings, self._host_arrays, range(len(self._stagings)), strict=True):
+            if is_fed and staging.is_fed:
+                continue
             first = 0
             if staging.is_ragged:
                 array[: bucket.samples, : bucket.tokens] = staging.fill
@@ -54,11 +57,15 @@ class Slot:
                     array[first:last] = values
                 first = last
 
-    def copy_in(self, bucket: Bucket) -> None:
-        """Send the host side to the device side; nothing to do where they are one."""
+    def copy_in(self, bucket: Bucket, is_fed: bool = False) -> None:
+        """Send the host side to the device side; nothing to do where they are one, nor for the fed buffers of a fed flight."""
         for staging, host, twin in zip(self._stagings, self._host, self._device, strict=True):
-            if host is not twin:
+            if host is not twin and not (is_fed and staging.is_fed):
                 self._view(twin, staging, bucket).copy_(self._view(host, staging, bucket), non_blocking=True)
+
+    def receive(self, position: int, values: Tensor) -> None:
+        """Copy what another member gave into the buffer at `position`, on the device."""
+        self._device[position][: len(values)].copy_(values, non_blocking=True)
 
     def staged(self, bucket: Bucket) -> list[Tensor]:
         """Give the device side, cut to the bucket."""

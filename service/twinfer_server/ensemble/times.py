@@ -60,7 +60,7 @@ class TimesTable:
         return next((times.plan for times in column if times.bucket.samples >= rows), column[-1].plan)
 
     def alone_seconds(self, plan: str, member: int, bucket: Bucket) -> float:
-        """Give the alone time of a member at a bucket, between measured sizes on a straight line."""
+        """Give the alone time of a member at a bucket: between measured sizes on a straight line, beyond them in proportion."""
         tokens = self._column(bucket.tokens)
         key = (plan, member, tokens)
         curve = self._curves.get(key)
@@ -72,7 +72,8 @@ class TimesTable:
                 [times.alone_seconds.get(plan, times.alone_seconds[times.plan])[member] for times in column],
             )
             self._curves[key] = curve
-        return float(np.interp(bucket.samples, *curve))
+        longest = curve[0][-1]
+        return float(np.interp(bucket.samples, *curve)) * max(1.0, bucket.samples / longest)
 
     def _column(self, tokens: int) -> int:
         return next((column for column in self._tokens if column >= tokens), self._tokens[-1])

@@ -17,6 +17,7 @@ from ..errors import InvalidEnsemble
 from .bucket import Bucket, doublings, round_up
 from .capture import CannotCapture, FlightCapture, capture_member
 from .ensemble import Ensemble
+from .member import Member
 from .times import BucketTimes, TimesTable
 from .trial import fly_blank
 
@@ -97,7 +98,8 @@ class _WarmUp:
 
     def _capture_members(self) -> None:
         for member in self._ensemble.members:
-            buckets = [Bucket(rows, tokens) for rows in self._rows for tokens in member.token_sizes]
+            sizes = self._sample_sizes(member)
+            buckets = [Bucket(samples, tokens) for samples in sizes for tokens in member.token_sizes]
             lane = self._ensemble.plans["lanes"].members[member.index]
             before = self._device.memory_bytes()
             member.why_not_captured = capture_member(member, buckets, lane, self._device)
@@ -105,12 +107,21 @@ class _WarmUp:
             if member.why_not_captured:
                 logger.warning("member %s is not captured: %s", member.name, member.why_not_captured)
             else:
-                member.row_sizes = self._rows
+                member.row_sizes = sizes
+
+    def _sample_sizes(self, member: Member) -> tuple[int, ...]:
+        """List the sample counts that a member is captured at."""
+        if member.has_fixed_samples:
+            return tuple(rows * member.samples_per_row for rows in self._rows)
+        return (member.max_samples,) if self._ensemble.spec.deterministic else doublings(1, member.max_samples)
 
     def _capture_flight(self, point: Bucket, slot_number: int) -> FlightCapture:
         crew = self._ensemble.crew
         slots = [member.slots[slot_number] for member in crew.members]
-        buckets = [Bucket(point.samples, round_up_to_last(point.tokens, member.token_sizes)) for member in crew.members]
+        buckets = [
+            Bucket(point.samples * member.samples_per_row, round_up_to_last(point.tokens, member.token_sizes))
+            for member in crew.members
+        ]
         return FlightCapture(crew, self._ensemble.captured_fusion, slots, buckets, self._ensemble.plans["graph"], self._device)
 
     def _keep_capture(self, point: Bucket, plan: str) -> None:
@@ -126,7 +137,7 @@ class _WarmUp:
         """List the plans that can be tried; a whole flight can be captured where every member can."""
         if "graph" not in self._plans:
             return self._plans
-        if any(member.why_not_captured for member in self._ensemble.members):
+        if any(member.why_not_captured or not member.has_fixed_samples for member in self._ensemble.members):
             return tuple(plan for plan in self._plans if plan != "graph") or ("lanes",)
         try:
             self._ensemble.flight_captures[0, point] = self._capture_flight(point, 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..spec import ImageInputSpec, TensorInputSpec, TextInputSpec
+from .fed import CropsInput, FedInput, Feed, OutputInput
 from .image import ImageInput
 from .kind import InputKind, InputLimits
 from .staging import Staging
@@ -29,4 +30,14 @@ def make_input(
     return INPUT_KINDS[spec.kind](f"members.{member}.input.{name}", name, spec, folder, limits)
 
 
-__all__ = ["INPUT_KINDS", "InputKind", "InputLimits", "Staging", "make_input"]
+__all__ = [
+    "INPUT_KINDS",
+    "CropsInput",
+    "FedInput",
+    "Feed",
+    "InputKind",
+    "InputLimits",
+    "OutputInput",
+    "Staging",
+    "make_input",
+]

@@ -10,7 +10,8 @@ class Staging:
     """One staging buffer of a member: what a sample is on its way to the device.
 
     `shape` is that of one sample; the buffer is [samples, *shape]. Where `is_ragged`, the first dimension of `shape` is
-    a maximum: prepared samples are shorter, and the flight pads them to its token bucket with `fill`.
+    a maximum: prepared samples are shorter, and the flight pads them to its token bucket with `fill`. Where it `is_fed`, another
+    member's output is copied into it on the device, and what requests bring has no part in it.
     """
 
     name: str
@@ -18,3 +19,4 @@ class Staging:
     shape: tuple[int, ...]
     is_ragged: bool = False
     fill: int = 0
+    is_fed: bool = False
