@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..device import Device
 from ..errors import InvalidEnsemble
@@ -40,11 +41,21 @@ class Crew:
     version: FusionVersion
 
 
-def make_version(number: int, spec: EnsembleSpec, folder: Path, members: Sequence[Member], device: Device) -> FusionVersion:
-    """Build the fusion that `spec` describes for members that have been probed; raises InvalidEnsemble."""
-    fusion = build_fusion(spec, [member.output_shape[0] for member in members])
-    gate = spec.cascade.gate if spec.cascade else None
-    if spec.cascade and gate is None:
-        raise InvalidEnsemble("cascade.gate: found nothing; allowed: 0 to 1, or a fitted fusion that has one")
-    weights = np.array(spec.member_weights())
-    return FusionVersion(number, spec, copy.deepcopy(fusion).to(device.torch_device), fusion, weights, gate or 0.0)
+class FusionBuilder:
+    """Builds versions of the fusion for one ensemble's members, which have been probed."""
+
+    def __init__(self, folder: Path, members: Sequence[Member], texts: Tensor | None, device: Device) -> None:
+        """`texts` are the embeddings of the texts that the ensemble itself brings, float32 [texts, features]; None without."""
+        self._folder = folder
+        self._members = tuple(members)
+        self._texts = texts
+        self._device = device.torch_device
+
+    def build(self, number: int, spec: EnsembleSpec) -> FusionVersion:
+        """Build the fusion that `spec` describes; raises InvalidEnsemble."""
+        fusion = build_fusion(spec, [member.output_shape[0] for member in self._members])
+        gate = spec.cascade.gate if spec.cascade else None
+        if spec.cascade and gate is None:
+            raise InvalidEnsemble("cascade.gate: found nothing; allowed: 0 to 1, or a fitted fusion that has one")
+        weights = np.array(spec.member_weights())
+        return FusionVersion(number, spec, copy.deepcopy(fusion).to(self._device), fusion, weights, gate or 0.0)

@@ -14,7 +14,7 @@ from ..spec import EnsembleSpec
 from .bucket import Bucket, round_up
 from .capture import CapturedFusion, FlightCapture
 from .cascade import Cascade
-from .crew import Crew
+from .crew import Crew, FusionBuilder
 from .flight import Flight, LeftOut
 from .member import Member
 from .plan import make_plans
@@ -26,8 +26,11 @@ from .times import TimesTable
 class Ensemble:
     """Members and a fusion on a device. Made by `load_ensemble`; warm once `times` is set."""
 
-    def __init__(self, folder: Path, spec: EnsembleSpec, labels: tuple[str, ...], crew: Crew, device: Device) -> None:
+    def __init__(
+        self, folder: Path, spec: EnsembleSpec, labels: tuple[str, ...], crew: Crew, fusion_builder: FusionBuilder, device: Device
+    ) -> None:  # fmt: skip
         """Take over what `load_ensemble` has loaded from `folder` and checked."""
+        self.fusion_builder = fusion_builder
         self.folder = folder
         self.spec = spec
         self.labels = labels

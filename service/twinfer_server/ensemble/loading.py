@@ -12,10 +12,11 @@ from ..loaders import load
 from ..spec import FedInputSpec, read_labels, read_spec
 from ..trust import Trust
 from .chain import find_taps, make_fed_input
-from .crew import Crew, make_version
+from .crew import Crew, FusionBuilder
 from .ensemble import Ensemble
 from .member import Member
 from .probe import probe_member
+from .texts import embed_texts
 
 
 def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimits) -> Ensemble:
@@ -50,5 +51,7 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     classes = members[0].output_shape[0]
     if labels and (spec.task != "classification" or len(labels) != classes):
         raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: one for each of the members' {classes} classes")
-    crew = Crew(tuple(members), make_version(1, spec, folder, members, device))
-    return Ensemble(folder, spec, labels, crew, device)
+    with torch.inference_mode():
+        texts = embed_texts(spec, folder, members)
+    builder = FusionBuilder(folder, members, texts, device)
+    return Ensemble(folder, spec, labels, Crew(tuple(members), builder.build(1, spec)), builder, device)

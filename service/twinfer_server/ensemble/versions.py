@@ -12,7 +12,7 @@ from ..errors import FusionConflict, InvalidEnsemble, InvalidOption, quote
 from ..fusion import METHODS
 from ..spec import EnsembleSpec
 from .capture import CannotCapture, CapturedFusion
-from .crew import Crew, FusionVersion, make_version
+from .crew import Crew, FusionVersion
 from .ensemble import Ensemble
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ class FusionVersions:
                 f"expected_version: found {change.expected_version}; allowed: {self.current.number}, the one in use"
             )
         try:
-            spec, ensemble = self._change_spec(change), self._ensemble
-            version = make_version(self._last_number + 1, spec, ensemble.folder, ensemble.members, ensemble.device)
+            version = self._ensemble.fusion_builder.build(self._last_number + 1, self._change_spec(change))
         except InvalidEnsemble as error:
             raise InvalidOption(str(error)) from None
         self._try(version)
