@@ -155,6 +155,9 @@ class RecordingDevice:
     def prepare_thread(self) -> None:
         """Nothing to prepare."""
 
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        raise NotImplementedError
+
     def give_way(self) -> None:
         """Nothing to give."""
 

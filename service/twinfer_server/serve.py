@@ -14,7 +14,7 @@ from typing import Any
 
 from .device import open_device
 from .engine import LocalEngine
-from .ensemble import Ensemble, load_ensemble, read_times, warm_up, write_times
+from .ensemble import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
 from .inputs import InputLimits
 from .metrics import Metrics
 from .rpc import RpcServer
@@ -61,7 +61,15 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
     warm_up(ensemble, read_times(cache, folder, ensemble) if cache else None, on_progress)
     if cache:
         write_times(cache, folder, ensemble)
+    ensemble.memory = measure_memory(ensemble.members, ensemble.device)
+    check_budget(ensemble.memory, _find_budget(ensemble, settings))
     return ensemble
+
+
+def _find_budget(ensemble: Ensemble, settings: ServerSettings) -> int | None:
+    """Give the smaller of the folder's and the operator's budget, in bytes; None if neither set one."""
+    wanted = [settings.memory_budget_mb or None, ensemble.spec.memory.budget_mb if ensemble.spec.memory else None]
+    return min((round(budget * MEGABYTE) for budget in wanted if budget), default=None)
 
 
 async def serve(folder: Path, settings: ServerSettings, observer: Observer, stopping: asyncio.Event) -> None:

@@ -94,6 +94,8 @@ class ServerSettings(BaseSettings):
     """How long the rows in hand may take once the server is told to stop."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
     """Threads that decode and tokenize; 0 means one per core."""
+    memory_budget_mb: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """The device memory that the members may take, in megabytes (10^6 bytes); 0 means no limit. The folder may set a lower one."""
     cache_dir: str = "~/.cache/twinfer"
     """Where measured plans are kept for the next start; empty means nowhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

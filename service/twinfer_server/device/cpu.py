@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .lane import Event, Graph, Lane, Work
+from .meter import MemoryMeter
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +211,12 @@ class CpuDevice:
     def memory_bytes(self) -> int:
         """Count nothing: the memory is the host's own."""
         return 0
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """Count the storages that the work's operations make; what one takes and frees within itself is not seen."""
+        with MemoryMeter() as meter:
+            work()
+        return meter.peak_bytes
 
     def give_way(self) -> None:
         """Let the calling thread's computing go behind parsing and answering: more rows then fly together, for less work each."""

@@ -179,6 +179,15 @@ class CudaDevice:
         """Count what torch's allocator has reserved on the GPU."""
         return int(torch.cuda.memory_reserved(self.torch_device))
 
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """Ask torch's allocator for the most that was allocated at once, beyond what was before."""
+        torch.cuda.synchronize(self.torch_device)
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        before = torch.cuda.memory_allocated(self.torch_device)
+        work()
+        torch.cuda.synchronize(self.torch_device)
+        return int(torch.cuda.max_memory_allocated(self.torch_device)) - before
+
     def give_way(self) -> None:
         """Nothing to do: what launches on a GPU leaves the cores alone."""
 

@@ -132,6 +132,10 @@ class Device(Protocol):
         """Count the device memory that torch holds for this process; 0 where it is the host's own."""
         ...
 
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """Do `work` on the calling thread and count the memory that it held at its peak; with nothing in the air."""
+        ...
+
     def give_way(self) -> None:
         """Let the calling thread go behind the host's other threads, where it computes on the same cores; for good."""
         ...

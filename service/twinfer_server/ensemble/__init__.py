@@ -8,6 +8,7 @@ from .ensemble import Ensemble
 from .flight import Flight, LeftOut
 from .loading import load_ensemble
 from .member import Member
+from .memory import MEGABYTE, MemberMemory, check_budget, measure_memory
 from .plan import Plan
 from .plan_cache import read_times, write_times
 from .run import Run
@@ -18,6 +19,7 @@ from .versions import FusionChange, FusionVersions
 from .warmup import warm_up
 
 __all__ = [
+    "MEGABYTE",
     "Bucket",
     "BucketTimes",
     "Ensemble",
@@ -27,14 +29,17 @@ __all__ = [
     "FusionVersions",
     "LeftOut",
     "Member",
+    "MemberMemory",
     "Plan",
     "Run",
     "Slot",
     "Trial",
     "answer_rows",
+    "check_budget",
     "fly_blank",
     "fusion_failure",
     "load_ensemble",
+    "measure_memory",
     "pending_members",
     "read_times",
     "warm_up",

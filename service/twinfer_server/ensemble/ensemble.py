@@ -17,6 +17,7 @@ from .cascade import Cascade
 from .crew import Crew, FusionBuilder
 from .flight import Flight, LeftOut
 from .member import Member
+from .memory import MemberMemory
 from .plan import make_plans
 from .run import Run
 from .slot import Slot
@@ -39,6 +40,8 @@ class Ensemble:
         self.device = device
         self.default_policy = Policy[spec.policy.upper()]
         self.times: TimesTable | None = None
+        self.memory: Mapping[str, MemberMemory] = {}
+        """What each member takes, by name; known once the ensemble is warm."""
         self.plans = make_plans(device, {name: member.priority == "high" for name, member in spec.members.items()})
         self.flight_captures: dict[tuple[int, Bucket], FlightCapture] = {}
         """By slot number and bucket: whole flights that are faster as one graph."""

@@ -71,6 +71,11 @@ class Slot:
         """Give the device side, cut to the bucket."""
         return [self._view(twin, staging, bucket) for staging, twin in zip(self._stagings, self._device, strict=True)]
 
+    @property
+    def device_bytes(self) -> int:
+        """The device memory behind the buffers."""
+        return sum(buffer.untyped_storage().nbytes() for buffer in self._device)
+
     def copy_out(self, output: Tensor) -> Tensor:
         """Send a member's output to the host; the values are real once the event recorded next is done."""
         if self._is_shared:

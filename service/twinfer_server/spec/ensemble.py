@@ -22,6 +22,13 @@ class BatchingSpec(Strict):
     """How long a lone row may wait for company when the lanes are idle; 0 launches at once."""
 
 
+class MemorySpec(Strict):
+    """How much of the device's memory the members may take."""
+
+    budget_mb: Annotated[FiniteFloat, Field(gt=0)]
+    """In megabytes (10^6 bytes), for parameters, staging, captures and activations; beyond it the server does not start."""
+
+
 class EnsembleSpec(Strict):
     """An `ensemble.toml`, checked."""
 
@@ -37,6 +44,7 @@ class EnsembleSpec(Strict):
     fusion: FusionSpec
     cascade: CascadeSpec | None = None
     batching: BatchingSpec = BatchingSpec()
+    memory: MemorySpec | None = None
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -1,0 +1,106 @@
+"""The memory contract: what members take is measured, and a server that would take too much does not start."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.models import register
+from tests.servers import DIGITS, write_ensemble
+from twinfer_server.device import CpuDevice
+from twinfer_server.ensemble import MemberMemory, check_budget, load_ensemble, measure_memory
+from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.inputs import InputLimits
+from twinfer_server.serve import prepare_ensemble
+from twinfer_server.settings import ServerSettings
+from twinfer_server.trust import Trust
+
+ROWS, WIDE, CLASSES = 16, 1000, 10
+
+TOML = """
+    name = "wide"
+    version = 1
+    task = "classification"
+    [members.wide]
+    model = "{model}"
+    [members.wide.input.x]
+    kind = "tensor"
+    dtype = "float32"
+    shape = [4]
+    [fusion]
+    method = "weighted_mean"
+    [batching]
+    max_rows = 16
+    {memory}
+"""
+
+
+class Wide(nn.Module):
+    """Holds two [rows, WIDE] float32 at once, and never three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, WIDE), nn.Linear(WIDE, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(self.up(x).relu())
+        return out
+
+
+def write_wide(folder: Path, memory: str = "") -> Path:
+    return write_ensemble(folder, TOML.format(model=register(Wide()), memory=memory))
+
+
+def test_every_part_of_a_members_memory_is_measured(tmp_path: Path) -> None:
+    device = CpuDevice(lanes=1)
+    ensemble = load_ensemble(write_wide(tmp_path), device, Trust(runs_any_code=True), InputLimits())
+    memory = measure_memory(ensemble.members, device)["wide"]
+    assert memory.parameters == 4 * (5 * WIDE + (WIDE + 1) * CLASSES)
+    assert memory.staging == 2 * ROWS * 4 * 4
+    assert memory.captures == 0
+    assert memory.activations == pytest.approx(2 * ROWS * WIDE * 4, rel=0.05)
+    assert memory.total == memory.parameters + memory.staging + memory.activations
+
+
+def test_the_digits_say_what_they_take() -> None:
+    ensemble = prepare_ensemble(DIGITS, ServerSettings(cache_dir=""), lambda done, total: None)
+    assert set(ensemble.memory) == {"vision", "language"}
+    assert all(0 < member.parameters < member.total for member in ensemble.memory.values())
+
+
+@pytest.mark.parametrize(
+    ("in_folder", "in_settings"),
+    [
+        pytest.param("[memory]\nbudget_mb = 0.1", 0.0, id="the folder's budget"),
+        pytest.param("", 0.1, id="the operator's budget"),
+        pytest.param("[memory]\nbudget_mb = 100.0", 0.1, id="the operator's, where it is smaller"),
+        pytest.param("[memory]\nbudget_mb = 0.1", 100.0, id="the folder's, where it is smaller"),
+    ],
+)
+def test_a_server_that_would_take_more_than_its_budget_does_not_start(tmp_path: Path, in_folder: str, in_settings: float) -> None:
+    settings = ServerSettings(cache_dir="", trust_code=True, memory_budget_mb=in_settings)
+    with pytest.raises(InvalidEnsemble) as refusal:
+        prepare_ensemble(write_wide(tmp_path, in_folder), settings, lambda done, total: None)
+    assert str(refusal.value).startswith("memory: the members take 0.18")
+    assert "allowed: 0.1 MB. wide 0.18" in str(refusal.value)
+    assert "(parameters 0.06, staging 0.000512, captures 0, activations 0.12" in str(refusal.value)
+
+
+def test_a_budget_that_is_just_met_is_met() -> None:
+    memory = {"one": MemberMemory(10, 20, 30, 40), "other": MemberMemory(1, 2, 3, 4)}
+    check_budget(memory, 110)
+    check_budget(memory, None)
+    with pytest.raises(InvalidEnsemble):
+        check_budget(memory, 109)
+
+
+def test_memory_that_is_given_back_counts_once() -> None:
+    device = CpuDevice(lanes=1)
+
+    def work() -> None:
+        for _ in range(10):
+            torch.ones(1000).add(1.0)
+
+    with torch.inference_mode():
+        assert 8000 <= device.peak_bytes(work) <= 12000
