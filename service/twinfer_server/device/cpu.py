@@ -216,7 +216,7 @@ class CpuDevice:
         """Count the storages that the work's operations make; what one takes and frees within itself is not seen."""
         with MemoryMeter() as meter:
             work()
-        return meter.peak_bytes
+        return int(meter.peak_bytes)
 
     def give_way(self) -> None:
         """Let the calling thread's computing go behind parsing and answering: more rows then fly together, for less work each."""
