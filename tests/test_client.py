@@ -275,13 +275,17 @@ def test_values_are_sent_by_their_type(tmp_path: Path, caller: Caller) -> None:
                 "bytes": png(),
                 "memory": memoryview(png()),
                 "text": "five.png",
+                "texts": ["five", "six"],
+                "pair": ("five", "six"),
                 "tensor": tensor_pb2.Tensor(dtype="DATA_TYPE_BF16", shape=[1], data=b"\x80\x3f"),
             },
         )
     [request] = service.requests
     sent = {name: value.WhichOneof("value") for name, value in request.inputs.items()}
-    assert sent == {"path": "image", "bytes": "image", "memory": "image", "text": "text", "tensor": "tensor"}
+    images, texts = dict.fromkeys(("path", "bytes", "memory"), "image"), dict.fromkeys(("texts", "pair"), "texts")
+    assert sent == {**images, "text": "text", **texts, "tensor": "tensor"}
     assert {request.inputs[name].image for name in ("path", "bytes", "memory")} == {png()}
+    assert [list(request.inputs[name].texts.values) for name in ("texts", "pair")] == [["five", "six"]] * 2
     assert request.inputs["text"].text == "five.png"  # a str is a text, whatever it looks like
 
 
@@ -319,7 +323,7 @@ def test_a_numpy_array_is_sent_row_major_and_little_endian(array: Any, dtype: st
     assert (tensor_pb2.DataType.Name(sent.dtype), list(sent.shape), sent.data) == (f"DATA_TYPE_{dtype}", shape, data)
 
 
-@pytest.mark.parametrize("value", [5, None, ["fve"], object()], ids=["an int", "None", "a list", "an object"])
+@pytest.mark.parametrize("value", [5, None, ["fve", 5], {"fve"}, object()], ids=["an int", "None", "a list", "a set", "an object"])
 def test_a_value_of_another_type_is_refused_by_name(value: Any) -> None:
     with pytest.raises(TypeError, match=rf"inputs\['text'\] is a {type(value).__name__}; allowed: a pathlib.Path"):
         make_request({"text": value})

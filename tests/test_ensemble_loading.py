@@ -17,7 +17,7 @@ from twinfer import Client
 from twinfer.answers import MemberState
 from twinfer_server.device import CpuDevice
 from twinfer_server.ensemble import Ensemble, load_ensemble
-from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.errors import InvalidEnsemble, InvalidInput
 from twinfer_server.inputs import InputLimits
 from twinfer_server.rows import Request
 from twinfer_server.trust import Trust
@@ -34,9 +34,9 @@ class Scripted(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *x: Tensor) -> Tensor:
         assert callable(self.answer)
-        found: Tensor = self.answer(x)
+        found: Tensor = self.answer(*x)
         return found
 
 
@@ -162,6 +162,18 @@ def test_an_input_that_two_members_share_reaches_both(tmp_path: Path) -> None:
     ensemble = load(folder)
     samples = ensemble.prepare(Request({"x": np.array([3], dtype=np.float32)}, arrived_at=0.0))
     assert [sample[0].tolist() for sample in samples.values()] == [[[3.0]], [[3.0]]]
+
+
+def test_the_inputs_of_a_member_must_bring_as_many_samples(tmp_path: Path) -> None:
+    toml = ['name = "several"', "version = 1", 'task = "classification"', "[fusion]", 'method = "weighted_mean"']
+    toml += ["[members.both]", f'model = "{register(Scripted(lambda x, y: pair_of(x + y)))}"']
+    for name in ("x", "y"):
+        toml += [f"[members.both.input.{name}]", 'kind = "tensor"', 'dtype = "float32"', "shape = [1]", "max_samples = 3"]
+    ensemble = load(write_ensemble(tmp_path, "\n".join(toml)))
+    three, two = np.zeros((3, 1), np.float32), np.zeros((2, 1), np.float32)
+    assert [len(array) for array in ensemble.prepare(Request({"x": three, "y": three}, arrived_at=0.0))[0]] == [3, 3]
+    with pytest.raises(InvalidInput, match=r"inputs: found {'x': 3, 'y': 2} samples for member 'both'; allowed: as many of each"):
+        ensemble.prepare(Request({"x": three, "y": two}, arrived_at=0.0))
 
 
 HEAVY = """

@@ -1,5 +1,6 @@
 """Tensor inputs: what fits the spec passes untouched; what does not is refused by name."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from twinfer_server.spec import TensorInputSpec
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
 
-def make(dtype: str = "float32", shape: tuple[int, ...] = (2, 3)) -> InputKind[Any]:
-    spec = TensorInputSpec.model_validate({"kind": "tensor", "dtype": dtype, "shape": list(shape)})
+def make(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), max_samples: int = 1) -> InputKind[Any]:
+    document = {"kind": "tensor", "dtype": dtype, "shape": list(shape), "max_samples": max_samples}
+    spec = TensorInputSpec.model_validate(document)
     return make_input("vision", "x", spec, Path(), InputLimits())
 
 
@@ -70,6 +72,34 @@ def test_a_tensor_that_does_not_fit_is_refused(value: RawInput, message: str) ->
     with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: {message}")) as refusal:
         kind.prepare(kind.decode(value))
     assert refusal.value.stage is Stage.DECODE
+
+
+@pytest.mark.parametrize("shape", [(2, 3), ()], ids=["of rank 2", "scalars"])
+def test_a_tensor_of_one_more_dimension_is_several_samples(shape: tuple[int, ...]) -> None:
+    kind = make(shape=shape, max_samples=4)
+    assert (kind.max_samples, kind.tensor_shape) == (4, shape)
+    several = np.arange(4 * math.prod(shape), dtype=np.float32).reshape(4, *shape)
+    assert np.array_equal(kind.prepare(kind.decode(several))[0], several)
+    assert np.array_equal(kind.prepare(kind.decode(several[:1]))[0], several[:1])
+    assert np.array_equal(kind.prepare(kind.decode(several[2]))[0], several[2:3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        pytest.param((5, 2, 3), "found 5 samples; allowed: 1 to 4", id="too many"),
+        pytest.param((0, 2, 3), "found 0 samples; allowed: 1 to 4", id="none"),
+        pytest.param((2, 3, 2), "found shape [2, 3, 2]; allowed: [1 to 4, 2, 3]", id="of another shape"),
+        pytest.param((3, 2), "found shape [3, 2]; allowed: [2, 3]", id="one of another shape"),
+        pytest.param(
+            (6,), "found rank 1 (shape [6]); allowed: rank 2 (shape [2, 3]), or 3: [samples, *shape]", id="of another rank"
+        ),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
+    kind = make(max_samples=4)
+    with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: {message}")):
+        kind.prepare(kind.decode(np.zeros(shape, np.float32)))
 
 
 @given(

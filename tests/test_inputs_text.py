@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from twinfer_server.errors import InvalidEnsemble, InvalidInput
@@ -143,6 +144,136 @@ def test_max_tokens_must_leave_room_for_a_word_beside_the_special_tokens(tmp_pat
     save_tokenizer(tmp_path, special=True)
     with pytest.raises(InvalidEnsemble, match=r"text\.max_tokens: found 2; allowed: more than the 2 tokens"):
         make(tmp_path, max_tokens=2)
+
+
+# --- several texts ----------------------------------------------------------------------------------------------------
+
+
+def test_several_texts_are_several_samples_as_long_as_the_longest(folder: Path) -> None:
+    kind = make(folder, mask=True, pad_id=3, max_samples=3)
+    assert (kind.max_samples, kind.is_pair) == (3, False)
+    ids, lengths = kind.prepare(kind.decode(("one", "one two one", "two one")))
+    assert (ids.tolist(), lengths.tolist()) == ([[1, 3, 3], [1, 2, 1], [2, 1, 3]], [1, 3, 2])
+
+
+def test_several_texts_without_a_mask_are_padded_to_max_tokens(folder: Path) -> None:
+    kind = make(folder, pad_id=3, max_samples=2)
+    [ids] = kind.prepare(kind.decode(("one", "one two")))
+    assert ids.tolist() == [[1, 3, 3, 3], [1, 2, 3, 3]]
+
+
+@pytest.mark.parametrize("value", ["two", ("two",), np.array([2])], ids=["a text", "texts", "ready ids"])
+def test_an_input_for_several_texts_takes_one_too(folder: Path, value: RawInput) -> None:
+    kind = make(folder, mask=True, max_samples=3)
+    ids, lengths = kind.prepare(kind.decode(value))
+    assert (ids.tolist(), lengths.tolist()) == ([[2]], [1])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param(("one",) * 4, "found 4 texts; allowed: 1 to 3", id="too many"),
+        pytest.param(("one", "", "two"), "found the text '', which has no token", id="an empty one among them"),
+        pytest.param(("one", "x" * 11), "found a text of 11 bytes; allowed: at most 10 bytes", id="a long one among them"),
+        pytest.param(("one", "\ud800"), "found a text that is no Unicode", id="half a character among them"),
+    ],
+)
+def test_texts_of_which_one_is_no_good_are_refused(folder: Path, value: RawInput, message: str) -> None:
+    kind = make(folder, TEN_BYTES, max_samples=3)
+    with pytest.raises(InvalidInput, match=re.escape(f"inputs['text']: {message}")):
+        kind.prepare(kind.decode(value))
+
+
+@given(texts=st.lists(st.lists(st.sampled_from(sorted(WORDS)), min_size=1, max_size=6).map(" ".join), min_size=1, max_size=4))
+def test_texts_together_give_what_each_gives_alone(folder: Path, texts: list[str]) -> None:
+    kind = make(folder, mask=True, max_samples=4)
+    ids, lengths = kind.prepare(kind.decode(tuple(texts)))
+    for row, length, text in zip(ids, lengths, texts, strict=True):
+        [alone], _ = kind.prepare(kind.decode(text))
+        assert row[:length].tolist() == alone.tolist()
+        assert not row[length:].any()
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    save_tokenizer(folder, special=True)
+    return folder
+
+
+def test_a_pair_is_one_sample_of_both_texts_with_their_types(pairs: Path) -> None:
+    kind = make(pairs, mask=True, pair=True, token_types=True, max_tokens=9)
+    assert (kind.max_samples, kind.is_pair, kind.tensor_shape) == (1, True, (2, -1))
+    ids, length, types = kind.prepare(kind.decode(("one", "two three")))
+    assert (ids.tolist(), length.tolist(), types.tolist()) == ([[4, 1, 5, 2, 3, 5]], [6], [[0, 0, 0, 1, 1, 1]])
+
+
+def test_the_longer_text_of_a_pair_is_cut_first(pairs: Path) -> None:
+    kind = make(pairs, mask=True, pair=True, max_tokens=6)
+    ids, _ = kind.prepare(kind.decode(("one", "two three two three")))
+    assert ids.tolist() == [[4, 1, 5, 2, 3, 5]]
+
+
+def test_the_member_gets_ids_mask_and_types(pairs: Path) -> None:
+    kind = make(pairs, mask=True, token_types=True)
+    kind.to(torch.device("cpu"))
+    assert [staging.name for staging in kind.staging if staging.is_ragged] == ["ids", "types"]
+    staged = [torch.tensor([[1, 2, 0]]), torch.tensor([2]), torch.tensor([[0, 1, 0]])]
+    ids, mask, types = kind.arguments([tensor.to(torch.int32) for tensor in staged])
+    assert (ids.tolist(), mask.tolist(), types.tolist()) == ([[1, 2, 0]], [[1, 1, 0]], [[0, 1, 0]])
+    assert {ids.dtype, mask.dtype, types.dtype} == {torch.int64}
+
+
+def test_an_example_is_what_the_member_is_probed_with(pairs: Path) -> None:
+    kind = make(pairs, mask=True, token_types=True)
+    assert [array.shape for array in kind.example(0, 3)] == [(1, 3), (1,), (1, 3)]
+
+
+def test_ready_ids_bring_their_types_along(pairs: Path) -> None:
+    kind = make(pairs, mask=True, token_types=True)
+    ids, length, types = kind.prepare(kind.decode(np.array([[4, 1, 5], [0, 0, 1]])))
+    assert (ids.tolist(), length.tolist(), types.tolist()) == ([[4, 1, 5]], [3], [[0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param("one", "found 1 texts; allowed: 2 texts, the first and the second of a pair", id="one text"),
+        pytest.param(("one",) * 3, "found 3 texts; allowed: 2 texts", id="three texts"),
+        pytest.param(b"one", "found 3 bytes; allowed: two texts, or a tensor int32 or int64 [2, tokens] of", id="bytes"),
+        pytest.param(np.array([1, 2]), "found a tensor int64 [2]; allowed: two texts, or", id="ids without types"),
+        pytest.param(np.ones((3, 2), np.int64), "found a tensor int64 [3, 2]; allowed: two texts, or", id="a third row"),
+        pytest.param(np.array([[1], [2]]), "found token type 2; allowed: 0 to 1", id="a third type"),
+    ],
+)
+def test_what_is_no_pair_is_refused(pairs: Path, value: RawInput, message: str) -> None:
+    kind = make(pairs, mask=True, pair=True, token_types=True, max_tokens=9)
+    with pytest.raises(InvalidInput, match=re.escape(f"inputs['text']: {message}")):
+        kind.prepare(kind.decode(value))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"pair": True, "max_samples": 2}, "max_samples is 2 for pairs; allowed: 1"),
+        ({"token_types": True}, "token_types is true and mask is false; allowed: token_types with mask = true"),
+    ],
+    ids=["several pairs", "types without a mask"],
+)
+def test_keys_that_exclude_each_other_are_refused(pairs: Path, keys: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make(pairs, None, **keys)
+
+
+def test_a_pair_needs_room_for_its_special_tokens(pairs: Path) -> None:
+    with pytest.raises(InvalidEnsemble, match=r"max_tokens: found 3; allowed: more than the 3 tokens .* to every pair"):
+        make(pairs, pair=True, max_tokens=3)
+
+
+# --- anything ---------------------------------------------------------------------------------------------------------
 
 
 @given(text=st.text(alphabet=st.characters()) | st.text(alphabet="one two three\n", max_size=60))

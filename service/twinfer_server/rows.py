@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from .errors import TwinferError
 
 Array = NDArray[np.generic]
-RawInput = bytes | str | Array
-"""What a caller sent for one input: an encoded image, a text, or a ready tensor."""
+RawInput = bytes | str | tuple[str, ...] | Array
+"""What a caller sent for one input: an encoded image, a text, several texts (at least one), or a ready tensor."""
 
 
 class Policy(IntEnum):

@@ -20,11 +20,23 @@ class ArrayLike(Protocol):
         """The array protocol of numpy; Pillow's images have it too."""
 
 
-# Path: an image file. bytes: an encoded image. str: a text. numpy array: a tensor. Pillow image: sent as PNG.
-Value = Path | str | bytes | bytearray | memoryview | ArrayLike | tensor_pb2.Tensor | ensemble_service_pb2.Input
+# Path: an image file. bytes: an encoded image. str: a text. A list or tuple of str: several texts, or a pair.
+# numpy array: a tensor. Pillow image: sent as PNG.
+Value = (
+    Path
+    | str
+    | list[str]
+    | tuple[str, ...]
+    | bytes
+    | bytearray
+    | memoryview
+    | ArrayLike
+    | tensor_pb2.Tensor
+    | ensemble_service_pb2.Input
+)
 Inputs = Mapping[str, Value]
 
-ALLOWED = "a pathlib.Path (an image file), bytes (an encoded image), str (a text), a numpy array or a PIL image"
+ALLOWED = "a pathlib.Path (an image file), bytes (an encoded image), str (a text), a list of str, a numpy array or a PIL image"
 
 # By numpy's names; bfloat16 is ml_dtypes' own.
 DTYPES: dict[str, tensor_pb2.DataType] = {
@@ -49,6 +61,8 @@ def make_input(name: str, value: Value) -> ensemble_service_pb2.Input:
     match value:
         case str():
             return ensemble_service_pb2.Input(text=value)
+        case list() | tuple() if all(isinstance(text, str) for text in value):
+            return ensemble_service_pb2.Input(texts=ensemble_service_pb2.TextList(values=value))
         case bytes() | bytearray() | memoryview():
             return ensemble_service_pb2.Input(image=bytes(value))
         case Path():

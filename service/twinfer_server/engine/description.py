@@ -22,6 +22,8 @@ class InputDescription:
     members: tuple[str, ...]
     is_optional: bool
     max_tokens: int
+    max_samples: int
+    is_pair: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,11 @@ def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
     """Gather the facts about a warm ensemble."""
     spec, version = ensemble.spec, ensemble.crew.version
     takers: dict[str, list[str]] = {}
-    kinds: dict[str, InputKind[Any]] = {}
+    kinds: dict[str, list[InputKind[Any]]] = {}
     for member in ensemble.members:
         for kind in member.request_inputs:
             takers.setdefault(kind.name, []).append(member.name)
-            kinds.setdefault(kind.name, kind)
+            kinds.setdefault(kind.name, []).append(kind)
     input_kinds = {name: input_spec.kind for _, name, input_spec in spec.walk_inputs()}
     return Description(
         name=spec.name,
@@ -78,13 +80,15 @@ def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
             InputDescription(
                 name=name,
                 kind=input_kinds[name],
-                dtype=kind.tensor_dtype,
-                shape=kind.tensor_shape,
+                dtype=takes[0].tensor_dtype,
+                shape=takes[0].tensor_shape,
                 members=tuple(takers[name]),
                 is_optional=not ensemble.is_required(name, Policy[spec.policy.upper()]),
-                max_tokens=kind.max_tokens,
+                max_tokens=takes[0].max_tokens,
+                max_samples=min(kind.max_samples for kind in takes),
+                is_pair=any(kind.is_pair for kind in takes),
             )
-            for name, kind in kinds.items()
+            for name, takes in kinds.items()
         ),
         members=tuple(
             MemberDescription(

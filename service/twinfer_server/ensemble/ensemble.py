@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..device import Device, Event, Lane
-from ..errors import InvalidOption, MissingInput, UnknownEnsemble, UnknownInput, UnknownMember, quote
+from ..errors import InvalidInput, InvalidOption, MissingInput, UnknownEnsemble, UnknownInput, UnknownMember, quote
 from ..rows import Policy, Request, Row, Samples
 from ..spec import EnsembleSpec
 from .bucket import Bucket, round_up
@@ -133,6 +133,9 @@ class Ensemble:
                     count = fed.samples_per_sample * len(samples[fed.feeder][0])
                     found[fed.name] = (np.empty((count, 0), dtype=np.float32),)
             if all(kind.name in found for kind in member.inputs):
+                counts = {kind.name: len(found[kind.name][0]) for kind in member.inputs}
+                if len(set(counts.values())) > 1:
+                    raise InvalidInput(f"inputs: found {counts} samples for member {member.name!r}; allowed: as many of each")
                 samples[member.index] = tuple(array for kind in member.inputs for array in found[kind.name])
         if not samples:
             raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")

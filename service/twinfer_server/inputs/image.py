@@ -48,6 +48,8 @@ class ImageInput:
         self.tensor_dtype = "uint8"
         self.tensor_shape: tuple[int, ...] = (-1, -1, spec.channels)
         self.max_tokens = 0
+        self.max_samples = 1
+        self.is_pair = False
         self._max_pixels = limits.max_image_pixels
         self._mode = "RGB" if spec.channels == 3 else "L"
         self._size = (spec.size[1], spec.size[0])
@@ -61,7 +63,7 @@ class ImageInput:
         """Decode to 8-bit grey or RGB, upright and opaque; raises InvalidInput."""
         if isinstance(value, bytes):
             return self._decode_bytes(value)
-        if isinstance(value, str):
+        if isinstance(value, (str, tuple)):
             raise refuse(self.name, describe(value), ALLOWED)
         return self._decode_pixels(value)
 

@@ -26,7 +26,8 @@ class InputKind(Protocol[Decoded]):
     """One input of one member: from what a caller sent to what the member is called with.
 
     `name` is the input's name in requests; errors begin with it. `tensor_dtype`, `tensor_shape` (-1 where any size is
-    accepted) and `max_tokens` (0 where there are none) are what callers are told about the ready tensors it takes.
+    accepted) and `max_tokens` (0 where there are none) are what callers are told about the ready tensors it takes. A row gives
+    the member up to `max_samples` samples; where `is_pair`, one, made of two texts.
     """
 
     name: str
@@ -34,6 +35,8 @@ class InputKind(Protocol[Decoded]):
     tensor_dtype: str
     tensor_shape: tuple[int, ...]
     max_tokens: int
+    max_samples: int
+    is_pair: bool
 
     def decode(self, value: RawInput) -> Decoded:
         """Do the costly part, once per request even where several members take the input; raises InvalidInput.
@@ -76,4 +79,6 @@ def describe(value: RawInput) -> str:
         return f"{len(value)} bytes"
     if isinstance(value, str):
         return f"the text {quote(value)}"
+    if isinstance(value, tuple):
+        return f"{len(value)} texts"
     return f"a tensor {value.dtype} {list(value.shape)}"

@@ -15,7 +15,7 @@ from .staging import Staging
 
 
 class TensorInput:
-    """A tensor input of one member: one sample per row, of the spec's dtype and shape.
+    """A tensor input of one member: one sample per row, of the spec's dtype and shape, or several on top of each other.
 
     NaN and infinities are refused: through a model they would come back as its failure, and nobody would know whose
     fault it was. A member that wants to be told what is missing takes a second tensor for it.
@@ -27,30 +27,36 @@ class TensorInput:
         self.tensor_dtype: str = spec.dtype
         self.tensor_shape: tuple[int, ...] = tuple(spec.shape)
         self.max_tokens = 0
+        self.max_samples = spec.max_samples
+        self.is_pair = False
         self.staging: tuple[Staging, ...] = (Staging("values", getattr(torch, spec.dtype), self.tensor_shape),)
         self._dtype = np.dtype(spec.dtype)
 
     def decode(self, value: RawInput) -> Array:
         """Check that it is a tensor; its dtype and shape are each member's own matter. Raises InvalidInput."""
-        if isinstance(value, (bytes, str)):
+        if isinstance(value, (bytes, str, tuple)):
             raise refuse(self.name, describe(value), f"a tensor {self.tensor_dtype} {list(self.tensor_shape)}")
         return value
 
     def prepare(self, decoded: Array) -> Samples:
-        """Check dtype, rank, shape and values, and give [1, *shape]; raises InvalidInput."""
+        """Check dtype, rank, shape and values, and give [samples, *shape]; raises InvalidInput."""
         if decoded.dtype != self._dtype:
             raise refuse(self.name, f"dtype {decoded.dtype}", self.tensor_dtype)
-        if decoded.ndim != len(self.tensor_shape):
-            raise refuse(
-                self.name,
-                f"rank {decoded.ndim} (shape {list(decoded.shape)})",
-                f"rank {len(self.tensor_shape)} (shape {list(self.tensor_shape)})",
-            )
-        if decoded.shape != self.tensor_shape:
-            raise refuse(self.name, f"shape {list(decoded.shape)}", str(list(self.tensor_shape)))
-        if self._dtype.kind == "f" and not np.isfinite(decoded).all():
+        rank = len(self.tensor_shape)
+        has_several = self.max_samples > 1 and decoded.ndim == rank + 1
+        if decoded.ndim != rank and not has_several:
+            ranks = f"rank {rank} (shape {list(self.tensor_shape)})"
+            several = f", or {rank + 1}: [samples, *shape]" if self.max_samples > 1 else ""
+            raise refuse(self.name, f"rank {decoded.ndim} (shape {list(decoded.shape)})", ranks + several)
+        samples = decoded if has_several else decoded[np.newaxis]
+        if samples.shape[1:] != self.tensor_shape:
+            allowed = [f"1 to {self.max_samples}", *map(str, self.tensor_shape)] if has_several else map(str, self.tensor_shape)
+            raise refuse(self.name, f"shape {list(decoded.shape)}", f"[{', '.join(allowed)}]")
+        if not 1 <= len(samples) <= self.max_samples:
+            raise refuse(self.name, f"{len(samples)} samples", f"1 to {self.max_samples}")
+        if self._dtype.kind == "f" and not np.isfinite(samples).all():
             raise refuse(self.name, "NaN or an infinity", "finite numbers")
-        return (decoded[np.newaxis],)
+        return (samples,)
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a tensor of normal numbers, or of zeros and ones where the dtype has no others in common."""

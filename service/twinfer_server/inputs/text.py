@@ -1,4 +1,4 @@
-"""Texts: UTF-8 or ready token ids in; int64 ids, and a mask where the member takes one, to the member."""
+"""Texts: UTF-8 or ready token ids in; int64 ids, a mask and token types, where the member takes them, to the member."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from ..errors import InvalidEnsemble, quote
@@ -17,9 +17,9 @@ from .staging import Staging
 
 
 class TextInput:
-    """A text input of one member; decoded, it is still the text (tokenizers differ by member), or the ready ids.
+    """A text input of one member; decoded, it is still the texts (tokenizers differ by member), or the ready ids.
 
-    With a mask, samples are as long as their text and the flight pads them; without one the member could not tell
+    With a mask, samples are as long as the row's longest text and the flight pads them; without one the member could not tell
     padding from text, so every sample is padded to `max_tokens` and an answer never depends on the neighbours' lengths.
     """
 
@@ -27,84 +27,126 @@ class TextInput:
         """Read the tokenizer; raises InvalidEnsemble where that cannot be used."""
         self.name = name
         self.tensor_dtype = "int64"
-        self.tensor_shape: tuple[int, ...] = (-1,)
+        self.tensor_shape: tuple[int, ...] = (2, -1) if spec.token_types else (-1,)
         self.max_tokens = spec.max_tokens
+        self.max_samples = spec.max_samples
+        self.is_pair = spec.pair
         ids = Staging("ids", torch.int32, (spec.max_tokens,), is_ragged=spec.mask, fill=spec.pad_id)
+        types = Staging("types", torch.int32, (spec.max_tokens,), is_ragged=True)
         self.staging: tuple[Staging, ...] = (ids, Staging("length", torch.int32, ())) if spec.mask else (ids,)
+        self.staging += (types,) if spec.token_types else ()
+        ready = "[2, tokens] of token ids and types" if spec.token_types else "[tokens] of token ids"
+        self._allowed = f"{'two texts' if spec.pair else 'a text'}, or a tensor int32 or int64 {ready}"
         self._max_bytes = limits.max_text_bytes
         self._tokenizer = _read_tokenizer(f"{key}.tokenizer", folder / spec.tokenizer)
         self._vocabulary = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         # The file's own truncation and padding are for whoever made it; the spec's count here.
         self._tokenizer.no_padding()
-        special_tokens = self._tokenizer.num_special_tokens_to_add(False)
+        special_tokens = self._tokenizer.num_special_tokens_to_add(spec.pair)
         if special_tokens >= spec.max_tokens:
             raise InvalidEnsemble(
                 f"{key}.max_tokens: found {spec.max_tokens}; allowed: more than the {special_tokens} tokens that the "
-                "tokenizer adds to every text"
+                f"tokenizer adds to every {'pair' if spec.pair else 'text'}"
             )
         self._tokenizer.enable_truncation(spec.max_tokens)
         self._device = torch.device("cpu")
 
-    def decode(self, value: RawInput) -> str | Array:
-        """Check the kind of value and a text's size; raises InvalidInput."""
+    def decode(self, value: RawInput) -> tuple[str, ...] | Array:
+        """Check the kind of value and each text's size; raises InvalidInput."""
         if isinstance(value, bytes):
-            raise refuse(self.name, describe(value), "a text, or a tensor int32 or int64 [tokens] of token ids")
-        if isinstance(value, str):
+            raise refuse(self.name, describe(value), self._allowed)
+        if not isinstance(value, (str, tuple)):
+            return value
+        texts = (value,) if isinstance(value, str) else value
+        for text in texts:
             try:
-                size = len(value.encode())
+                size = len(text.encode())
             except UnicodeEncodeError as error:
                 raise refuse(self.name, f"a text that is no Unicode ({error.reason})", "a text") from None
             if size > self._max_bytes:
                 raise refuse(self.name, f"a text of {size} bytes", f"at most {self._max_bytes} bytes of UTF-8")
-        return value
+        return texts
 
-    def prepare(self, decoded: str | Array) -> Samples:
-        """Make int32 ids [1, tokens] and their length int32 [1]; without a mask, int32 ids [1, max_tokens] alone."""
-        ids = self._tokenize(decoded) if isinstance(decoded, str) else self._read_ids(decoded)
-        if len(self.staging) == 2:
-            return ids[np.newaxis], np.array([len(ids)], dtype=np.int32)
-        padded = np.full((1, self.max_tokens), self.staging[0].fill, dtype=np.int32)
-        padded[0, : len(ids)] = ids
-        return (padded,)
+    def prepare(self, decoded: tuple[str, ...] | Array) -> Samples:
+        """Make int32 ids [samples, tokens], with a mask lengths [samples] too, and types [samples, tokens]; raises InvalidInput."""
+        if isinstance(decoded, tuple):
+            encodings = self._tokenize(decoded)
+            ids, types = [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
+        else:
+            ready = self._read_ids(decoded)
+            ids, types = ready[:1], ready[1:]
+        lengths = np.array([len(sample) for sample in ids], dtype=np.int32)
+        tokens = int(lengths.max()) if self.staging[0].is_ragged else self.max_tokens
+        arrays = {"ids": _pad(ids, tokens, self.staging[0].fill), "length": lengths, "types": _pad(types, tokens, 0)}
+        return tuple(arrays[staging.name] for staging in self.staging)
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a text of random tokens."""
         length = tokens if self.staging[0].is_ragged else self.max_tokens
-        ids = np.random.default_rng(seed).integers(0, self._vocabulary, (1, length), dtype=np.int32)
-        return (ids, np.array([length], dtype=np.int32)) if len(self.staging) == 2 else (ids,)
+        random = np.random.default_rng(seed)
+        arrays = {
+            "ids": random.integers(0, self._vocabulary, (1, length), dtype=np.int32),
+            "length": np.array([length], dtype=np.int32),
+            "types": random.integers(0, 2, (1, length), dtype=np.int32),
+        }
+        return tuple(arrays[staging.name] for staging in self.staging)
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Turn int32 ids [n, tokens] (and lengths [n]) into int64 ids (and int64 mask), both [n, tokens]."""
+        """Turn int32 ids [n, tokens] (lengths [n], types [n, tokens]) into int64 ids (mask, types), each [n, tokens]."""
         ids = staged[0].to(torch.int64)
-        if len(self.staging) == 1:
+        if len(staged) == 1:
             return (ids,)
         positions = torch.arange(ids.shape[1], dtype=torch.int32, device=self._device)
-        return ids, (positions < staged[1].unsqueeze(1)).to(torch.int64)
+        mask = (positions < staged[1].unsqueeze(1)).to(torch.int64)
+        return ids, mask, *(types.to(torch.int64) for types in staged[2:])
 
     def to(self, device: torch.device) -> None:
         """Remember where the mask is made."""
         self._device = device
 
-    def _tokenize(self, text: str) -> NDArray[np.int32]:
+    def _tokenize(self, texts: tuple[str, ...]) -> list[Encoding]:
+        if self.is_pair and len(texts) != 2:
+            raise refuse(self.name, describe(texts), "2 texts, the first and the second of a pair")
+        if not self.is_pair and len(texts) > self.max_samples:
+            raise refuse(self.name, f"{len(texts)} texts", f"1 to {self.max_samples}")
+        inputs: list[str | tuple[str, ...]] = [texts] if self.is_pair else [*texts]
         try:
-            ids = self._tokenizer.encode(text).ids
+            # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
+            encodings = self._tokenizer.encode_batch_fast(inputs)
         except Exception as error:  # tokenizers raises plain Exception: a word outside a vocabulary without "unknown"
-            raise refuse(self.name, f"{describe(text)} ({error})", "a text that the tokenizer can read") from None
-        if not ids:
-            # Nothing to attend to: many models would answer NaN.
-            raise refuse(self.name, f"{describe(text)}, which has no token", "a text with at least one token")
-        return np.array(ids, dtype=np.int32)
+            found = describe(texts if len(texts) > 1 else texts[0])
+            raise refuse(self.name, f"{found} ({error})", "a text that the tokenizer can read") from None
+        for text, encoding in zip(inputs, encodings, strict=True):
+            if not encoding.ids:
+                # Nothing to attend to: many models would answer NaN.
+                raise refuse(self.name, f"{describe(text)}, which has no token", "a text with at least one token")
+        return encodings
 
-    def _read_ids(self, ids: Array) -> NDArray[np.int32]:
-        if ids.dtype not in (np.int32, np.int64) or ids.ndim != 1:
-            raise refuse(self.name, describe(ids), "a text, or a tensor int32 or int64 [tokens] of token ids")
-        if not 1 <= len(ids) <= self.max_tokens:
-            raise refuse(self.name, f"{len(ids)} token ids", f"1 to {self.max_tokens}")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self._vocabulary:
-            found = f"token id {low if low < 0 else high}"
-            raise refuse(self.name, found, f"0 to {self._vocabulary - 1}, the tokenizer's vocabulary")
-        return ids.astype(np.int32)
+    def _read_ids(self, ids: Array) -> list[list[int]]:
+        """Give the ids, and behind them the types where the member takes them."""
+        rank = len(self.tensor_shape)
+        if ids.dtype not in (np.int32, np.int64) or ids.ndim != rank or (rank == 2 and len(ids) != 2):
+            raise refuse(self.name, describe(ids), self._allowed)
+        ready = np.atleast_2d(ids)
+        if not 1 <= ready.shape[1] <= self.max_tokens:
+            raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self.max_tokens}")
+        self._check_range("token id", ready[0], self._vocabulary - 1, ", the tokenizer's vocabulary")
+        for types in ready[1:]:
+            self._check_range("token type", types, 1, "")
+        values: list[list[int]] = ready.tolist()
+        return values
+
+    def _check_range(self, what: str, values: Array, highest: int, reason: str) -> None:
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > highest:
+            raise refuse(self.name, f"{what} {low if low < 0 else high}", f"0 to {highest}{reason}")
+
+
+def _pad(samples: Sequence[Sequence[int]], tokens: int, fill: int) -> NDArray[np.int32]:
+    padded = np.full((len(samples), tokens), fill, dtype=np.int32)
+    for row, sample in zip(padded, samples, strict=True):
+        row[: len(sample)] = sample
+    return padded
 
 
 def _read_tokenizer(key: str, path: Path) -> Tokenizer:

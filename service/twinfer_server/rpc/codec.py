@@ -90,9 +90,13 @@ def _read_input(name: str, message: ensemble_service_pb2.Input) -> RawInput:
             return message.image
         case "text":
             return message.text
+        case "texts":
+            if not message.texts.values:
+                raise InvalidInput(f"inputs[{quote(name)}].texts: found no text; allowed: at least one")
+            return tuple(message.texts.values)
         case "tensor":
             return read_tensor(f"inputs[{quote(name)}].tensor", message.tensor)
-    raise InvalidInput(f"inputs[{quote(name)}]: no value is set; allowed: image, text or tensor")
+    raise InvalidInput(f"inputs[{quote(name)}]: no value is set; allowed: image, text, texts or tensor")
 
 
 def read_tensor(field: str, message: tensor_pb2.Tensor) -> Array:
@@ -219,6 +223,8 @@ def write_description(description: Description) -> ensemble_pb2.Ensemble:
                 members=entry.members,
                 optional=entry.is_optional,
                 max_tokens=entry.max_tokens,
+                max_samples=entry.max_samples,
+                pair=entry.is_pair,
             )
             for entry in description.inputs
         ],

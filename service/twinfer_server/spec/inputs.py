@@ -44,17 +44,31 @@ class TextInputSpec(Strict):
     mask: bool = False
     """Whether the member takes (ids, mask), mask int64: 1 token, 0 padding. Without it, it always sees `max_tokens`."""
     pad_id: Annotated[int, Field(ge=0)] = 0
+    pair: bool = False
+    """Whether a sample is made of two texts, cut together at `max_tokens`; a request brings exactly these two."""
+    token_types: bool = False
+    """Whether the member takes (ids, mask, types), types int64: which text of a pair a token belongs to. It needs `mask`."""
     max_samples: Annotated[int, Field(ge=1, le=4096)] = 1
-    """The most texts that one request may bring; above 1 the member computes on each of them."""
+    """The most texts that one request may bring; above 1 the member computes on each of them. Pairs come one at a time."""
     required: bool = False
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if self.pair and self.max_samples > 1:
+            raise ValueError(f"max_samples is {self.max_samples} for pairs; allowed: 1")
+        if self.token_types and not self.mask:
+            raise ValueError("token_types is true and mask is false; allowed: token_types with mask = true")
+        return self
 
 
 class TensorInputSpec(Strict):
-    """A ready tensor: one sample of this dtype and shape."""
+    """A ready tensor: one sample of this dtype and shape, or [samples, *shape]."""
 
     kind: Literal["tensor"]
     dtype: Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
     shape: list[Annotated[int, Field(ge=1)]]
+    max_samples: Annotated[int, Field(ge=1, le=4096)] = 1
+    """The most samples that one request may bring; above 1 a tensor of one more dimension is taken for several."""
     required: bool = False
 
 

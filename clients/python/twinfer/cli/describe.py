@@ -1,5 +1,7 @@
 """`twinfer describe`: says what the server serves."""
 
+from typing import Any
+
 import typer
 
 from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
@@ -75,10 +77,14 @@ def _print(ensemble: ensemble_pb2.Ensemble) -> None:
         )
 
 
-def _notes(spec: dict[str, object]) -> str:
+def _notes(spec: dict[str, Any]) -> str:
     notes = ["may be left out"] * bool(spec["optional"])
     if spec["max_tokens"]:
         notes.append(f"at most {spec['max_tokens']} tokens")
+    if spec["pair"]:
+        notes.append("a pair")
+    if spec["max_samples"] > 1:
+        notes.append(f"at most {spec['max_samples']} samples")
     return ", ".join(notes)
 
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from twinfer.v1 import tensor_pb2 as twinfer_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19twinfer/v1/ensemble.proto\x12\ntwinfer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17twinfer/v1/tensor.proto\"\xca\x02\n\x08\x45nsemble\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x1e\n\x04task\x18\x03 \x01(\x0e\x32\x10.twinfer.v1.Task\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12%\n\x06inputs\x18\x05 \x03(\x0b\x32\x15.twinfer.v1.InputSpec\x12#\n\x07members\x18\x06 \x03(\x0b\x32\x12.twinfer.v1.Member\x12\"\n\x06\x66usion\x18\x07 \x01(\x0b\x32\x12.twinfer.v1.Fusion\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\"\n\x06limits\x18\t \x01(\x0b\x32\x12.twinfer.v1.Limits\x12%\n\x05plans\x18\n \x03(\x0b\x32\x16.twinfer.v1.BucketPlan\x12$\n\x07\x63\x61scade\x18\x0b \x01(\x0b\x32\x13.twinfer.v1.Cascade\"&\n\x07\x43\x61scade\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0c\n\x04gate\x18\x02 \x01(\x01\"\xa7\x01\n\tInputSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12#\n\x05\x64type\x18\x03 \x01(\x0e\x32\x14.twinfer.v1.DataType\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x0f\n\x07members\x18\x05 \x03(\t\x12\x10\n\x08optional\x18\x06 \x01(\x08\x12\x12\n\nmax_tokens\x18\x07 \x01(\x05\x12\x13\n\x0bmax_samples\x18\x08 \x01(\x05\"\x80\x02\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06loader\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0e\n\x06inputs\x18\x05 \x03(\t\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\x17\n\x0fparameter_bytes\x18\x07 \x01(\x03\x12\x14\n\x0cnot_captured\x18\x08 \x01(\t\x12\x15\n\rcapture_bytes\x18\t \x01(\x03\x12(\n\x06switch\x18\n \x01(\x0e\x32\x18.twinfer.v1.MemberSwitch\x12\x15\n\rswitch_reason\x18\x0b \x01(\t\x12\x0e\n\x06\x66\x65\x64_by\x18\x0c \x03(\t\"\x8c\x02\n\x06\x46usion\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x30\n\x07weights\x18\x02 \x03(\x0b\x32\x1f.twinfer.v1.Fusion.WeightsEntry\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12:\n\x0ctemperatures\x18\x04 \x03(\x0b\x32$.twinfer.v1.Fusion.TemperaturesEntry\x12\x0e\n\x06\x66itted\x18\x05 \x01(\x08\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11TemperaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xbc\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x03\x12\x16\n\x0emax_text_bytes\x18\x03 \x01(\x03\x12\x17\n\x0fmax_flight_rows\x18\x04 \x01(\x05\x12\x18\n\x10max_waiting_rows\x18\x05 \x01(\x05\x12\x32\n\x0f\x64\x65\x66\x61ult_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd5\x02\n\nBucketPlan\x12\x0c\n\x04rows\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x06 \x01(\x05\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x30\n\x05times\x18\x03 \x03(\x0b\x32!.twinfer.v1.BucketPlan.TimesEntry\x12;\n\x0b\x61lone_times\x18\x04 \x03(\x0b\x32&.twinfer.v1.BucketPlan.AloneTimesEntry\x12\x15\n\roverlap_ratio\x18\x05 \x01(\x01\x1aG\n\nTimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration:\x02\x38\x01\x1aL\n\x0f\x41loneTimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration:\x02\x38\x01*\x99\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_CLASSIFICATION\x10\x01\x12\x12\n\x0eTASK_EMBEDDING\x10\x02\x12\x14\n\x10TASK_MULTI_LABEL\x10\x03\x12\x13\n\x0fTASK_SIMILARITY\x10\x04\x12\x12\n\x0eTASK_DETECTION\x10\x05\x12\x0f\n\x0bTASK_TENSOR\x10\x06*u\n\x0cMemberSwitch\x12\x1d\n\x19MEMBER_SWITCH_UNSPECIFIED\x10\x00\x12\x14\n\x10MEMBER_SWITCH_ON\x10\x01\x12\x19\n\x15MEMBER_SWITCH_TRIPPED\x10\x02\x12\x15\n\x11MEMBER_SWITCH_OFF\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19twinfer/v1/ensemble.proto\x12\ntwinfer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17twinfer/v1/tensor.proto\"\xca\x02\n\x08\x45nsemble\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x1e\n\x04task\x18\x03 \x01(\x0e\x32\x10.twinfer.v1.Task\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12%\n\x06inputs\x18\x05 \x03(\x0b\x32\x15.twinfer.v1.InputSpec\x12#\n\x07members\x18\x06 \x03(\x0b\x32\x12.twinfer.v1.Member\x12\"\n\x06\x66usion\x18\x07 \x01(\x0b\x32\x12.twinfer.v1.Fusion\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\"\n\x06limits\x18\t \x01(\x0b\x32\x12.twinfer.v1.Limits\x12%\n\x05plans\x18\n \x03(\x0b\x32\x16.twinfer.v1.BucketPlan\x12$\n\x07\x63\x61scade\x18\x0b \x01(\x0b\x32\x13.twinfer.v1.Cascade\"&\n\x07\x43\x61scade\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0c\n\x04gate\x18\x02 \x01(\x01\"\xb5\x01\n\tInputSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12#\n\x05\x64type\x18\x03 \x01(\x0e\x32\x14.twinfer.v1.DataType\x12\r\n\x05shape\x18\x04 \x03(\x03\x12\x0f\n\x07members\x18\x05 \x03(\t\x12\x10\n\x08optional\x18\x06 \x01(\x08\x12\x12\n\nmax_tokens\x18\x07 \x01(\x05\x12\x13\n\x0bmax_samples\x18\x08 \x01(\x05\x12\x0c\n\x04pair\x18\t \x01(\x08\"\x80\x02\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06loader\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0e\n\x06inputs\x18\x05 \x03(\t\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\x17\n\x0fparameter_bytes\x18\x07 \x01(\x03\x12\x14\n\x0cnot_captured\x18\x08 \x01(\t\x12\x15\n\rcapture_bytes\x18\t \x01(\x03\x12(\n\x06switch\x18\n \x01(\x0e\x32\x18.twinfer.v1.MemberSwitch\x12\x15\n\rswitch_reason\x18\x0b \x01(\t\x12\x0e\n\x06\x66\x65\x64_by\x18\x0c \x03(\t\"\x8c\x02\n\x06\x46usion\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x30\n\x07weights\x18\x02 \x03(\x0b\x32\x1f.twinfer.v1.Fusion.WeightsEntry\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12:\n\x0ctemperatures\x18\x04 \x03(\x0b\x32$.twinfer.v1.Fusion.TemperaturesEntry\x12\x0e\n\x06\x66itted\x18\x05 \x01(\x08\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11TemperaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xbc\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x03\x12\x16\n\x0emax_text_bytes\x18\x03 \x01(\x03\x12\x17\n\x0fmax_flight_rows\x18\x04 \x01(\x05\x12\x18\n\x10max_waiting_rows\x18\x05 \x01(\x05\x12\x32\n\x0f\x64\x65\x66\x61ult_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd5\x02\n\nBucketPlan\x12\x0c\n\x04rows\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x06 \x01(\x05\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x30\n\x05times\x18\x03 \x03(\x0b\x32!.twinfer.v1.BucketPlan.TimesEntry\x12;\n\x0b\x61lone_times\x18\x04 \x03(\x0b\x32&.twinfer.v1.BucketPlan.AloneTimesEntry\x12\x15\n\roverlap_ratio\x18\x05 \x01(\x01\x1aG\n\nTimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration:\x02\x38\x01\x1aL\n\x0f\x41loneTimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration:\x02\x38\x01*\x99\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_CLASSIFICATION\x10\x01\x12\x12\n\x0eTASK_EMBEDDING\x10\x02\x12\x14\n\x10TASK_MULTI_LABEL\x10\x03\x12\x13\n\x0fTASK_SIMILARITY\x10\x04\x12\x12\n\x0eTASK_DETECTION\x10\x05\x12\x0f\n\x0bTASK_TENSOR\x10\x06*u\n\x0cMemberSwitch\x12\x1d\n\x19MEMBER_SWITCH_UNSPECIFIED\x10\x00\x12\x14\n\x10MEMBER_SWITCH_ON\x10\x01\x12\x19\n\x15MEMBER_SWITCH_TRIPPED\x10\x02\x12\x15\n\x11MEMBER_SWITCH_OFF\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,30 +41,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUCKETPLAN_TIMESENTRY']._serialized_options = b'8\001'
   _globals['_BUCKETPLAN_ALONETIMESENTRY']._loaded_options = None
   _globals['_BUCKETPLAN_ALONETIMESENTRY']._serialized_options = b'8\001'
-  _globals['_TASK']._serialized_start=1707
-  _globals['_TASK']._serialized_end=1860
-  _globals['_MEMBERSWITCH']._serialized_start=1862
-  _globals['_MEMBERSWITCH']._serialized_end=1979
+  _globals['_TASK']._serialized_start=1721
+  _globals['_TASK']._serialized_end=1874
+  _globals['_MEMBERSWITCH']._serialized_start=1876
+  _globals['_MEMBERSWITCH']._serialized_end=1993
   _globals['_ENSEMBLE']._serialized_start=99
   _globals['_ENSEMBLE']._serialized_end=429
   _globals['_CASCADE']._serialized_start=431
   _globals['_CASCADE']._serialized_end=469
   _globals['_INPUTSPEC']._serialized_start=472
-  _globals['_INPUTSPEC']._serialized_end=639
-  _globals['_MEMBER']._serialized_start=642
-  _globals['_MEMBER']._serialized_end=898
-  _globals['_FUSION']._serialized_start=901
-  _globals['_FUSION']._serialized_end=1169
-  _globals['_FUSION_WEIGHTSENTRY']._serialized_start=1070
-  _globals['_FUSION_WEIGHTSENTRY']._serialized_end=1116
-  _globals['_FUSION_TEMPERATURESENTRY']._serialized_start=1118
-  _globals['_FUSION_TEMPERATURESENTRY']._serialized_end=1169
-  _globals['_LIMITS']._serialized_start=1172
-  _globals['_LIMITS']._serialized_end=1360
-  _globals['_BUCKETPLAN']._serialized_start=1363
-  _globals['_BUCKETPLAN']._serialized_end=1704
-  _globals['_BUCKETPLAN_TIMESENTRY']._serialized_start=1555
-  _globals['_BUCKETPLAN_TIMESENTRY']._serialized_end=1626
-  _globals['_BUCKETPLAN_ALONETIMESENTRY']._serialized_start=1628
-  _globals['_BUCKETPLAN_ALONETIMESENTRY']._serialized_end=1704
+  _globals['_INPUTSPEC']._serialized_end=653
+  _globals['_MEMBER']._serialized_start=656
+  _globals['_MEMBER']._serialized_end=912
+  _globals['_FUSION']._serialized_start=915
+  _globals['_FUSION']._serialized_end=1183
+  _globals['_FUSION_WEIGHTSENTRY']._serialized_start=1084
+  _globals['_FUSION_WEIGHTSENTRY']._serialized_end=1130
+  _globals['_FUSION_TEMPERATURESENTRY']._serialized_start=1132
+  _globals['_FUSION_TEMPERATURESENTRY']._serialized_end=1183
+  _globals['_LIMITS']._serialized_start=1186
+  _globals['_LIMITS']._serialized_end=1374
+  _globals['_BUCKETPLAN']._serialized_start=1377
+  _globals['_BUCKETPLAN']._serialized_end=1718
+  _globals['_BUCKETPLAN_TIMESENTRY']._serialized_start=1569
+  _globals['_BUCKETPLAN_TIMESENTRY']._serialized_end=1640
+  _globals['_BUCKETPLAN_ALONETIMESENTRY']._serialized_start=1642
+  _globals['_BUCKETPLAN_ALONETIMESENTRY']._serialized_end=1718
 # @@protoc_insertion_point(module_scope)

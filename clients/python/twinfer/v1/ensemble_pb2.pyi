@@ -71,7 +71,7 @@ class Cascade(_message.Message):
     def __init__(self, first: _Optional[str] = ..., gate: _Optional[float] = ...) -> None: ...
 
 class InputSpec(_message.Message):
-    __slots__ = ("name", "kind", "dtype", "shape", "members", "optional", "max_tokens", "max_samples")
+    __slots__ = ("name", "kind", "dtype", "shape", "members", "optional", "max_tokens", "max_samples", "pair")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +80,7 @@ class InputSpec(_message.Message):
     OPTIONAL_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PAIR_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     dtype: _tensor_pb2.DataType
@@ -88,7 +89,8 @@ class InputSpec(_message.Message):
     optional: bool
     max_tokens: int
     max_samples: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ..., optional: bool = ..., max_tokens: _Optional[int] = ..., max_samples: _Optional[int] = ...) -> None: ...
+    pair: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ..., optional: bool = ..., max_tokens: _Optional[int] = ..., max_samples: _Optional[int] = ..., pair: bool = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("name", "loader", "precision", "device", "inputs", "output", "parameter_bytes", "not_captured", "capture_bytes", "switch", "switch_reason", "fed_by")
