@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .device import open_device
 from .engine import LocalEngine
 from .ensemble import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
@@ -51,7 +53,12 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
 
     Raises InvalidEnsemble, and RuntimeError where the device is not there.
     """
-    device = open_device(settings.device, lanes=len(read_spec(folder).members))
+    spec = read_spec(folder)
+    if spec.deterministic:
+        # cuBLAS reads it when it is first used; without it, its answers depend on what else runs.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)  # for the process: a model that has no such algorithm raises when it is probed
+    device = open_device(settings.device, lanes=len(spec.members))
     device.prepare_thread()
     logger.info("computing on %s", device.fingerprint)
     trust = Trust.read(settings.trust_code, settings.trust_list)
