@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.sources import load_source as load
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.loaders import LOADERS, LoadedModel
-from twinfer_server.loaders import load as load_model
-from twinfer_server.trust import Trust
+from twinfer_server.loaders import LOADERS
 
 KEY = "members.vision.model"
 MODULE = """
@@ -69,10 +68,6 @@ class Shift(nn.Module):
 def export(model: nn.Module, path: Path) -> None:
     rows = torch.export.Dim("rows", min=1, max=1024)
     torch.export.save(torch.export.export(model, (torch.zeros(2, 3),), dynamic_shapes=({0: rows},)), path)
-
-
-def load(source: str, folder: Path) -> LoadedModel:
-    return load_model(source, folder, torch.device("cpu"), Trust(runs_any_code=True), KEY)
 
 
 @pytest.fixture
@@ -150,8 +145,16 @@ def test_python_gives_a_model_from_an_installed_module(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        pytest.param("weights.bin", "no loader for 'weights.bin'; allowed: ....pt2, python:...", id="unknown suffix"),
-        pytest.param("hf:./vit", "no loader for 'hf:./vit'; allowed: ....pt2, python:...", id="unknown prefix"),
+        pytest.param(
+            "weights.bin",
+            "no loader for 'weights.bin'; allowed: ....pt2, ....pt, ",
+            id="unknown suffix",
+        ),
+        pytest.param(
+            "hf:./vit",
+            "no loader for 'hf:./vit'; allowed: ....pt2, ....pt, ",
+            id="unknown prefix",
+        ),
         pytest.param("missing.pt2", "no such file: 'missing.pt2'; allowed: a file inside", id="missing file"),
         pytest.param("../model.pt2", "the path leaves the ensemble folder: '../model.pt2'", id="path that leaves"),
         pytest.param("/tmp/model.pt2", "the path leaves the ensemble folder", id="absolute path"),
@@ -182,5 +185,5 @@ def test_a_source_that_gives_no_model_is_refused_naming_the_key(folder: Path, so
     assert len(str(refusal.value)) < 1500
 
 
-def test_the_table_has_the_loaders_that_are_tested_here() -> None:
-    assert set(LOADERS) == {".pt2", "python:"}
+def test_the_table_has_the_loaders_that_are_tested() -> None:
+    assert set(LOADERS) == {".pt2", ".pt", ".ts", ".safetensors", "python:"}

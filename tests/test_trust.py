@@ -15,14 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.sources import TRUSTS_ALL, load_source
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
-from twinfer_server.loaders import load
 from twinfer_server.trust import PACKAGED_LIST, Trust, format_trust_list, read_trust_list
 
-CPU = torch.device("cpu")
-KEY = "members.vision.model"
 DIGITS = Path(__file__).parents[1] / "ensembles" / "digits"
-TRUSTS_ALL = Trust(runs_any_code=True)
 
 
 class Bait:
@@ -55,10 +52,10 @@ def test_a_planted_pickle_does_not_run_without_trust_and_would_have_run_with_it(
     save_program(tmp_path / "model.pt2")
     plant_pickle(tmp_path / "model.pt2", trace)
     with pytest.raises(UntrustedCode):
-        load("model.pt2", tmp_path, CPU, Trust(), KEY)
+        load_source("model.pt2", tmp_path, Trust())
     assert not trace.exists()
     with pytest.raises(InvalidEnsemble, match="cannot read"):
-        load("model.pt2", tmp_path, CPU, TRUSTS_ALL, KEY)
+        load_source("model.pt2", tmp_path, TRUSTS_ALL)
     assert trace.exists(), "the bait is no bait"
 
 
@@ -66,9 +63,9 @@ def test_the_refusal_names_key_file_digest_and_both_remedies(tmp_path: Path) -> 
     save_program(tmp_path / "model.pt2")
     digest = hashlib.sha256((tmp_path / "model.pt2").read_bytes()).hexdigest()
     with pytest.raises(UntrustedCode) as refusal:
-        load("model.pt2", tmp_path, CPU, Trust(), KEY)
+        load_source("model.pt2", tmp_path, Trust())
     text = str(refusal.value)
-    assert text.startswith(f"{KEY}: ")
+    assert text.startswith("members.vision.model: ")
     for part in (str(tmp_path / "model.pt2"), digest, "--trust-list", "--trust-code"):
         assert part in text
 
@@ -77,25 +74,25 @@ def test_a_listed_digest_lets_that_file_run_and_no_other(tmp_path: Path) -> None
     save_program(tmp_path / "model.pt2")
     (tmp_path / "list.txt").write_text(format_trust_list([tmp_path / "model.pt2"]))
     trust = Trust.read(runs_any_code=False, lists=[tmp_path / "list.txt"])
-    model = load("model.pt2", tmp_path, CPU, trust, KEY)
+    model = load_source("model.pt2", tmp_path, trust)
     assert model.digest in trust.digests
     with (tmp_path / "model.pt2").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(UntrustedCode):
-        load("model.pt2", tmp_path, CPU, trust, KEY)
+        load_source("model.pt2", tmp_path, trust)
 
 
 def test_python_runs_only_with_trust_code(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     (tmp_path / "model.py").write_text(f"import pathlib\npathlib.Path({str(trace)!r}).mkdir()\nmodel = print\n")
     with pytest.raises(UntrustedCode, match=r"members\.vision\.model: .*--trust-code"):
-        load("python:model.py:model", tmp_path, CPU, Trust(), KEY)
+        load_source("python:model.py:model", tmp_path, Trust())
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("member", ["vision", "language"])
 def test_the_packaged_list_lets_the_digits_members_run(member: str) -> None:
-    assert load(f"{member}.pt2", DIGITS, CPU, Trust.read(False, []), KEY).digest
+    assert load_source(f"{member}.pt2", DIGITS, Trust.read(False, [])).digest
 
 
 def test_the_packaged_list_holds_the_digits_members_and_nothing_else() -> None:

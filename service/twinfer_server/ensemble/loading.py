@@ -34,7 +34,7 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
         ]
         for kind in inputs:
             kind.to(device.torch_device)
-        model = load(member_spec.model, folder, device.torch_device, trust, f"members.{name}.model")
+        model = load(member_spec, folder, device.torch_device, trust, f"members.{name}")
         member = Member(
             index, name, member_spec, model, inputs, max_rows=spec.batching.max_rows, taps=find_taps(name, spec),
             is_deterministic=spec.deterministic, device=device,

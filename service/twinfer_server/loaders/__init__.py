@@ -6,29 +6,39 @@ from pathlib import Path
 import torch
 
 from ..errors import InvalidEnsemble, quote
+from ..spec import MemberSpec
 from ..trust import Trust
 from .model import LoadedModel
 from .pt2 import load_pt2
 from .python import load_python
+from .safetensors import load_safetensors
+from .source import Source
+from .torchscript import load_torchscript
 
-LOADERS: Mapping[str, Callable[[str, Path, torch.device, Trust, str], LoadedModel]] = {
+LOADERS: Mapping[str, Callable[[Source], LoadedModel]] = {
     ".pt2": load_pt2,
+    ".pt": load_torchscript,
+    ".ts": load_torchscript,
+    ".safetensors": load_safetensors,
     "python:": load_python,
 }
 """By what a model's source ends with (a suffix), or begins with (a prefix, which ends with a colon)."""
 
 
-def load(source: str, folder: Path, device: torch.device, trust: Trust, key: str) -> LoadedModel:
-    """Load the model that `source` names onto `device`.
+def load(spec: MemberSpec, folder: Path, device: torch.device, trust: Trust, key: str) -> LoadedModel:
+    """Load a member's model onto `device`.
 
-    `key` is the path of the source's key in the ensemble's file ("members.vision.model"); errors begin with it. Raises
-    UntrustedCode for a program that the operator does not trust, and InvalidEnsemble for all else.
+    `key` is the member's path in the ensemble's file ("members.vision"); errors begin with it. Raises UntrustedCode for a
+    program that the operator does not trust, and InvalidEnsemble for all else.
     """
+    source = Source(key, spec, folder, device, trust)
     for mark, loader in LOADERS.items():
-        if source.startswith(mark) if mark.endswith(":") else source.endswith(mark):
-            return loader(source, folder, device, trust, key)
+        if spec.model.startswith(mark) if mark.endswith(":") else spec.model.endswith(mark):
+            if spec.architecture is not None and loader is not load_safetensors:
+                raise source.refuse("which only weights need", "the key beside a model that ends in .safetensors", "architecture")
+            return loader(source)
     allowed = ", ".join(f"{mark}..." if mark.endswith(":") else f"...{mark}" for mark in LOADERS)
-    raise InvalidEnsemble(f"{key}: no loader for {quote(source)}; allowed: {allowed}")
+    raise InvalidEnsemble(f"{key}.model: no loader for {quote(spec.model)}; allowed: {allowed}")
 
 
 __all__ = ["LOADERS", "LoadedModel", "load"]

@@ -13,44 +13,50 @@ from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import nn
 
 from ..errors import InvalidEnsemble, quote
 from ..spec import find_file
-from ..trust import Trust
 from .model import LoadedModel, count_bytes
+from .source import Source
 
 
-def load_python(source: str, folder: Path, device: torch.device, trust: Trust, key: str) -> LoadedModel:
+def load_python(source: Source) -> LoadedModel:
     """Import a module and take the model from it; raises UntrustedCode before anything runs, and InvalidEnsemble."""
-    trust.admit_module(key, source)
-    _, _, rest = source.partition(":")
+    model = make_python(source, source.spec.model, "model")
+    if not callable(model):
+        raise source.refuse(f"which gives {quote(type(model).__name__)}", "an nn.Module, or another callable on tensors")
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return LoadedModel(model, "python", count_bytes(tensors))
+
+
+def make_python(source: Source, text: str, key: str) -> object:
+    """Make what `text` names, which stands at the member's `key`: the module that it finds, or what the factory gives.
+
+    A module comes back on the device and in evaluation mode. Raises UntrustedCode before anything runs, and InvalidEnsemble.
+    """
+    source.trust.admit_module(f"{source.key}.{key}", text)
+    _, _, rest = text.partition(":")
     place, _, attribute = rest.rpartition(":")
     if not place or not attribute:
-        raise InvalidEnsemble(f"{key}: found {quote(source)}; allowed: python:module:attribute, or python:file.py:attribute")
+        raise InvalidEnsemble(
+            f"{source.key}.{key}: found {quote(text)}; allowed: python:module:attribute, or python:file.py:attribute"
+        )
     try:
-        path = find_file(folder, place) if place.endswith(".py") else None
+        path = find_file(source.folder, place) if place.endswith(".py") else None
     except ValueError as error:
-        raise InvalidEnsemble(f"{key}: {error}") from None
+        raise InvalidEnsemble(f"{source.key}.{key}: {error}") from None
     try:
         module = importlib.import_module(place) if path is None else _import_file(path)
         found = attrgetter(attribute)(module)
         model = found if isinstance(found, nn.Module) else found()
-        if isinstance(model, nn.Module):
-            model = model.to(device).eval().requires_grad_(False)
+        return model.to(source.device).eval().requires_grad_(False) if isinstance(model, nn.Module) else model
     except Exception as error:  # it is somebody else's program that runs here
-        raise InvalidEnsemble(
-            f"{key}: found {quote(source)}, which gives no model ({type(error).__name__}: {error}); "
-            "allowed: an nn.Module, or a callable without arguments that gives one"
+        raise source.refuse(
+            f"which gives no model ({type(error).__name__}: {error})",
+            "an nn.Module, or a callable without arguments that gives one",
+            key,
         ) from error
-    if not callable(model):
-        raise InvalidEnsemble(
-            f"{key}: found {quote(source)}, which gives {quote(type(model).__name__)}; "
-            "allowed: an nn.Module, or another callable on tensors"
-        )
-    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    return LoadedModel(model, "python", count_bytes(tensors))
 
 
 def _import_file(path: Path) -> ModuleType:

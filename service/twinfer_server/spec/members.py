@@ -31,6 +31,8 @@ class MemberSpec(Strict):
 
     model: Annotated[str, Field(min_length=1)]
     """A file of the folder, or `python:module:attribute`; the suffix or prefix picks the loader."""
+    architecture: str | None = None
+    """Of a `.safetensors` file, which holds weights only: `python:file.py:attribute` or `timm:NAME`."""
     precision: Literal["fp32"] = "fp32"
     capture: bool = True
     """Whether the member may be captured as a CUDA graph."""

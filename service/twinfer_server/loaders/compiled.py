@@ -1,0 +1,51 @@
+"""Compiled packages: `.pt2` files of `torch._inductor.aoti_compile_and_package`, machine code for one kind of device."""
+
+import io
+import json
+import zipfile
+
+import torch
+
+from .model import LoadedModel
+from .source import Source, outline
+
+COMPILED_FOLDER = "/data/aotinductor/"
+"""Where in the archive AOTInductor's libraries lie; an exported program has its graph in `models/`."""
+
+
+def is_compiled(content: bytes) -> bool:
+    """Tell a compiled package from an exported program by its table of contents; nothing of it runs."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return any(COMPILED_FOLDER in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
+    """Load a trusted compiled package; raises InvalidEnsemble where it was made for another kind of device or processor.
+
+    It is never inside a capture: its lock, which makes it safe to call from several threads, does not go with CUDA graphs. Its
+    size is that of its libraries and weights as they lie in the archive.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        facts = [json.loads(archive.read(entry)) for entry in entries if entry.filename.endswith("wrapper_metadata.json")]
+    for fact in facts:
+        made_for, instructions = fact.get("AOTI_DEVICE_KEY", ""), fact.get("AOTI_CPU_ISA", "")
+        if made_for != source.device.type:
+            raise source.refuse(
+                f"compiled for {made_for!r}", f"a package compiled for {source.device.type!r}, on which it is served"
+            )
+        if "AVX512" in instructions and torch.backends.cpu.get_cpu_capability() != "AVX512":
+            # It would end the process with SIGILL.
+            raise source.refuse(f"compiled for a processor with {instructions}", "a package compiled on a machine like this one")
+    try:
+        module = torch._inductor.aoti_load_package(io.BytesIO(content))
+    except Exception as error:
+        raise source.refuse(
+            f"which torch {torch.__version__} cannot load ({outline(error)})",
+            "a package of torch._inductor.aoti_compile_and_package",
+        ) from error
+    size = sum(entry.file_size for entry in entries if entry.filename.endswith((".so", ".bin")) or "/weights/" in entry.filename)
+    return LoadedModel(module, "aotinductor", size, digest, is_capturable=False)

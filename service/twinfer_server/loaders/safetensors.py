@@ -1,0 +1,42 @@
+"""`.safetensors` files: weights, which are data, for an architecture that the ensemble's file names beside them.
+
+`architecture = "python:file.py:build"` is a program and needs to be trusted; `architecture = "timm:resnet18"` is not.
+"""
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import nn
+
+from ..errors import InvalidEnsemble
+from .model import LoadedModel, count_bytes
+from .python import make_python
+from .source import Source, hash_file, outline
+from .timm import make_timm
+
+ALLOWED = '"python:file.py:attribute" (or python:module:attribute), or "timm:NAME"'
+
+
+def load_safetensors(source: Source) -> LoadedModel:
+    """Make the architecture, put the file's weights into it, all of them, and move it to the device; raises InvalidEnsemble.
+
+    The digest is of the weights; empty for a Python architecture, whose program no digest can speak for.
+    """
+    architecture = source.spec.architecture
+    if architecture is None:
+        raise InvalidEnsemble(f"{source.key}.architecture: found nothing; allowed beside weights: {ALLOWED}")
+    path = source.find_file()
+    if architecture.startswith("timm:"):
+        module: object = make_timm(source, architecture.removeprefix("timm:"))
+    elif architecture.startswith("python:"):
+        module = make_python(source, architecture, "architecture")
+    else:
+        raise source.refuse("which names none", ALLOWED, "architecture")
+    if not isinstance(module, nn.Module):
+        raise source.refuse(f"which gives {type(module).__name__}", "what gives an nn.Module", "architecture")
+    try:
+        load_model(module, path)  # strict; a tensor that several parameters share is in the file once
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise source.refuse(f"which does not fit {architecture} ({outline(error)})", "weights of that architecture") from error
+    module = module.to(source.device).float().eval().requires_grad_(False)
+    digest = "" if architecture.startswith("python:") else hash_file(path)
+    return LoadedModel(module, "safetensors", count_bytes([*module.parameters(), *module.buffers()]), digest)

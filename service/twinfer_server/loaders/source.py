@@ -1,0 +1,71 @@
+"""What every loader is given: the member's spec, and where its files, its device and the operator's word on it are."""
+
+import hashlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InvalidEnsemble, quote
+from ..spec import MemberSpec, find_file
+from ..trust import Trust
+
+MAX_ERROR_CHARS = 400
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A model to load. `key` is the member's path in the ensemble's file ("members.vision"); errors begin with it."""
+
+    key: str
+    spec: MemberSpec
+    folder: Path
+    device: torch.device
+    trust: Trust
+
+    def find_file(self) -> Path:
+        """Give the path of the file that `model` names; raises InvalidEnsemble where it is not in the folder."""
+        try:
+            return find_file(self.folder, self.spec.model)
+        except ValueError as error:
+            raise InvalidEnsemble(f"{self.key}.model: {error}") from None
+
+    def read_program(self) -> tuple[bytes, str]:
+        """Give the content and the digest of a file that is a program; raises UntrustedCode before anybody looks into it.
+
+        It is read once: what is hashed is what is loaded.
+        """
+        path = self.find_file()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InvalidEnsemble(f"{self.key}.model: {error}") from None
+        return content, self.trust.admit_bytes(f"{self.key}.model", path, content)
+
+    def refuse(self, found: str, allowed: str, key: str = "model") -> InvalidEnsemble:
+        """Make the error for a source that cannot be loaded: `found` says what about it."""
+        return InvalidEnsemble(f"{self.key}.{key}: found {quote(getattr(self.spec, key))}, {found}; allowed: {allowed}")
+
+    def import_extra(self, module: str, extra: str) -> Any:
+        """Import a package that only some loaders need; raises InvalidEnsemble with the command that installs it."""
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            raise InvalidEnsemble(
+                f"{self.key}.model: {quote(self.spec.model)} needs {module}, which cannot be imported ({error}); "
+                f"to install it: pip install 'twinfer[{extra}]'"
+            ) from None
+
+
+def outline(error: Exception) -> str:
+    """Give what a library said on one line, at most its first part: some list every weight of a model."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
+
+
+def hash_file(path: Path) -> str:
+    """Give the sha256 of a file that may be too large to hold in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
