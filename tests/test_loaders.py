@@ -186,4 +186,4 @@ def test_a_source_that_gives_no_model_is_refused_naming_the_key(folder: Path, so
 
 
 def test_the_table_has_the_loaders_that_are_tested() -> None:
-    assert set(LOADERS) == {".pt2", ".pt", ".ts", ".safetensors", "python:"}
+    assert set(LOADERS) == {".pt2", ".pt", ".ts", ".safetensors", ".onnx", "python:"}

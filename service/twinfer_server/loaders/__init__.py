@@ -9,6 +9,7 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import MemberSpec
 from ..trust import Trust
 from .model import LoadedModel
+from .onnx import load_onnx
 from .pt2 import load_pt2
 from .python import load_python
 from .safetensors import load_safetensors
@@ -20,6 +21,7 @@ LOADERS: Mapping[str, Callable[[Source], LoadedModel]] = {
     ".pt": load_torchscript,
     ".ts": load_torchscript,
     ".safetensors": load_safetensors,
+    ".onnx": load_onnx,
     "python:": load_python,
 }
 """By what a model's source ends with (a suffix), or begins with (a prefix, which ends with a colon)."""

@@ -33,6 +33,8 @@ class MemberSpec(Strict):
     """A file of the folder, or `python:module:attribute`; the suffix or prefix picks the loader."""
     architecture: str | None = None
     """Of a `.safetensors` file, which holds weights only: `python:file.py:attribute` or `timm:NAME`."""
+    provider: Literal["cpu"] = "cpu"
+    """Of an `.onnx` file: where ONNX Runtime computes. Its CUDA provider is not supported yet."""
     precision: Literal["fp32"] = "fp32"
     capture: bool = True
     """Whether the member may be captured as a CUDA graph."""

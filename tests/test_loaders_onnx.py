@@ -1,0 +1,169 @@
+"""ONNX: graphs whose answers one can check by eye, and members that fly with them."""
+
+import hashlib
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from tests.models import chance, number, write_members
+from tests.servers import running
+from tests.sources import load_source
+from twinfer import Client
+from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.spec import read_spec
+from twinfer_server.trust import Trust
+
+Inputs = dict[str, tuple[int, Sequence[str | int]]]
+
+
+def save_graph(path: Path, nodes: Sequence[onnx.NodeProto], inputs: Inputs, outputs: Sequence[str]) -> None:
+    """Write a model of these nodes; `inputs` are types and shapes, the outputs are float32 [samples, anything]."""
+    takes = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
+    gives = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["samples", None]) for name in outputs]
+    graph = helper.make_graph(nodes, "graph", takes, gives)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def save_opinion(path: Path) -> None:
+    """Write the model that gives x and -x as `logits`, and x itself as `same`."""
+    nodes = [
+        helper.make_node("Neg", ["x"], ["negative"]),
+        helper.make_node("Concat", ["x", "negative"], ["logits"], axis=1),
+        helper.make_node("Identity", ["x"], ["same"]),
+    ]
+    save_graph(path, nodes, {"x": (TensorProto.FLOAT, ["samples", 1])}, ["logits", "same"])
+
+
+def save_text_model(path: Path) -> None:
+    """Write a model that sums the ids times the mask, plus 1000 for every token type, as text models take their inputs."""
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["masked"]),
+        helper.make_node("Constant", [], ["thousand"], value=helper.make_tensor("t", TensorProto.INT64, [1], [1000])),
+        helper.make_node("Mul", ["token_type_ids", "thousand"], ["typed"]),
+        helper.make_node("Add", ["masked", "typed"], ["all"]),
+        helper.make_node("Constant", [], ["axes"], value=helper.make_tensor("a", TensorProto.INT64, [1], [1])),
+        helper.make_node("ReduceSum", ["all", "axes"], ["total"]),
+        helper.make_node("Cast", ["total"], ["sum"], to=TensorProto.FLOAT),
+    ]
+    kind = (TensorProto.INT64, ["samples", "tokens"])
+    save_graph(path, nodes, {"input_ids": kind, "attention_mask": kind, "token_type_ids": kind}, ["sum"])
+
+
+def compute(model: object, *arguments: Tensor) -> dict[str, Tensor]:
+    """Call a loaded model as a member does."""
+    assert callable(model)
+    with torch.inference_mode():
+        answer = model(*arguments)
+    assert isinstance(answer, dict)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    save_opinion(folder / "opinion.onnx")
+    save_text_model(folder / "text.onnx")
+    (folder / "cut.onnx").write_bytes((folder / "opinion.onnx").read_bytes()[:-20])
+    (folder / "empty.onnx").write_bytes(b"")
+    return folder
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5))
+def test_a_graph_gives_its_outputs_by_name_for_any_number_of_rows(folder: Path, values: list[float]) -> None:
+    x = torch.tensor(values).unsqueeze(1)
+    answer = compute(load_source("opinion.onnx", folder).module, x)
+    assert list(answer) == ["logits", "same"]
+    assert torch.equal(answer["logits"], torch.cat([x, -x], dim=1))
+    assert torch.equal(answer["same"], x)
+
+
+def test_a_graph_is_data_and_is_never_captured(folder: Path) -> None:
+    model = load_source("opinion.onnx", folder, Trust())
+    content = (folder / "opinion.onnx").read_bytes()
+    assert (model.loader, model.is_capturable, model.parameter_bytes) == ("onnx", False, len(content))
+    assert model.digest == hashlib.sha256(content).hexdigest()
+
+
+def test_a_text_alone_has_token_types_of_0(folder: Path) -> None:
+    model = load_source("text.onnx", folder).module
+    ids, mask = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    assert compute(model, ids, mask)["sum"].flatten().tolist() == [6, 9]
+    assert compute(model, ids, mask, torch.tensor([[0, 0, 1], [0, 1, 1]]))["sum"].flatten().tolist() == [1006, 2009]
+
+
+def test_a_session_may_run_in_several_threads_at_once(folder: Path) -> None:
+    model = load_source("opinion.onnx", folder).module
+    start = threading.Barrier(4)
+    wrong: list[Tensor] = []
+
+    def work(thread: int) -> None:
+        start.wait()
+        for turn in range(50):
+            x = torch.full((1 + turn % 4, 1), float(thread))
+            answer = compute(model, x)["same"]
+            if not torch.equal(answer, x):
+                wrong.append(answer)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_graph_flies_as_a_member_whose_output_is_picked_by_name(folder: Path, tmp_path: Path) -> None:
+    members = write_members(tmp_path, {"by_name": "opinion.onnx", "by_place": "opinion.onnx"})
+    (members / "opinion.onnx").write_bytes((folder / "opinion.onnx").read_bytes())
+    spec = members / "ensemble.toml"
+    by_name = '[members.by_name.output]\nselect = "logits"\n[fusion]'
+    spec.write_text(spec.read_text().replace("[fusion]", by_name))
+    with running(members) as server, Client(server.address) as client:
+        answer = client.infer({"by_name": number(1), "by_place": number(-2)}, timeout=60)
+        assert answer.prediction.best.probability == pytest.approx(1 - chance(1, -2), abs=1e-6)
+        assert [member.loader for member in client.describe().members] == ["onnx", "onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("cut.onnx", "found 'cut.onnx', which ONNX Runtime", id="truncated"),
+        pytest.param("empty.onnx", "found 'empty.onnx', which ONNX Runtime", id="empty"),
+        pytest.param("gone.onnx", "no such file: 'gone.onnx'", id="missing"),
+        pytest.param("../opinion.onnx", "the path leaves the ensemble folder", id="path that leaves"),
+    ],
+)
+def test_what_is_no_graph_is_refused(folder: Path, name: str, message: str) -> None:
+    with pytest.raises(InvalidEnsemble, match=f"^members.vision.model: .*{re.escape(message)}"):
+        load_source(name, folder)
+
+
+def test_inputs_that_do_not_fit_the_graph_are_counted(folder: Path) -> None:
+    model = load_source("text.onnx", folder).module
+    with pytest.raises(ValueError, match="give 1 tensors; allowed: 3, for input_ids, attention_mask, token_type_ids"):
+        compute(model, torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_the_cuda_provider_is_refused(folder: Path) -> None:
+    spec = write_members(folder, {"opinion": "opinion.onnx"}) / "ensemble.toml"
+    spec.write_text(spec.read_text().replace("[members.opinion]", '[members.opinion]\nprovider = "cuda"'))
+    with pytest.raises(InvalidEnsemble, match=r"members\.opinion\.provider: found 'cuda'; allowed: 'cpu'"):
+        read_spec(folder)
+
+
+def test_a_missing_onnx_runtime_is_answered_with_the_command_that_installs_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InvalidEnsemble, match=r"^members\.vision\.model: .*pip install 'twinfer\[onnx\]'"):
+        load_source("opinion.onnx", folder)
