@@ -21,6 +21,7 @@ from twinfer_server.engine.queue import RowQueue
 from twinfer_server.ensemble import Ensemble
 from twinfer_server.errors import MemberFailed, TwinferError
 from twinfer_server.rows import Answer, Policy, Priority, Request, Row, State
+from twinfer_server.settings import ServerSettings
 
 PLANS = ["serial", "lanes"]
 
@@ -43,7 +44,7 @@ class Desk:
     def __init__(self, ensemble: Ensemble, models: Mapping[str, Opinion]) -> None:
         self.ensemble = ensemble
         self.left, self.right = models["left"], models["right"]
-        self.batcher = Batcher(ensemble, self._hand_out)
+        self.batcher = Batcher(ensemble, ServerSettings(), self._hand_out, lambda: None)
 
     def make(
         self, *, policy: Policy = Policy.BEST_EFFORT, priority: Priority = Priority.NORMAL, reply_in: float = 1e6, **xs: float

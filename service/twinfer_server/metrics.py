@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from .engine import FlightRecord, LocalEngine
+from .engine import FlightRecord, LocalEngine, Switch
 from .errors import TwinferError
 from .rows import Answer, State
 from .rpc import PortTaken
@@ -47,6 +47,12 @@ class Metrics:
         )
         self._states = count("member_rows", "Rows answered, by what became of the member.", "member", "state")
         self._degraded = count("degraded_answers", "Answers without a member that should have taken part.")
+        self._switches = Gauge(
+            "twinfer_member_switch", "1 for how a member is switched now, else 0.", ("member", "switch"), registry=registry
+        )
+        self._trips = Gauge(
+            "twinfer_member_trips", "How often a member's breaker has switched it off.", ("member",), registry=registry
+        )
         self._rows = count("rows", "Rows, by the status code and the reason that they ended with.", "code", "reason")
         stages = spread("stage_seconds", "Where the time of answered rows went; total is from arrival to reply.", "stage")
         self._waiting = Gauge("twinfer_rows_waiting", "Rows that wait for a flight.", registry=registry)
@@ -105,6 +111,12 @@ class Metrics:
             counters[member.state].inc()
         if answer.is_degraded:
             self._degraded.inc()
+
+    def on_switch(self, member: str, switch: Switch, trips: int) -> None:
+        """Note how a member is switched."""
+        for other in Switch:
+            self._switches.labels(member, other.name).set(other is switch)
+        self._trips.labels(member).set(trips)
 
     def on_failure(self, error: TwinferError) -> None:
         """Count a row that ended with an error."""

@@ -99,7 +99,7 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             if metrics is not None:
                 metrics.watch(engine)
             server.open(engine)
-            server.report(is_serving=True)
+            server.report(is_serving=True, members=engine.switches)
             observer.on_ready()
             await _watch_health(server, engine, stopping)
             await _drain(server, engine, settings.drain_seconds)
@@ -126,13 +126,15 @@ async def _load(
 
 async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asyncio.Event) -> None:
     """Keep health true to the lanes until the server is told to stop."""
-    is_serving = True
+    told = (True, engine.switches)
     while not stopping.is_set() and not engine.loss:
-        stuck = engine.stuck_members()
-        if is_serving is bool(stuck):
-            is_serving = not stuck
-            logger.warning("members stuck: %s", ", ".join(stuck) or "none any more")
-            server.report(is_serving)
+        stuck, switches = engine.stuck_members(), engine.switches
+        now = (engine.can_answer and not stuck, switches)
+        if now != told:
+            told = now
+            off = [name for name, is_on in switches.items() if not is_on]
+            logger.warning("members stuck: %s; switched off: %s", ", ".join(stuck) or "none", ", ".join(off) or "none")
+            server.report(*now)
         try:
             await asyncio.wait_for(stopping.wait(), HEALTH_SECONDS)
         except TimeoutError:

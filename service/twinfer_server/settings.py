@@ -90,6 +90,14 @@ class ServerSettings(BaseSettings):
     """How long a row waits before somebody looks whether the flight ahead of it is stuck."""
     stuck_seconds: Seconds = 10.0
     """How long a lane may stand still before health turns NOT_SERVING."""
+    breaker_window: Count = 20
+    """The flights of a member that its circuit breaker looks back upon."""
+    breaker_failures: Annotated[int, Field(ge=0)] = 10
+    """How many failures among them switch the member off; 0 means that failures never do."""
+    breaker_stall_seconds: Seconds = 2.0
+    """How long a member's lane may be behind its time before the member is switched off."""
+    breaker_probe_seconds: Seconds = 5.0
+    """How long a member stays off before it is tried again; twice as long after each try that fails, at most a minute."""
     drain_seconds: Seconds = 20.0
     """How long the rows in hand may take once the server is told to stop."""
     decode_threads: Annotated[int, Field(ge=0)] = 0

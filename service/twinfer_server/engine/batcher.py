@@ -17,8 +17,11 @@ import torch
 
 from ..ensemble import Ensemble, Flight, answer_rows, fusion_failure
 from ..errors import InternalError, MemberLate, TwinferError
+from ..fusion import Fused
 from ..rows import Answer, Policy, Row
+from ..settings import ServerSettings
 from .boarding import Boarding
+from .breaker import Breaker
 from .record import OnFlight, record_flight
 from .workers import Workers
 
@@ -37,6 +40,7 @@ LOOK_SECONDS = 0.25
 HOLD_SECONDS = 10.0
 """How long a change that needs the air to be clear waits for it."""
 
+OnSwitch = Callable[[], None]
 OnAnswers = Callable[[Sequence[Row], Sequence[Answer | TwinferError]], None]
 
 
@@ -47,6 +51,8 @@ class _Airborne:
     flight: Flight
     overdue_at: float
     is_stuck: bool = False
+    probes: int | None = None
+    """The member that the flight is to try; its row is nobody's."""
     late_rows: set[int] = field(default_factory=set)
     """The rows, by id, that could not wait for the landing and have been answered."""
 
@@ -54,17 +60,20 @@ class _Airborne:
 class Batcher:
     """Boards waiting rows, launches flights and hands their answers to `on_answers`, which is called from any thread."""
 
-    def __init__(self, ensemble: Ensemble, on_answers: OnAnswers) -> None:
-        """Serve a warm ensemble; `start` starts the threads."""
+    def __init__(self, ensemble: Ensemble, settings: ServerSettings, on_answers: OnAnswers, on_switch: OnSwitch) -> None:
+        """Serve a warm ensemble; `start` starts the threads. `on_switch` is told when a member has been switched, on any thread."""
+        self.breakers = [Breaker(member.name, settings) for member in ensemble.members]
         self.on_flight: tuple[OnFlight, ...] = ()
         """Who is told of landings; with nobody here they are not even written down."""
         self.loss = ""
         """Why the device is lost for good, once it is; what is in hand still gets its answers, all of them errors."""
         self._ensemble = ensemble
         self._on_answers = on_answers
+        self._on_switch = on_switch
+        self._stall_seconds = settings.breaker_stall_seconds
         self._changed = threading.Condition(threading.Lock())
         # All below is guarded by _changed.
-        self._boarding = Boarding(ensemble)
+        self._boarding = Boarding(ensemble, self.breakers)
         self._air: list[_Airborne] = []
         self._launcher: threading.Thread | None = None
         self._is_closing = False
@@ -122,9 +131,20 @@ class Batcher:
             for airborne in self._air:
                 if now >= airborne.overdue_at and not airborne.is_stuck:
                     self._go_around(airborne)
+            for breaker, seconds in zip(self.breakers, self._boarding.standing_seconds(now).values(), strict=True):
+                if breaker.is_on and seconds >= self._stall_seconds:
+                    breaker.trip(f"its lane has been behind for {seconds:.1f} s")
+                    self._on_switch()
             self._changed.notify()
             pending = [airborne.overdue_at - now for airborne in self._air if not airborne.is_stuck]
             return max(0.005, min(pending, default=LOOK_SECONDS))
+
+    def set_member(self, index: int, is_on: bool) -> None:
+        """Switch a member on or off by hand."""
+        with self._changed:
+            self.breakers[index].set_by_hand(is_on)
+            self._changed.notify()
+        self._on_switch()
 
     def standing_seconds(self) -> dict[str, float]:
         """Say for how long each member's lane has been behind its time, by member name."""
@@ -160,13 +180,23 @@ class Batcher:
         with self._changed:
             while self._launcher is threading.current_thread():
                 now, queue = time.monotonic(), self._boarding.queue
-                flight = self._board(now) if queue and not self._is_held else None
+                flight = None if self._is_held else self._board_probe(now) or (self._board(now) if queue else None)
                 if flight is not None:
                     return flight
                 if self._is_closing and not queue:
                     return None
-                self._changed.wait(self._boarding.seconds_to_next_look(now) if queue and not self._is_held else None)
+                looks = [self._boarding.seconds_to_next_look(now) if queue else None, self._boarding.seconds_to_next_probe(now)]
+                self._changed.wait(None if self._is_held else min((look for look in looks if look is not None), default=None))
             return None
+
+    def _board_probe(self, now: float) -> Flight | None:
+        """Make a flight that tries a member which is off, under the lock; None if none is due."""
+        boarded = self._boarding.board_probe(now)
+        if boarded is None:
+            return None
+        index, flight = boarded
+        self._take_to_the_air(flight, now).probes = index
+        return flight
 
     def _board(self, now: float) -> Flight | None:
         """Make the next flight, under the lock; None if nobody can fly now."""
@@ -175,10 +205,19 @@ class Batcher:
             for run in flight.keep_outputs():
                 self._boarding.free(run)
         boarded = self._boarding.board(now, is_air_empty=not self._air, is_beside_stuck=bool(stuck))
+        refused, self._boarding.refused = self._boarding.refused, []
+        for row, error in refused:
+            # Between its two flights a row already has what the first member said.
+            is_answerable = row.parts and row.policy is Policy.BEST_EFFORT
+            self._on_answers(*self._answer_between(row, error) if is_answerable else ([row], [error]))
         if boarded is not None:
-            overdue_at = now + OVERDUE_FACTOR * sum(boarded.alone_seconds) + OVERDUE_SECONDS
-            self._air.append(_Airborne(boarded, overdue_at))
+            self._take_to_the_air(boarded, now)
         return boarded
+
+    def _take_to_the_air(self, flight: Flight, now: float) -> _Airborne:
+        airborne = _Airborne(flight, now + OVERDUE_FACTOR * sum(flight.alone_seconds) + OVERDUE_SECONDS)
+        self._air.append(airborne)
+        return airborne
 
     def _launch(self, flight: Flight) -> None:
         began = time.monotonic()
@@ -229,6 +268,8 @@ class Batcher:
         landed_at = time.monotonic()
         seconds = landed_at - flight.launched_at
         going_on: list[Row] = []
+        airborne = next(airborne for airborne in self._air if airborne.flight is flight)
+        fused: Fused | None = None
         try:
             fused = flight.fused if flight.fused is not None else flight.fuse_now(flight.rows)
             answers = answer_rows(flight, flight.rows, fused, seconds)
@@ -239,11 +280,13 @@ class Batcher:
         rows: Sequence[Row] = flight.rows
         if going_on:
             rows, answers = _leave_out(rows, answers, going_on)
-        # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
-        self._on_answers(rows, answers)
-        if self.on_flight:
-            self._tell(flight, landed_at)
+        if airborne.probes is None:
+            # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
+            self._on_answers(rows, answers)
+            if self.on_flight:
+                self._tell(flight, landed_at)
         with self._changed:
+            self._learn(airborne, fused)
             for row in going_on:
                 assert self._ensemble.cascade is not None
                 self._ensemble.cascade.send_on(flight, row, seconds)
@@ -254,6 +297,26 @@ class Batcher:
             self._changed.notify_all()  # the launch thread, and whoever wants the air clear
         if not self.loss and any(run.error is not None for run in flight.runs):
             self.loss = self._ensemble.device.find_loss()
+
+    def _learn(self, airborne: _Airborne, fused: Fused | None) -> None:
+        """Tell the breakers how their members did, under the lock; a fusion that raised is not their fault."""
+        before = [breaker.state for breaker in self.breakers]
+        for run in airborne.flight.runs:
+            failure = run.error.text if run.error is not None else ""
+            if (
+                not failure
+                and fused is not None
+                and run.member.is_voter
+                and not fused.present[list(run.rows), run.member.index].any()
+            ):
+                failure = "no output was finite"
+            breaker = self.breakers[run.member.index]
+            if airborne.probes is not None:
+                breaker.note_probe(failure)
+            elif not run.is_starved:
+                breaker.note_flight(bool(failure), failure)
+        if before != [breaker.state for breaker in self.breakers]:
+            self._on_switch()
 
     def _find_going_on(self, flight: Flight, answers: Sequence[Answer | TwinferError]) -> list[Row]:
         """Find the rows that a cascade sends on to its other members, for what the first one says is not enough."""
@@ -280,7 +343,8 @@ class Batcher:
         with self._changed:  # held while fusing: the slots, where outputs lie, are not freed meanwhile
             airborne = next((airborne for airborne in self._air if row in airborne.flight.rows), None)
             if airborne is None:
-                return self._answer_between(row) if row.parts else None
+                text = "the first member was not sure, and the row could not wait for this one"
+                return self._answer_between(row, MemberLate(text)) if row.parts else None
             flight, now = airborne.flight, time.monotonic()
             rows = [
                 other
@@ -298,10 +362,12 @@ class Batcher:
                 logger.exception("fusing %d late rows failed", len(rows))
                 return rows, [InternalError("the fusion raised an error; the server's log has it") for _ in rows]
 
-    def _answer_between(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]]:
-        """Answer a row that waits for its second flight from what its first one gave; a flight that never takes off does it."""
-        text = "the first member was not sure, and the row could not wait for this one"
-        left_out = {(0, index): MemberLate(text, member=self._ensemble.members[index].name) for index in row.crew}
+    def _answer_between(self, row: Row, why: TwinferError) -> tuple[list[Row], list[Answer | TwinferError]]:
+        """Answer a row that waits for its second flight from what its first one gave; a flight that never takes off does it.
+
+        `why` says what keeps the members of the second one from it.
+        """
+        left_out = {(0, index): type(why)(why.text, member=self._ensemble.members[index].name) for index in row.crew}
         flight = self._ensemble.board([row], {}, left_out, "serial")
         flight.launched_at = flight.boarded_at = time.monotonic()
         return [row], answer_rows(flight, [row], flight.fuse_now([row]), 0.0)

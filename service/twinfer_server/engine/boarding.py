@@ -1,11 +1,13 @@
 """Boarding: which of the rows that wait fly together now, with which members, and in which slots."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..ensemble import Bucket, Ensemble, Flight, Run, pending_members
-from ..errors import MemberLate, TwinferError
+from ..ensemble import Bucket, Ensemble, Flight, Run, make_blank_row, pending_members
+from ..errors import MemberLate, MemberOff, TwinferError
 from ..rows import Policy, Row
+from .breaker import Breaker, Switch
 from .queue import RowQueue
 from .traffic import LaneTraffic
 
@@ -20,14 +22,18 @@ class _Manifest:
     rows: list[Row] = field(default_factory=list)
     left_out: dict[tuple[int, int], TwinferError] = field(default_factory=dict)
     staying: list[Row] = field(default_factory=list)
+    refused: list[tuple[Row, TwinferError]] = field(default_factory=list)
 
 
 class Boarding:
     """The rows that wait, and the traffic on the lanes that they wait for. Not thread-safe: the batcher's lock guards it."""
 
-    def __init__(self, ensemble: Ensemble) -> None:
-        """Begin with no rows, and every lane free."""
+    def __init__(self, ensemble: Ensemble, breakers: Sequence[Breaker]) -> None:
+        """Begin with no rows, and every lane free; `breakers` has one for each member."""
         self.queue = RowQueue()
+        self.refused: list[tuple[Row, TwinferError]] = []
+        """Rows that cannot fly because of members that are off; for the batcher to answer."""
+        self._breakers = breakers
         self.lead_seconds = 0.0
         """How long before a lane gets free the next flight is to be launched."""
         self._ensemble = ensemble
@@ -45,6 +51,7 @@ class Boarding:
         """
         manifest = self._choose(now)
         rows = manifest.rows
+        self.refused += manifest.refused
         if rows and self._max_delay_seconds and len(rows) < self._max_rows:
             self._held_until = min(row.ready_at for row in rows) + self._max_delay_seconds
             if is_air_empty and now < self._held_until:
@@ -53,6 +60,24 @@ class Boarding:
         for row in manifest.staying:
             self.queue.put(row)
         return self._take_off(rows, manifest.left_out, now, "lanes" if is_beside_stuck else None) if rows else None
+
+    def board_probe(self, now: float) -> tuple[int, Flight] | None:
+        """Make a flight of made-up input for a member that is to be tried; None if there is none, or its lane is not free.
+
+        Gives the member's index, too.
+        """
+        for index, breaker in enumerate(self._breakers):
+            traffic = self._traffic[index]
+            if breaker.seconds_to_probe(now) == 0 and traffic.has_slot and traffic.wait_seconds(now) == 0:
+                breaker.is_probing = True
+                # On a lane of its own: if it gets stuck it holds nobody else.
+                return index, self._take_off([make_blank_row(self._ensemble, index)], {}, now, "lanes")
+        return None
+
+    def seconds_to_next_probe(self, now: float) -> float | None:
+        """Say when a member is to be tried; None if none is."""
+        waits = [breaker.seconds_to_probe(now) for breaker in self._breakers]
+        return min((max(wait, 0.05) for wait in waits if wait is not None), default=None)
 
     def seconds_to_next_look(self, now: float) -> float:
         """Say when boarding may go differently although nobody calls: a lane gets free, or a delay is over."""
@@ -82,16 +107,20 @@ class Boarding:
         room = [member.max_samples for member in self._ensemble.members]
         manifest = _Manifest()
         for row in self.queue.take_in_order():
-            # Members that would come too late, even if nothing else came between.
-            late = [index for index in row.crew if now + soonest[index] >= row.reply_by]
-            if len(late) == len(row.crew) and pending_members(row):  # a cascade's first member: the others are asked in its place
+            missing = self._find_missing(row, soonest, now)
+            if len(missing) == len(row.crew) and pending_members(row):  # a cascade's first: the others are asked in its place
                 row.crew = (*row.crew, *pending_members(row))
-                late = [index for index in row.crew if now + soonest[index] >= row.reply_by]
+                missing = self._find_missing(row, soonest, now)
+            off = [error for error in missing.values() if isinstance(error, MemberOff)]
+            if off and (row.policy is Policy.REQUIRE_ALL or len(off) == len(row.crew)):
+                manifest.refused.append((row, off[0]))
+                continue
+            late = [index for index, error in missing.items() if not isinstance(error, MemberOff)]
+            flying = [index for index in row.crew if index not in missing]
             if row.policy is Policy.REQUIRE_ALL and late and all(is_ready[index] for index in late):
                 continue  # it cannot make it: its timer is about to fail it, and work for it would be wasted
-            if len(late) == len(row.crew) and all(is_ready):
+            if not flying and all(is_ready):
                 continue
-            flying = [index for index in row.crew if index not in late]
             if (row.policy is Policy.REQUIRE_ALL and late) or not flying or not all(is_ready[i] and i not in kept for i in flying):
                 manifest.staying.append(row)
                 row.blocked_at = row.blocked_at or now
@@ -103,8 +132,7 @@ class Boarding:
             if min(room) < 0:  # whoever comes next waits behind it: else small rows would pass a large one for ever
                 manifest.staying.append(row)
                 break
-            for index in late:
-                manifest.left_out[len(manifest.rows), index] = self._left_behind(index, soonest[index])
+            manifest.left_out.update({(len(manifest.rows), index): error for index, error in missing.items()})
             manifest.rows.append(row)
             if len(manifest.rows) == self._max_rows:
                 break
@@ -131,6 +159,17 @@ class Boarding:
         self.queue.block(now)
         return flight
 
-    def _left_behind(self, index: int, seconds: float) -> MemberLate:
-        name = self._ensemble.members[index].name
-        return MemberLate(f"the member would have answered in about {seconds:.3f} s, later than the row could wait", member=name)
+    def _find_missing(self, row: Row, soonest: Sequence[float], now: float) -> dict[int, TwinferError]:
+        """Say, by member index, who cannot fly for the row and why: switched off, too late, or fed by somebody who is."""
+        missing: dict[int, TwinferError] = {}
+        for index in row.crew:
+            member, state = self._ensemble.members[index], self._breakers[index].state
+            fed_by = next((missing[feeder] for feeder in member.feeders if feeder in missing), None)
+            if fed_by is not None:
+                missing[index] = type(fed_by)(f"it is fed by the member {fed_by.member}: {fed_by.text}", member=member.name)
+            elif state.switch is not Switch.ON:
+                missing[index] = MemberOff(f"the member is switched off {state.reason}", member=member.name)
+            elif now + soonest[index] >= row.reply_by:  # even if nothing else came between
+                text = f"the member would have answered in about {soonest[index]:.3f} s, later than the row could wait"
+                missing[index] = MemberLate(text, member=member.name)
+        return missing

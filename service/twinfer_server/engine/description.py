@@ -1,6 +1,6 @@
 """What is served, as plain facts: what callers are told about the ensemble and its limits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from ..fusion import METHODS
 from ..inputs import InputKind
 from ..rows import Policy
 from ..settings import ServerSettings
+from .breaker import SwitchState
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class MemberDescription:
     parameter_bytes: int
     not_captured: str
     capture_bytes: int
+    switch: SwitchState
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,9 @@ class Description:
     times: tuple[BucketTimes, ...]
 
 
-def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
-    """Gather the facts about a warm ensemble."""
+def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[SwitchState] = ()) -> Description:
+    """Gather the facts about a warm ensemble; `switches` has one state for each member, or none where all are on."""
+    switches = switches or [SwitchState() for _ in ensemble.members]
     spec, version = ensemble.spec, ensemble.crew.version
     takers: dict[str, list[str]] = {}
     kinds: dict[str, list[InputKind[Any]]] = {}
@@ -101,8 +104,9 @@ def describe(ensemble: Ensemble, settings: ServerSettings) -> Description:
                 parameter_bytes=member.model.parameter_bytes,
                 not_captured=member.why_not_captured,
                 capture_bytes=member.capture_bytes,
+                switch=switch,
             )
-            for member in ensemble.members
+            for member, switch in zip(ensemble.members, switches, strict=True)
         ),
         fusion_method=version.spec.fusion.method,
         fusion_weights=dict(zip(spec.members, version.weights.tolist(), strict=True))

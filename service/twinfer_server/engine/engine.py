@@ -13,7 +13,18 @@ from typing import Protocol
 
 from ..device import usable_cores
 from ..ensemble import Ensemble, FusionChange, FusionVersions
-from ..errors import Cancelled, DeadlinePassed, InternalError, InvalidOption, MemberLate, Overloaded, Stage, TwinferError
+from ..errors import (
+    Cancelled,
+    DeadlinePassed,
+    InternalError,
+    InvalidOption,
+    MemberLate,
+    Overloaded,
+    Stage,
+    TwinferError,
+    UnknownMember,
+    quote,
+)
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
 from .admission import Admission
@@ -63,6 +74,10 @@ class Engine(Protocol):
         """Put an earlier version of the fusion to use again, 0 for the one before; raises FusionConflict."""
         ...
 
+    async def set_member(self, name: str, is_on: bool) -> None:
+        """Switch a member on or off by hand; raises UnknownMember."""
+        ...
+
 
 class LocalEngine:
     """An engine that computes in this process. All methods belong to the event loop."""
@@ -71,12 +86,12 @@ class LocalEngine:
         """Serve a warm ensemble; call `start` from the event loop that will call `infer`."""
         self._ensemble = ensemble
         self._settings = settings
-        self._description = describe(ensemble, settings)
         self._admission = Admission(settings)
-        self._batcher = Batcher(ensemble, self._answer_soon)
+        self._batcher = Batcher(ensemble, settings, self._answer_soon, self._describe_soon)
         self._decoders = Workers("decode", settings.decode_threads or usable_cores())
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
         self._reply_seconds = settings.reply_margin_seconds
+        self._description = self._describe()
         self._versions = FusionVersions(ensemble, self._batcher.holding)
         self._changing = asyncio.Lock()
         self._recorder: Recorder | None = None
@@ -135,6 +150,7 @@ class LocalEngine:
     def listen(self, recorder: Recorder) -> None:
         """Have `recorder` told of everything from now on."""
         self._recorder = recorder
+        self._note_switches()
         self._batcher.on_flight = (recorder.on_flight,)
 
     def note_reply(self, request: Request, answer: Answer, began: float) -> None:
@@ -174,7 +190,32 @@ class LocalEngine:
         """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away, and describe what is."""
         async with self._changing:
             await asyncio.to_thread(change)
-            self._description = describe(self._ensemble, self._settings)
+            self._description = self._describe()
+
+    async def set_member(self, name: str, is_on: bool) -> None:
+        """Switch a member on or off by hand; raises UnknownMember."""
+        names = [member.name for member in self._ensemble.members]
+        if name not in names:
+            raise UnknownMember(f"member: found {quote(name)}; allowed: {', '.join(map(repr, names))}")
+        await asyncio.to_thread(self._batcher.set_member, names.index(name), is_on)
+        self._description = self._describe()
+
+    def _describe(self) -> Description:
+        return describe(self._ensemble, self._settings, [breaker.state for breaker in self._batcher.breakers])
+
+    def _describe_soon(self) -> None:
+        """Describe what is anew, and tell whoever keeps the books; any thread."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._note_switches)
+        except RuntimeError:  # the loop has ended
+            logger.info("a member was switched after the end")
+
+    def _note_switches(self) -> None:
+        self._description = self._describe()
+        if self._recorder is not None:
+            for breaker, member in zip(self._batcher.breakers, self._ensemble.members, strict=True):
+                self._recorder.on_switch(member.name, breaker.state.switch, breaker.trips)
 
     async def drain(self) -> None:
         """Take nothing more in hand and return when every row has been answered."""
@@ -194,8 +235,20 @@ class LocalEngine:
         """Why the device is lost for good; empty while it is not."""
         return self._batcher.loss
 
+    @property
+    def switches(self) -> dict[str, bool]:
+        """Whether each member is switched on, by name."""
+        return {member.name: breaker.is_on for member, breaker in zip(self._ensemble.members, self._batcher.breakers, strict=True)}
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether the members that are on are enough for the ensemble's own policy."""
+        is_enough = all if self._ensemble.default_policy is Policy.REQUIRE_ALL else any
+        return is_enough(self.switches.values())
+
     def stuck_members(self) -> list[str]:
-        """Name the members whose lane has stood still for `stuck_seconds`."""
+        """Name the members whose lane has stood still for `stuck_seconds`; looks for those that have just got stuck, too."""
+        self._batcher.look_for_stuck()
         standing = self._batcher.standing_seconds()
         return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
 

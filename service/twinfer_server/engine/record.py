@@ -12,6 +12,7 @@ from ..device import Event
 from ..ensemble import Bucket, Flight
 from ..errors import TwinferError
 from ..rows import Answer
+from .breaker import Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,10 @@ class Recorder(Protocol):
 
     def on_answer(self, answer: Answer, seconds: float) -> None:
         """Note that a row has been answered, `seconds` after its arrival."""
+        ...
+
+    def on_switch(self, member: str, switch: Switch, trips: int) -> None:
+        """Note how a member is switched now, and how often its breaker has switched it off so far."""
         ...
 
     def on_failure(self, error: TwinferError) -> None:

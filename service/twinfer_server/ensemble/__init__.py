@@ -14,7 +14,7 @@ from .plan_cache import read_times, write_times
 from .run import Run
 from .slot import Slot
 from .times import BucketTimes
-from .trial import Trial, fly_blank
+from .trial import Trial, fly_blank, make_blank_row
 from .versions import FusionChange, FusionVersions
 from .warmup import warm_up
 
@@ -39,6 +39,7 @@ __all__ = [
     "fly_blank",
     "fusion_failure",
     "load_ensemble",
+    "make_blank_row",
     "measure_memory",
     "pending_members",
     "read_times",

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import InternalError, MemberFailed, MemberLate, NotFinite, NothingToFuse, TwinferError
+from ..errors import InternalError, MemberFailed, MemberLate, MemberOff, NotFinite, NothingToFuse, TwinferError
 from ..fusion import Fused
 from ..rows import DEGRADING, Answer, Influence, MemberAnswer, Policy, Row, State, Timings
 from .flight import Flight
 from .influence import find_influences
 from .run import Run
 
-STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLate: State.LATE}
+STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLate: State.LATE, MemberOff: State.OFF}
 
 
 class _Facts(NamedTuple):
@@ -83,8 +83,9 @@ def _judge_row(
         causes = "; ".join(f"{error.member}: {error.text}" for error in lost)
         if len(lost) == 1:
             return lost[0]
-        is_late = all(isinstance(error, MemberLate) for error in lost)
-        return (MemberLate if is_late else NothingToFuse)(f"no member has an output for this row: {causes}")
+        kinds = {type(error) for error in lost}
+        kind = kinds.pop() if len(kinds) == 1 and kinds <= {MemberLate, MemberOff} else NothingToFuse
+        return kind(f"no member has an output for this row: {causes}")
     return Answer(prediction, members, disagreement, timings, facts.flight.crew.version.number)
 
 

@@ -34,6 +34,8 @@ class Member:
         self.stagings: tuple[Staging, ...] = tuple(staging for kind in self.inputs for staging in kind.staging)
         self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, FedInput))
         self.fed_inputs = tuple(kind for kind in inputs if isinstance(kind, FedInput))
+        self.is_voter = spec.output.kind != "features"
+        """Whether its output takes part in the fusion, and does not only feed others."""
         self.taps = tuple(taps)
         self.feeders = tuple(dict.fromkeys(kind.feeder for kind in self.fed_inputs))
         """The indexes of the members that feed it; they stand before it."""

@@ -48,6 +48,8 @@ class Run:
         """All that the member gave, on the device: the output that counts and those that others are fed with."""
         self.feeders: dict[int, Run] = {}
         """By member index, the runs of the same flight that feed this one. Without them it computes on what is staged."""
+        self.is_starved = False
+        """Whether it failed only because a feeder did."""
         self.lane: Lane | None = None
         self.is_in_capture = False
         self._claim = threading.Lock()
@@ -121,7 +123,7 @@ class Run:
             if feeder.error is not None or not feeder.outputs:
                 cause = feeder.error.text if feeder.error else "it gave nothing"
                 text = f"it is fed by the member {feeder.member.name}, which failed: {cause}"
-                self.error = MemberFailed(text, member=self.member.name)
+                self.error, self.is_starved = MemberFailed(text, member=self.member.name), True
                 return False
             wanted = [first for row in self.rows for first in range(feeder.firsts[row], feeder.firsts[row] + feeder.sizes[row])]
             device = feeder.outputs[0].device

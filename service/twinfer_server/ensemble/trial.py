@@ -52,3 +52,11 @@ def fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, ..
     if wall is None or fused is None:
         raise InvalidEnsemble(f"fusion.method: {ensemble.spec.fusion.method!r} raised on made-up rows; the log has it")
     return Trial(wall, {run.member.index: run.seconds for run in flight.runs}, fused.prediction)
+
+
+def make_blank_row(ensemble: Ensemble, index: int) -> Row:
+    """Make a row of made-up input for one member, that nobody waits for."""
+    member = ensemble.members[index]
+    samples = {index: member.example(0, member.token_sizes[0])}
+    request = Request(inputs={}, arrived_at=0.0)
+    return Row(request, Policy.BEST_EFFORT, None, reply_by=float("inf"), samples=samples)

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 import grpc
 
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
+from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF, MEMBER_SWITCH_ON
 
 from ..engine import Engine
 from ..ensemble import FusionChange
@@ -32,6 +33,7 @@ class EnsembleAdminService:
             {
                 "CaptureTimeline": unary(pb.CaptureTimelineRequest, self._capture_timeline, self._pool),
                 "UpdateFusion": unary(pb.UpdateFusionRequest, self._update_fusion, self._pool),
+                "SetMember": unary(pb.SetMemberRequest, self._set_member, self._pool),
                 "RollbackFusion": unary(pb.RollbackFusionRequest, self._roll_back_fusion, self._pool),
             },
         )
@@ -67,3 +69,11 @@ class EnsembleAdminService:
         engine = self._ready_engine()
         await engine.roll_back_fusion(message.version)
         return pb.RollbackFusionResponse(fusion=write_description(engine.description).fusion)
+
+    async def _set_member(self, message: pb.SetMemberRequest, size_bytes: int, context: Context) -> pb.SetMemberResponse:
+        engine = self._ready_engine()
+        if message.switch not in (MEMBER_SWITCH_ON, MEMBER_SWITCH_OFF):
+            raise InvalidOption(f"switch: found {message.switch}; allowed: {MEMBER_SWITCH_ON} (ON), {MEMBER_SWITCH_OFF} (OFF)")
+        await engine.set_member(message.member, message.switch == MEMBER_SWITCH_ON)
+        members = write_description(engine.description).members
+        return pb.SetMemberResponse(member=next(member for member in members if member.name == message.member))

@@ -239,6 +239,8 @@ def write_description(description: Description) -> ensemble_pb2.Ensemble:
                 parameter_bytes=member.parameter_bytes,
                 not_captured=member.not_captured,
                 capture_bytes=member.capture_bytes,
+                switch=int(member.switch.switch),  # type: ignore[arg-type]  # the numbers are the contract's own
+                switch_reason=member.switch.reason,
             )
             for member in description.members
         ],

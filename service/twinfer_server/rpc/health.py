@@ -1,6 +1,10 @@
-"""Health: NOT_SERVING until the ensemble is warm, while a lane is stuck, and from the first moment of a drain."""
+"""Health: NOT_SERVING until the ensemble is warm, while a lane is stuck, and from the first moment of a drain.
+
+Each member has a service name of its own, `twinfer.v1.EnsembleService/MEMBER`, which is NOT_SERVING while it is switched off.
+"""
 
 import asyncio
+from collections.abc import Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,8 +25,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
 
     def __init__(self, services: tuple[str, ...]) -> None:
         """Begin at NOT_SERVING, before anybody can ask."""
-        self._services = ("", *services)
-        self._status = NOT_SERVING
+        self._statuses = dict.fromkeys(("", *services), NOT_SERVING)
+        self._own = tuple(self._statuses)
         self._changed = asyncio.Event()
         self._is_ended = False
 
@@ -30,9 +34,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
         """Register the service."""
         health_pb2_grpc.add_HealthServicer_to_server(self, server)
 
-    def report(self, is_serving: bool) -> None:
-        """Tell everybody who asks or watches."""
-        self._status = SERVING if is_serving and not self._is_ended else NOT_SERVING
+    def report(self, is_serving: bool, details: Mapping[str, bool] | None = None) -> None:
+        """Tell everybody who asks or watches; `details` are further services with a status of their own."""
+        wanted = dict.fromkeys(self._own, is_serving) | dict(details or {})
+        for service in {**self._statuses, **wanted}:
+            self._statuses[service] = SERVING if wanted.get(service) and not self._is_ended else NOT_SERVING
         self._wake_watches()
 
     def end(self) -> None:
@@ -42,17 +48,17 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         """Say how it is now; NOT_FOUND for a service that is not here."""
-        if request.service not in self._services:
-            text = f"service: found {quote(request.service)}; allowed: {', '.join(map(repr, self._services))}"
+        if request.service not in self._statuses:
+            text = f"service: found {quote(request.service)}; allowed: {', '.join(map(repr, self._statuses))}"
             await context.abort(grpc.StatusCode.NOT_FOUND, text)
-        return health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Report each change until the caller goes away or `end` is called."""
         told = None
         while True:
             changed = self._changed  # before the status is looked at: a change while it is written is not missed
-            status = self._status if request.service in self._services else SERVICE_UNKNOWN
+            status = self._statuses.get(request.service, SERVICE_UNKNOWN)
             if status != told:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 told = status

@@ -1,6 +1,7 @@
 """The gRPC server: listeners, limits and services, put together."""
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import Executor
 
 import grpc
@@ -54,9 +55,9 @@ class RpcServer:
         """Let calls reach the engine, now that it is ready."""
         self.ensemble_service.engine = self.admin_service.engine = engine
 
-    def report(self, is_serving: bool) -> None:
-        """Set the health of everything."""
-        self.health.report(is_serving)
+    def report(self, is_serving: bool, members: Mapping[str, bool]) -> None:
+        """Set the health of everything, and of each member by name."""
+        self.health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
         self._admin_health.report(is_serving)
 
     async def drain(self) -> None:

@@ -1,0 +1,145 @@
+"""A sick member under load: nobody's call fails of it where the policy allows, and the other member never notices."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models import Opinion, number, write_members
+from tests.servers import running
+from twinfer import Answer, Client, TwinferError
+from twinfer.errors import MemberFailed, MemberLate, NotFinite, Stage
+
+CALLERS = 32
+CALLS = 256
+DEADLINE_SECONDS = 2.0
+NAN = -1000.0
+HEALTHY: dict[str, Any] = {"breaker_failures": 0, "breaker_stall_seconds": 3600.0}
+
+
+class Flaky(Opinion):
+    """An opinion that raises in every other call, once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_flaky = False
+        self._calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._calls += 1
+        if self.is_flaky and self._calls % 2:
+            raise RuntimeError("not this time")
+        answer: Tensor = super().forward(x)
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Sickness:
+    """How a member misbehaves: what begins and ends it, what its rows are sent, and what may become of it for a row."""
+
+    begin: Callable[[Flaky], AbstractContextManager[None]]
+    sick_input: float
+    states: frozenset[str]
+    error: type[TwinferError]
+    cause: str
+
+
+@contextmanager
+def raising(model: Flaky) -> Iterator[None]:
+    model.error = RuntimeError("broken")
+    yield
+    model.error = None
+
+
+@contextmanager
+def flaky(model: Flaky) -> Iterator[None]:
+    model.is_flaky = True
+    yield
+    model.is_flaky = False
+
+
+SICKNESSES = {
+    "stuck": Sickness(lambda model: model.held(), 1.0, frozenset({"LATE", "OFF"}), MemberLate, "lane|ready"),
+    "raises": Sickness(raising, 1.0, frozenset({"FAILED", "OFF"}), MemberFailed, "RuntimeError: broken"),
+    "answers NaN": Sickness(lambda model: nullcontext(), NAN, frozenset({"FAILED", "OFF"}), NotFinite, "NaN or an infinity"),
+    "fails half the time": Sickness(flaky, 1.0, frozenset({"OK", "FAILED", "OFF"}), MemberFailed, "RuntimeError: not this time"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A served pair of opinions, of which one can be made sick."""
+
+    sick: Flaky
+    client: Client
+
+    def ask(self, x: float, sick: float, policy: str = "best_effort", timeout: float = DEADLINE_SECONDS) -> Answer:
+        inputs = {"sick": number(sick), "well": number(x)}
+        return self.client.infer(inputs, policy=policy, member_predictions=True, timeout=timeout)  # type: ignore[arg-type]
+
+    def ask_all(self, sick: float) -> list[Answer]:
+        """Ask with many callers at once; every call must be answered."""
+        with ThreadPoolExecutor(CALLERS) as callers:
+            return list(callers.map(lambda n: self.ask(n / 64, sick), range(CALLS)))
+
+
+@contextmanager
+def serving(folder: Path, head: str = "", **settings: Any) -> Iterator[Served]:
+    sick = Flaky()
+    write_members(folder, {"sick": sick, "well": Opinion()}, head, max_rows=CALLERS)
+    # The margin is for a server that shares its cores with its callers and with other tests.
+    settings = {"reply_margin_seconds": 0.1, "stall_seconds": 0.05} | settings
+    with running(folder, trust_code=True, **settings) as server, Client(server.address, attempts=1) as client:
+        yield Served(sick, client)
+
+
+def well(answers: Sequence[Answer]) -> Tensor:
+    """What the other member believed of each row: [rows]."""
+    predictions = [answer.members["well"].prediction for answer in answers]
+    assert all(prediction is not None for prediction in predictions)
+    return torch.tensor([prediction.classes[0].probability for prediction in predictions if prediction is not None])
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["at any bucket", "deterministic"])
+@pytest.mark.parametrize("plan", ["serial", "lanes"])
+@pytest.mark.parametrize("sickness", SICKNESSES.values(), ids=SICKNESSES)
+def test_under_load_no_call_fails_and_the_other_members_answers_are_those_of_a_clean_run(
+    tmp_path: Path, sickness: Sickness, plan: str, deterministic: bool
+) -> None:
+    head = f'plan = "{plan}"\ndeterministic = {str(deterministic).lower()}'
+    with serving(tmp_path, head) as served:
+        clean = served.ask_all(1.0)
+        assert {str(answer.members["sick"].state) for answer in clean} == {"OK"}
+        with sickness.begin(served.sick):
+            degraded = served.ask_all(sickness.sick_input)
+        states = {str(answer.members["sick"].state) for answer in degraded}
+        assert states <= sickness.states
+        assert states != {"OK"}
+        for answer in degraded:
+            assert str(answer.members["well"].state) == "OK"
+            assert answer.degraded == (str(answer.members["sick"].state) != "OK")
+        if deterministic:
+            assert (well(degraded) == well(clean)).all()
+        else:
+            assert torch.allclose(well(degraded), well(clean), atol=1e-6)
+
+
+@pytest.mark.parametrize("sickness", SICKNESSES.values(), ids=SICKNESSES)
+def test_where_all_are_required_each_failed_call_names_member_stage_and_cause(tmp_path: Path, sickness: Sickness) -> None:
+    with serving(tmp_path, **HEALTHY) as served, sickness.begin(served.sick), ThreadPoolExecutor(CALLERS) as callers:
+        calls = [callers.submit(served.ask, n / 64, sickness.sick_input, "require_all") for n in range(CALLERS)]
+        failures = [call.exception() for call in calls]
+        assert any(failures)
+        for failure in failures:
+            if failure is not None:
+                assert isinstance(failure, sickness.error)
+                assert (failure.member, failure.stage) == ("sick", Stage.MEMBER)
+                assert failure.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED)
+                assert any(part in failure.text for part in sickness.cause.split("|"))
