@@ -121,7 +121,8 @@ class Ensemble:
         arrays: dict[int, dict[str, Samples]] = {}
         for name, value in request.inputs.items():
             takers = self._members_of[name]
-            decoded = takers[0][1].decode(value)
+            needs = [kind.at_least for _, kind in takers]
+            decoded = takers[0][1].decode(value, (max(height for height, _ in needs), max(width for _, width in needs)))
             for member, kind in takers:
                 arrays.setdefault(member.index, {})[name] = kind.prepare(decoded)
         samples: dict[int, Samples] = {}

@@ -13,6 +13,12 @@ from .staging import Staging
 
 Decoded = TypeVar("Decoded")
 
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+
+IN_FULL: Size = (2**31, 2**31)
+"""More than any picture has: nothing of it may be left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
@@ -27,7 +33,8 @@ class InputKind(Protocol[Decoded]):
 
     `name` is the input's name in requests; errors begin with it. `tensor_dtype`, `tensor_shape` (-1 where any size is
     accepted) and `max_tokens` (0 where there are none) are what callers are told about the ready tensors it takes. A row gives
-    the member up to `max_samples` samples; where `is_pair`, one, made of two texts.
+    the member up to `max_samples` samples; where `is_pair`, one, made of two texts. Of a picture it needs to see `at_least` so
+    many pixels, and is content with one that is decoded to no more; (0, 0) for kinds that are no pictures.
     """
 
     name: str
@@ -37,11 +44,13 @@ class InputKind(Protocol[Decoded]):
     max_tokens: int
     max_samples: int
     is_pair: bool
+    at_least: Size
 
-    def decode(self, value: RawInput) -> Decoded:
+    def decode(self, value: RawInput, at_least: Size = IN_FULL) -> Decoded:
         """Do the costly part, once per request even where several members take the input; raises InvalidInput.
 
-        The result fits every member that takes the input with this kind: nothing in it depends on this member's spec.
+        The result fits every member that takes the input with this kind: nothing in it depends on this member's spec, and a
+        picture shows `at_least` what the most demanding of them needs.
         """
         ...
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..rows import Array, RawInput, Samples
 from ..spec import TensorInputSpec
-from .kind import InputLimits, describe, refuse
+from .kind import IN_FULL, InputLimits, Size, describe, refuse
 from .staging import Staging
 
 
@@ -29,10 +29,11 @@ class TensorInput:
         self.max_tokens = 0
         self.max_samples = spec.max_samples
         self.is_pair = False
+        self.at_least: Size = (0, 0)
         self.staging: tuple[Staging, ...] = (Staging("values", getattr(torch, spec.dtype), self.tensor_shape),)
         self._dtype = np.dtype(spec.dtype)
 
-    def decode(self, value: RawInput) -> Array:
+    def decode(self, value: RawInput, at_least: Size = IN_FULL) -> Array:
         """Check that it is a tensor; its dtype and shape are each member's own matter. Raises InvalidInput."""
         if isinstance(value, (bytes, str, tuple)):
             raise refuse(self.name, describe(value), f"a tensor {self.tensor_dtype} {list(self.tensor_shape)}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InvalidEnsemble, quote
 from ..rows import Array, RawInput, Samples
 from ..spec import TextInputSpec
-from .kind import InputLimits, describe, refuse
+from .kind import IN_FULL, InputLimits, Size, describe, refuse
 from .staging import Staging
 
 
@@ -31,6 +31,7 @@ class TextInput:
         self.max_tokens = spec.max_tokens
         self.max_samples = spec.max_samples
         self.is_pair = spec.pair
+        self.at_least: Size = (0, 0)
         ids = Staging("ids", torch.int32, (spec.max_tokens,), is_ragged=spec.mask, fill=spec.pad_id)
         types = Staging("types", torch.int32, (spec.max_tokens,), is_ragged=True)
         self.staging: tuple[Staging, ...] = (ids, Staging("length", torch.int32, ())) if spec.mask else (ids,)
@@ -51,7 +52,7 @@ class TextInput:
         self._tokenizer.enable_truncation(spec.max_tokens)
         self._device = torch.device("cpu")
 
-    def decode(self, value: RawInput) -> tuple[str, ...] | Array:
+    def decode(self, value: RawInput, at_least: Size = IN_FULL) -> tuple[str, ...] | Array:
         """Check the kind of value and each text's size; raises InvalidInput."""
         if isinstance(value, bytes):
             raise refuse(self.name, describe(value), self._allowed)

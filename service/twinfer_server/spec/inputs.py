@@ -6,15 +6,42 @@ from pydantic import Discriminator, Field, FiniteFloat, model_validator
 
 from .files import FolderFile, Name, Strict
 
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+
 
 class ImageInputSpec(Strict):
-    """An image: decoded to uint8 [height, width, channels], resized; on the device scaled to 0..1 and normalised."""
+    """An image: decoded to uint8 [height, width, channels], resized; on the device scaled to 0..1 and normalised.
+
+    How the keys say what the usual training pipelines do:
+
+    - torchvision's `Resize(256)` and `CenterCrop(224)`: `size = [224, 224]`, `fit = "crop"`, `resize_to = 256`.
+    - torchvision's `Resize((224, 224))`: `size = [224, 224]` alone.
+    - Hugging Face's `do_resize` to {height, width}: `size` alone. With `do_center_crop`: `size` is the `crop_size`, `fit = "crop"`,
+      `resize_to` the {shortest_edge}, or [height, width]. Its crops round another way than torchvision's: `crop_offset = "floor"`.
+    - `resample`: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming.
+    - Another `rescale_factor` than 1/255: `mean` and `std` are those of the pipeline, each divided by 255 times that factor.
+    - The letterbox of the YOLO detectors: `fit = "pad"`, `pad_color = 114`.
+    """
 
     kind: Literal["image"]
-    size: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
+    size: Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     """Height and width, in pixels, that the member takes."""
     color: Literal["rgb", "gray"] = "rgb"
-    resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    """How a picture of another shape fits: stretched, its middle cut out, or scaled to fit into `size` with bars beside it."""
+    resize: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    """How pixels are interpolated; all but "nearest" look at every source pixel (antialias)."""
+    resize_to: Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)] | None = None
+    """What is resized to before the middle is cut out: the shorter edge, or height and width; None: the longer side of `size`."""
+    crop_offset: Literal["round", "floor"] = "round"
+    """Where the middle lies if that is between two pixels: at the even one (torchvision), or the first (Hugging Face)."""
+    scaled_decoding: bool = True
+    """Whether a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, where that is still about twice what it is resized to:
+    faster, and of photographs on average within 1/255 of decoding in full. Never done for "nearest" and "box"."""
+    pad_color: Annotated[int, Field(ge=0, le=255)] = 0
+    """The bars' grey, 0 black to 255 white."""
+    pad_place: Literal["middle", "corner"] = "middle"
+    """Where the picture lies between the bars: in the middle, or in the upper left corner."""
     mean: list[FiniteFloat] = []
     """Subtracted per channel after scaling to 0..1; empty means 0."""
     std: list[Annotated[FiniteFloat, Field(gt=0)]] = []
@@ -26,12 +53,24 @@ class ImageInputSpec(Strict):
         """3 or 1."""
         return 3 if self.color == "rgb" else 1
 
+    @property
+    def crop_from(self) -> int | list[int]:
+        """What is resized to before the middle is cut out: the shorter edge, or height and width."""
+        return max(self.size) if self.resize_to is None else self.resize_to
+
     @model_validator(mode="after")
     def _check_normalisation(self) -> Self:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (0, self.channels):
                 allowed = f"none, or {self.channels} for color {self.color!r}"
                 raise ValueError(f"{key} has {len(values)} values; allowed: {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> Self:
+        for key, fit in (("resize_to", "crop"), ("crop_offset", "crop"), ("pad_color", "pad"), ("pad_place", "pad")):
+            if key in self.model_fields_set and self.fit != fit:
+                raise ValueError(f"{key} is set for fit {self.fit!r}; allowed: with fit {fit!r}")
         return self
 
 
