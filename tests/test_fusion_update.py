@@ -87,6 +87,13 @@ def test_a_callers_own_weights_still_win(served: Served) -> None:
     assert first_chance(served.ask(fusion_weights={"right": 1.0})) == pytest.approx(RIGHT_CHANCE, abs=1e-6)
 
 
+def test_a_temperature_is_one_of_a_version_like_weights(served: Served) -> None:
+    fusion = served.update(temperatures={"right": 4.0})
+    assert fusion.version == 2
+    expected = mean({"left": 1, "right": 1}) - RIGHT_CHANCE / 2 + 0.7310586 / 2  # right believes as if x were 0.5
+    assert first_chance(served.ask()) == pytest.approx(expected, abs=1e-6)
+
+
 def test_another_method_is_put_to_use_and_keeps_the_weights_if_it_takes_them(served: Served) -> None:
     served.update(weights={"left": 3.0, "right": 1.0})
     assert dict(served.update(method="log_opinion_pool").weights) == {"left": 0.75, "right": 0.25}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..device import Device
 from ..errors import InvalidEnsemble
-from ..fusion import Fusion, build_fusion
+from ..fusion import Fusion, build_fusion, read_fitted, use_fitted
 from ..spec import EnsembleSpec
 from .member import Member
 
@@ -20,7 +20,7 @@ from .member import Member
 class FusionVersion:
     """A fusion as it was made, never changed afterwards: whoever boards with it is fused by it, whatever comes meanwhile.
 
-    `spec` is the ensemble's, with this fusion in it. `fusion` is on the device, `host_fusion` the same on the CPU, for rows that
+    `spec` is the ensemble's, with this fusion in it, fitted weights and temperatures included. `fusion` is on the device, `host_fusion` the same on the CPU, for rows that
     cannot wait for the join. `weights` are float64 [members], summing to 1. `gate` is the confidence from which a cascade's first
     member stands alone; without meaning where there is no cascade.
     """
@@ -52,10 +52,16 @@ class FusionBuilder:
         self._device = device.torch_device
 
     def build(self, number: int, spec: EnsembleSpec) -> FusionVersion:
-        """Build the fusion that `spec` describes; raises InvalidEnsemble."""
-        fusion = build_fusion(spec, [member.output_shape[0] for member in self._members])
+        """Build the fusion that `spec` describes, or that was fitted for it; raises InvalidEnsemble."""
+        digests = {member.name: member.model.digest for member in self._members}
+        fitted = read_fitted(self._folder, spec, digests) if spec.fusion.fitted else None
+        shapes = [member.output_shape for member in self._members]
+        fusion = build_fusion(spec, shapes, fitted, self._texts, self._folder)
+        spec = use_fitted(spec, fitted)
         gate = spec.cascade.gate if spec.cascade else None
         if spec.cascade and gate is None:
-            raise InvalidEnsemble("cascade.gate: found nothing; allowed: 0 to 1, or a fitted fusion that has one")
+            gate = fitted.gate if fitted else None
+            if gate is None:
+                raise InvalidEnsemble("cascade.gate: found nothing; allowed: 0 to 1, or a fitted fusion that has one")
         weights = np.array(spec.member_weights())
         return FusionVersion(number, spec, copy.deepcopy(fusion).to(self._device), fusion, weights, gate or 0.0)

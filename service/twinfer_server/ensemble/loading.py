@@ -23,6 +23,8 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared."""
     spec = read_spec(folder)
     find_method(spec)
+    if spec.fusion.fitted and (spec.fusion.weights or spec.fusion.temperatures):
+        raise InvalidEnsemble("fusion.fitted: found beside weights or temperatures; allowed: alone, it brings its own")
     labels = read_labels(folder, spec)
     members: list[Member] = []
     for index, (name, member_spec) in enumerate(spec.members.items()):
@@ -43,10 +45,6 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
             probe_member(member)
         for slot in member.slots:
             slot.make_host_outputs(device, member.output_shape)
-        if len(member.output_shape) != 1:
-            raise InvalidEnsemble(
-                f"members.{name}.output: a sample's output has shape {list(member.output_shape)}; allowed: [classes] or [features]"
-            )
         members.append(member)
     classes = members[0].output_shape[0]
     if labels and (spec.task != "classification" or len(labels) != classes):

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from ..errors import FusionConflict, InvalidEnsemble, InvalidOption, quote
-from ..fusion import METHODS
+from ..fusion import FITTED_FILE, METHODS, read_fitted_method
 from ..spec import EnsembleSpec
 from .capture import CannotCapture, CapturedFusion
 from .crew import Crew, FusionVersion
@@ -18,7 +18,6 @@ from .ensemble import Ensemble
 logger = logging.getLogger(__name__)
 
 MAX_KEPT = 16
-FITTED_FILE = "fusion.json"
 
 Hold = Callable[[], AbstractContextManager[None]]
 """Makes a stretch in which nothing is in the air and nothing takes off; rows wait meanwhile."""
@@ -59,7 +58,7 @@ class FusionVersions:
         try:
             version = self._ensemble.fusion_builder.build(self._last_number + 1, self._change_spec(change))
         except InvalidEnsemble as error:
-            raise InvalidOption(str(error)) from None
+            raise InvalidOption(str(error).replace(f"{self._ensemble.folder}/", "")) from None
         self._try(version)
         self._use(version)
         self._last_number = version.number
@@ -81,14 +80,14 @@ class FusionVersions:
         if change.is_fitted:
             if change.method or change.weights or change.temperatures:
                 raise InvalidOption("fitted: found together with a method, weights or temperatures; allowed: alone")
-            fusion: dict[str, object] = {"method": now.fusion.method, "fitted": FITTED_FILE}
+            fusion: dict[str, object] = {"method": read_fitted_method(self._ensemble.folder), "fitted": FITTED_FILE}
         else:
             method = change.method or now.fusion.method
             kept = now.fusion.model_dump(exclude_none=True, exclude_defaults=True)
             if method != now.fusion.method:
                 if method not in METHODS:
                     raise InvalidOption(f"method: found {quote(method)}; allowed: {', '.join(map(repr, METHODS))}")
-                kept = {"weights": kept["weights"]} if "weights" in kept and METHODS[method].takes_weights else {}
+                kept = {key: kept[key] for key in kept if key in METHODS[method].takes - {"temperatures", "fitted"}}
             fusion = kept | {"method": method}
             fusion |= {"weights": dict(change.weights)} if change.weights else {}
             fusion |= {"temperatures": dict(change.temperatures)} if change.temperatures else {}

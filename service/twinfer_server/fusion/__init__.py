@@ -5,25 +5,37 @@ Everything here is captured with the flight: no code in this folder waits for th
 
 from .disagreement import measure_disagreement
 from .embedding import concatenation
+from .fitted import FITTED_FILE, Fitted, read_fitted, read_fitted_method, use_fitted, write_fitted
 from .fusion import Fused, Fusion
 from .influence import moved
 from .method import METHODS, Method, build_fusion, find_method
 from .pool import log_opinion_pool, maximum, sharpen, weighted_mean
+from .stacking import StackingHead, stacking_features
+from .voters import list_voters
 from .weights import renormalise
 
 __all__ = [
+    "FITTED_FILE",
     "METHODS",
+    "Fitted",
     "Fused",
     "Fusion",
     "Method",
+    "StackingHead",
     "build_fusion",
     "concatenation",
     "find_method",
+    "list_voters",
     "log_opinion_pool",
     "maximum",
     "measure_disagreement",
     "moved",
+    "read_fitted",
+    "read_fitted_method",
     "renormalise",
     "sharpen",
+    "stacking_features",
+    "use_fitted",
     "weighted_mean",
+    "write_fitted",
 ]

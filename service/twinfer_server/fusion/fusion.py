@@ -1,35 +1,29 @@
 """The module that turns member outputs into the fused output: the same on the device and, for late rows, on the CPU."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .disagreement import measure_disagreement
-from .embedding import concatenation
-from .pool import Pool
 from .weights import renormalise
-
-OutputKind = Literal["logits", "probabilities", "embedding"]
 
 MAX_MAGNITUDE = 1e30
 """An output beyond it counts as not finite: differences of such numbers overflow fp32."""
-
-MIN_LOG_PROBABILITY = -87.0
-"""What log 0 becomes, near the smallest normal fp32: one member's 0 all but rules a class out, and members that rule
-out every class between them still have a pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
     """What the fusion says about each row of a flight; tensors on the fusion's device, not yet waited for.
 
-    prediction: float32 [rows, classes], probabilities; or float32 [rows, features]. No answer where nobody is present.
+    prediction: float32, by task; without meaning where nobody is present, or one of `Fusion.needs` is absent.
+        classification [rows, classes], probabilities; multi_label [rows, labels], a probability each;
+        embedding [rows, features]; tensor [rows, *shape];
+        similarity [rows, compared, 2], cosine and probability, 0 beyond the row's own count;
+        detection [rows, boxes, 6], x_min, y_min, x_max, y_max (0..1), score, class; highest score first, score 0 is no box.
     weights: float32 [rows, members], as they were used: 0 for the absent, summing to 1 over the present.
-    disagreement: float32 [rows], 0..1; NaN where fewer than two members have weight, and for embeddings.
+    disagreement: float32 [rows], 0..1; NaN where fewer than two members have weight, and for tasks that know no beliefs.
     present: bool [rows, members]; false for a member that was absent, or whose output for the row was not finite.
     """
 
@@ -39,70 +33,89 @@ class Fused:
     present: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """What the voting members bring for some rows; one column for each of them, in the order of `Fusion.voters`.
+
+    values: one float32 [rows, ...] per voter, as `Fusion.read` gives it; an absent voter's rows may hold anything.
+    shares: float32 [rows, voters]; 0 for the absent, summing to 1 over the present, all 0 where nobody is.
+    counts: int32 [rows, voters]; how many samples a voter has for the row, 0 for the absent.
+    """
+
+    values: Sequence[Tensor]
+    shares: Tensor
+    counts: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """Say who is there, bool [rows, voters]."""
+        return self.counts > 0
+
+
 class Fusion(nn.Module):
     """A fusion: whatever is fitted is a buffer of it, so that it moves, is copied and is saved as one thing.
 
     Weights are no buffer: they come with the rows, since any row may bring its own, and a second copy could differ.
     """
 
-    def __init__(self, kinds: Sequence[OutputKind]) -> None:
+    def __init__(self, voters: Sequence[int], needs: Collection[int] = ()) -> None:
+        """Fuse the members with the indexes `voters`; the others only feed members. Without one of `needs` there is no answer."""
         super().__init__()
-        self.kinds = tuple(kinds)
+        self.voters = tuple(voters)
+        self.needs = frozenset(needs)
 
     @abstractmethod
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, present: Tensor) -> Fused:
+    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> Fused:
         """Fuse the members' outputs, row by row, over the members that are present and finite.
 
-        outputs: one float [rows, classes or features] per member, as the member gave it; absent rows may hold anything.
+        outputs: one float per member, as the member gave it: [rows, ...], or [rows, samples, ...] of one that may have several
+        samples for a row. What lies beyond a row's own samples, or belongs to a member that does not vote, may be anything.
         weights: float32 [rows, members], finite, at least 0; renormalised here.
-        present: bool [rows, members].
+        samples: int32 (or bool) [rows, members]; how many samples each member has for the row, 0 where it is absent.
         """
 
     @abstractmethod
     def belief(self, member: int, output: Tensor) -> Tensor:
-        """Turn a member's output, float [rows, ...], into its own prediction: float32 [rows, classes or features]."""
+        """Turn a member's output, float [rows, ...], into its own calibrated prediction, in the form of the task's.
 
+        For similarity it is the embedding itself.
+        """
 
-class PoolFusion(Fusion):
-    """Fuses beliefs over the same classes with an opinion pool."""
+    def read(self, member: int, output: Tensor, count: Tensor) -> Tensor:
+        """Turn a member's output into the float32 [rows, ...] that is fused; `count` is int32 [rows], its samples for each row.
 
-    def __init__(self, pool: Pool, kinds: Sequence[OutputKind]) -> None:
-        super().__init__(kinds)
-        self.pool = pool
-
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, present: Tensor) -> Fused:
-        """Pool the members' beliefs; see `Fusion.forward`."""
-        logits = torch.stack([self._logits(member, output) for member, output in enumerate(outputs)])
-        present = present & _is_usable(logits).t()
-        weights = renormalise(weights, present)
-        return Fused(self.pool(logits, weights).exp(), weights, measure_disagreement(logits, weights), present)
-
-    def belief(self, member: int, output: Tensor) -> Tensor:
-        """Give the member's probabilities, float32 [rows, classes]; NaN in a row that is not finite."""
-        return self._logits(member, output).softmax(-1)
-
-    def _logits(self, member: int, output: Tensor) -> Tensor:
-        """Turn an output into float32 logits; a negative probability becomes NaN, so it counts as not finite."""
-        output = output.float()
-        return output if self.kinds[member] == "logits" else output.log().clamp_min(MIN_LOG_PROBABILITY)
-
-
-class ConcatenationFusion(Fusion):
-    """Fuses embeddings by putting them side by side."""
-
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, present: Tensor) -> Fused:
-        """Concatenate the members' embeddings; see `Fusion.forward`."""
-        embeddings = [output.float() for output in outputs]
-        present = present & torch.stack([_is_usable(embedding) for embedding in embeddings], dim=-1)
-        weights = renormalise(weights, present)
-        disagreement = weights.new_full(weights.shape[:1], torch.nan)
-        return Fused(concatenation(embeddings, weights), weights, disagreement, present)
-
-    def belief(self, member: int, output: Tensor) -> Tensor:
-        """Give the member's embedding as it is, float32 [rows, features of the member]."""
+        A row that holds NaN, an infinity or more than MAX_MAGNITUDE counts as absent.
+        """
         return output.float()
 
+    def hear(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> Votes:
+        """Gather what the voters bring; arguments as in `forward`."""
+        counts = self._of_voters(samples.to(torch.int32))
+        values = [self.read(member, outputs[member], counts[:, place]) for place, member in enumerate(self.voters)]
+        counts = counts * torch.stack([_is_finite(value) for value in values], dim=-1)
+        return Votes(values, renormalise(self._of_voters(weights), counts > 0), counts)
 
-def _is_usable(output: Tensor) -> Tensor:
-    """Say which rows of float32 [..., features] hold only finite numbers: bool [...]. A NaN compares as false."""
-    return output.abs().amax(-1).le(MAX_MAGNITUDE)
+    def conclude(self, votes: Votes, members: int, prediction: Tensor, disagreement: Tensor | None = None) -> Fused:
+        """Put an answer together for an ensemble of `members`; without `disagreement`, float32 [rows], it is NaN."""
+        if disagreement is None:
+            disagreement = votes.shares.new_full(votes.shares.shape[:1], torch.nan)
+        return Fused(prediction, self._of_all(votes.shares, members), disagreement, self._of_all(votes.present, members))
+
+    def _of_voters(self, values: Tensor) -> Tensor:
+        """Pick the voters' columns of [rows, members]; by slices, for a list of indexes would have to travel to the device."""
+        if self.voters == tuple(range(values.shape[1])):
+            return values
+        return torch.stack([values[:, member] for member in self.voters], dim=-1)
+
+    def _of_all(self, values: Tensor, members: int) -> Tensor:
+        """Put the columns of [rows, voters] where they stand among all members, with 0 for the others."""
+        if self.voters == tuple(range(members)):
+            return values
+        nothing = torch.zeros_like(values[:, 0])
+        places = {member: place for place, member in enumerate(self.voters)}
+        return torch.stack([values[:, places[member]] if member in places else nothing for member in range(members)], dim=-1)
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    """Say which rows of float32 [rows, ...] hold only finite numbers: bool [rows]. A NaN compares as false."""
+    return values.abs().reshape(len(values), -1).amax(-1).le(MAX_MAGNITUDE)

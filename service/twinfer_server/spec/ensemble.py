@@ -77,7 +77,8 @@ class EnsembleSpec(Strict):
                     yield member, name, input_spec
 
     def member_weights(self) -> list[float]:
-        """Give the members' weights in the fusion, in their order, summing to 1."""
-        weights = self.fusion.weights or dict.fromkeys(self.members, 1.0)
+        """Give the members' weights in the fusion, in their order, summing to 1; those that only feed others weigh 0."""
+        voters = [name for name, member in self.members.items() if member.output.kind != "features"]
+        weights = self.fusion.weights or dict.fromkeys(voters, 1.0)
         total = math.fsum(weights.values())
         return [weights.get(name, 0.0) / total for name in self.members]

@@ -16,7 +16,8 @@ class FusionSpec(Strict):
     temperatures: dict[Name, Annotated[FiniteFloat, Field(ge=0.001, le=1000)]] = {}
     """By member: its logits are divided by it. A member that is left out has 1."""
     fitted: FolderFile | None = None
-    """What `twinfer fit` has written, usually "fusion.json": its weights, temperatures, head and gate are used."""
+    """What `twinfer fit` has written, usually "fusion.json": its head and gate are used, and its weights and
+    temperatures where this table has none of its own."""
     k: Annotated[FiniteFloat, Field(gt=0)] | None = None
     """Reciprocal rank fusion's constant. Default: 60."""
     projection: FolderFile | None = None
