@@ -103,7 +103,7 @@ def test_labels_must_be_as_many_as_the_classes(tmp_path: Path, labels: str) -> N
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [
-        ('"weighted_mean"', '"stacking"', r"fusion.method: found 'stacking'; allowed for task 'classification': 'weighted_mean'"),
+        ('"weighted_mean"', '"guessing"', r"fusion.method: found 'guessing'; allowed for task 'classification': 'weighted_mean'"),
         ('"weighted_mean"', '"concatenation"', r"fusion.method: found 'concatenation', a method for task 'embedding'"),
         ('"weighted_mean"', '"maximum"\nweights = { left = 1.0 }', r"fusion.weights: .*takes no weights"),
     ],

@@ -1,87 +1,136 @@
 """From an ensemble's spec to its fusion: the table of methods and what is refused."""
 
-from typing import Any
-
 import pytest
 
+from tests.fusions import EXAMPLES, Example
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import METHODS, Fusion, build_fusion, find_method
-from twinfer_server.spec import EnsembleSpec
+from twinfer_server.fusion import METHODS, Fusion, find_method
+from twinfer_server.spec import FusionSpec
+
+OPINIONS = ("classification", "multi_label")
+LEARNT = {"temperatures", "fitted"}
 
 
-def make_spec(method: str, task: str, kind: str, weights: dict[str, float] | None = None) -> EnsembleSpec:
-    member = {"model": "python:m:a", "input": {"x": {"kind": "tensor", "dtype": "float32", "shape": [2]}}}
-    document: dict[str, Any] = {
-        "name": "pair",
-        "version": 1,
-        "task": task,
-        "members": {name: {**member, "output": {"kind": kind}} for name in ("left", "right")},
-        "fusion": {"method": method, "weights": weights or {}},
-    }
-    return EnsembleSpec.model_validate(document)
-
-
-def test_the_table_holds_every_method_with_its_task() -> None:
-    assert {name: (method.task, method.takes_weights) for name, method in METHODS.items()} == {
-        "weighted_mean": ("classification", True),
-        "log_opinion_pool": ("classification", True),
-        "maximum": ("classification", False),
-        "concatenation": ("embedding", True),
+def test_the_table_holds_every_method_with_its_tasks_and_keys() -> None:
+    assert {name: (tuple(method.builds), method.takes) for name, method in METHODS.items()} == {
+        "weighted_mean": (OPINIONS, LEARNT | {"weights"}),
+        "log_opinion_pool": (OPINIONS, LEARNT | {"weights"}),
+        "maximum": (OPINIONS, LEARNT),
+        "stacking": (OPINIONS, LEARNT),
+        "concatenation": (("embedding",), {"weights", "projection"}),
     }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_built_by_its_name(name: str) -> None:
-    task = METHODS[name].task
-    spec = make_spec(name, task, "logits" if task == "classification" else "embedding")
-    assert find_method(spec) is METHODS[name]
-    assert isinstance(build_fusion(spec, [3, 3]), Fusion)
+def test_methods_take_only_what_a_file_can_say() -> None:
+    assert frozenset().union(*(method.takes for method in METHODS.values())) <= set(FusionSpec.model_fields) - {"method"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+def test_every_method_is_built_by_its_name(example: Example) -> None:
+    assert find_method(example.spec) is METHODS[example.method]
+    assert isinstance(example.build(), Fusion)
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("example", "message"),
     [
         pytest.param(
-            make_spec("median", "classification", "logits"),
+            Example("median", "classification"),
             "fusion.method: found 'median'; allowed for task 'classification': 'weighted_mean', 'log_opinion_pool', 'maximum'",
             id="an unknown method",
         ),
         pytest.param(
-            make_spec("maximum", "embedding", "embedding"),
-            "fusion.method: found 'maximum', a method for task 'classification'; allowed for task 'embedding': 'concatenation'",
+            Example("maximum", "embedding"),
+            "fusion.method: found 'maximum', a method for task 'classification' or 'multi_label'; "
+            "allowed for task 'embedding': 'concatenation'",
             id="a method for another task",
         ),
         pytest.param(
-            make_spec("maximum", "classification", "logits", {"left": 1.0}),
+            Example("maximum", "classification", options={"weights": {"left": 1.0}}),
             "fusion.weights: found {'left': 1.0}; allowed: none, 'maximum' takes no weights",
             id="weights for a method that takes none",
         ),
         pytest.param(
-            make_spec("weighted_mean", "classification", "embedding"),
-            "members.left.output.kind: found 'embedding'; allowed for task 'classification': 'logits', 'probabilities'",
+            Example("concatenation", "embedding", options={"temperatures": {"left": 2.0}}),
+            "fusion.temperatures: found {'left': 2.0}; allowed: none, 'concatenation' takes no temperatures",
+            id="temperatures for a method that takes none",
+        ),
+        pytest.param(
+            Example("weighted_mean", "classification", options={"k": 60}),
+            "fusion.k: found 60.0; allowed: none, 'weighted_mean' takes no k",
+            id="a constant of another method",
+        ),
+        pytest.param(
+            Example("weighted_mean", "classification", kinds=("embedding", "logits")),
+            "members.left.output.kind: found 'embedding'; "
+            "allowed for task 'classification': 'logits', 'probabilities', or 'features'",
             id="an embedding to classify with",
         ),
         pytest.param(
-            make_spec("concatenation", "embedding", "logits"),
-            "members.left.output.kind: found 'logits'; allowed for task 'embedding': 'embedding'",
+            Example("concatenation", "embedding", kinds=("embedding", "logits")),
+            "members.right.output.kind: found 'logits'; allowed for task 'embedding': 'embedding', or 'features'",
             id="logits to embed with",
+        ),
+        pytest.param(
+            Example("concatenation", "embedding", kinds=("features", "features")),
+            "members: all outputs are of kind 'features'; allowed: at least one of 'embedding'",
+            id="nobody who votes",
+        ),
+        pytest.param(
+            Example("weighted_mean", "classification", kinds=("features", "logits"), options={"weights": {"left": 1.0}}),
+            "fusion.weights.left: the member's output is of kind 'features'; allowed: members that vote",
+            id="a weight for a member that does not vote",
         ),
     ],
 )
-def test_a_spec_that_does_not_fit_is_refused(spec: EnsembleSpec, message: str) -> None:
+def test_a_spec_that_does_not_fit_is_refused(example: Example, message: str) -> None:
     with pytest.raises(InvalidEnsemble) as refusal:
-        find_method(spec)
+        find_method(example.spec)
+    assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        pytest.param(
+            Example("weighted_mean", "classification", ((10,), (9,))),
+            "members: found {'left': 10, 'right': 9} classes; allowed: the same number for all, at least 2",
+            id="different numbers of classes",
+        ),
+        pytest.param(
+            Example("weighted_mean", "classification", ((1,), (1,))),
+            "members: found {'left': 1, 'right': 1} classes; allowed: the same number for all, at least 2",
+            id="a single class",
+        ),
+        pytest.param(
+            Example("weighted_mean", "multi_label", ((2,), (1,))),
+            "members: found {'left': 2, 'right': 1} labels; allowed: the same number for all, at least 1",
+            id="different numbers of labels",
+        ),
+        pytest.param(
+            Example("concatenation", "embedding", ((10,), (2, 5))),
+            "members.right.output: a sample's output has shape [2, 5]; allowed: [features]",
+            id="an embedding that is no vector",
+        ),
+        pytest.param(
+            Example("stacking", "classification"),
+            "fusion.fitted: found nothing; allowed: what `twinfer fit` has written, 'stacking' is learnt",
+            id="a head that nobody has fitted",
+        ),
+        pytest.param(
+            Example("stacking", "classification", ((3,), (3,)), fitted=EXAMPLES["stacking for classification"].fitted),
+            "fusion.fitted: the head's tensors are {'out.weight': [5, 12], 'out.bias': [5]}; "
+            "allowed: {'out.weight': [3, 8], 'out.bias': [3]}; fit again, or remove fitted from [fusion]",
+            id="a head for other classes",
+        ),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused(example: Example, message: str) -> None:
+    with pytest.raises(InvalidEnsemble) as refusal:
+        example.build()
     assert str(refusal.value) == message
 
 
-@pytest.mark.parametrize("features", [[10, 9], [1, 1]], ids=["different numbers of classes", "a single class"])
-def test_classes_that_do_not_match_are_refused(features: list[int]) -> None:
-    with pytest.raises(InvalidEnsemble, match=f"members: found .*{features[0]}.*{features[1]}.* classes; allowed: the same"):
-        build_fusion(make_spec("weighted_mean", "classification", "logits"), features)
-
-
-def test_embeddings_of_different_sizes_are_fine() -> None:
-    assert build_fusion(make_spec("concatenation", "embedding", "embedding"), [10, 9]).kinds == (
-        "embedding",
-        "embedding",
-    )
+def test_one_label_and_embeddings_of_different_sizes_are_fine() -> None:
+    assert Example("weighted_mean", "multi_label", ((1,), (1,))).build().voters == (0, 1)
+    assert Example("concatenation", "embedding", ((10,), (9,))).build().needs == frozenset()

@@ -20,9 +20,9 @@ from .member import Member
 class FusionVersion:
     """A fusion as it was made, never changed afterwards: whoever boards with it is fused by it, whatever comes meanwhile.
 
-    `spec` is the ensemble's, with this fusion in it, fitted weights and temperatures included. `fusion` is on the device, `host_fusion` the same on the CPU, for rows that
-    cannot wait for the join. `weights` are float64 [members], summing to 1. `gate` is the confidence from which a cascade's first
-    member stands alone; without meaning where there is no cascade.
+    `spec` is the ensemble's, with this fusion in it, fitted weights and temperatures included. `fusion` is on the device,
+    `host_fusion` the same on the CPU, for rows that cannot wait for the join. `weights` are float64 [members], summing to 1. `gate`
+    is the confidence from which a cascade's first member stands alone; without meaning where there is no cascade.
     """
 
     number: int
