@@ -68,7 +68,7 @@ def _list_examples() -> dict[str, Example]:
         ("stacking", "multi_label"): lambda example: replace(example, fitted=example_head(hidden=3)),
     }
     return {
-        f"{name} for {task}": special.get((name, task), lambda example: example)(Example(name, task))
+        f"{name} for {task}": special.get((name, task), lambda example: example)(Example(name, task))  # type: ignore[no-untyped-call]
         for name, method in METHODS.items()
         for task in method.builds
     }

@@ -52,8 +52,11 @@ def test_numbers_survive_to_the_last_bit(
 ) -> None:
     folder = tmp_path_factory.mktemp("fitted")
     fitted = replace(
-        FITTED, weights=dict(zip(DIGESTS, weights, strict=True)), temperatures=dict(zip(DIGESTS, temperatures, strict=True)), gate=gate
-    )  # fmt: skip
+        FITTED,
+        weights=dict(zip(DIGESTS, weights, strict=True)),
+        temperatures=dict(zip(DIGESTS, temperatures, strict=True)),
+        gate=gate,
+    )
     write_fitted(folder, fitted)
     assert vars_of(read_fitted(folder, SPEC, DIGESTS)) == vars_of(fitted)
 

@@ -7,12 +7,15 @@ from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.fusion import METHODS, Fusion, find_method
 from twinfer_server.spec import FusionSpec
 
-OPINIONS = ("classification", "multi_label")
-LEARNT = {"temperatures", "fitted"}
+OPINIONS: tuple[str, ...] = ("classification", "multi_label")
+LEARNT = frozenset({"temperatures", "fitted"})
 
 
 def test_the_table_holds_every_method_with_its_tasks_and_keys() -> None:
-    assert {name: (tuple(method.builds), method.takes) for name, method in METHODS.items()} == {
+    found: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
+        name: (tuple(method.builds), method.takes) for name, method in METHODS.items()
+    }
+    assert found == {
         "weighted_mean": (OPINIONS, LEARNT | {"weights"}),
         "log_opinion_pool": (OPINIONS, LEARNT | {"weights"}),
         "maximum": (OPINIONS, LEARNT),
