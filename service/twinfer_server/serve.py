@@ -99,7 +99,7 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             if metrics is not None:
                 metrics.watch(engine)
             server.open(engine)
-            server.report(is_serving=True, members=engine.switches)
+            server.report(is_serving=True, members=engine.operations.switches)
             observer.on_ready()
             await _watch_health(server, engine, stopping)
             await _drain(server, engine, settings.drain_seconds)
@@ -126,9 +126,9 @@ async def _load(
 
 async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asyncio.Event) -> None:
     """Keep health true to the lanes until the server is told to stop."""
-    told = (True, engine.switches)
+    told = (True, engine.operations.switches)
     while not stopping.is_set() and not engine.loss:
-        stuck, switches = engine.stuck_members(), engine.switches
+        stuck, switches = engine.stuck_members(), engine.operations.switches
         now = (engine.can_answer and not stuck, switches)
         if now != told:
             told = now

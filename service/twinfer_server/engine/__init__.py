@@ -2,7 +2,8 @@
 
 from .breaker import Switch
 from .description import Description, describe
-from .engine import Engine, LocalEngine
+from .engine import LocalEngine
+from .interface import Engine
 from .record import FlightRecord, Recorder, Span
 
 __all__ = ["Description", "Engine", "FlightRecord", "LocalEngine", "Recorder", "Span", "Switch", "describe"]

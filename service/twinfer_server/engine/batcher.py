@@ -15,13 +15,13 @@ from functools import partial
 
 import torch
 
-from ..ensemble import Ensemble, Flight, answer_rows, fusion_failure
-from ..errors import InternalError, MemberLate, TwinferError
-from ..fusion import Fused
+from ..ensemble import Ensemble, Flight
+from ..errors import MemberLate, TwinferError
 from ..rows import Answer, Policy, Row
 from ..settings import ServerSettings
 from .boarding import Boarding
 from .breaker import Breaker
+from .landing import Landing, judge_between, judge_late, land
 from .record import OnFlight, record_flight
 from .workers import Workers
 
@@ -209,7 +209,7 @@ class Batcher:
         for row, error in refused:
             # Between its two flights a row already has what the first member said.
             is_answerable = row.parts and row.policy is Policy.BEST_EFFORT
-            self._on_answers(*self._answer_between(row, error) if is_answerable else ([row], [error]))
+            self._on_answers([row], [judge_between(self._ensemble, row, error) if is_answerable else error])
         if boarded is not None:
             self._take_to_the_air(boarded, now)
         return boarded
@@ -267,27 +267,16 @@ class Batcher:
         """Answer the flight's rows and free its slots; the lanes it used have done their part."""
         landed_at = time.monotonic()
         seconds = landed_at - flight.launched_at
-        going_on: list[Row] = []
         airborne = next(airborne for airborne in self._air if airborne.flight is flight)
-        fused: Fused | None = None
-        try:
-            fused = flight.fused if flight.fused is not None else flight.fuse_now(flight.rows)
-            answers = answer_rows(flight, flight.rows, fused, seconds)
-            going_on = self._find_going_on(flight, answers)
-        except Exception:
-            logger.exception("fusing a flight of %d rows failed", len(flight.rows))
-            answers = fusion_failure(flight)
-        rows: Sequence[Row] = flight.rows
-        if going_on:
-            rows, answers = _leave_out(rows, answers, going_on)
+        landing = land(flight, self._ensemble, seconds)
         if airborne.probes is None:
             # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
-            self._on_answers(rows, answers)
+            self._on_answers(landing.rows, landing.answers)
             if self.on_flight:
                 self._tell(flight, landed_at)
         with self._changed:
-            self._learn(airborne, fused)
-            for row in going_on:
+            self._learn(airborne, landing)
+            for row in landing.going_on:
                 assert self._ensemble.cascade is not None
                 self._ensemble.cascade.send_on(flight, row, seconds)
                 self._boarding.queue.put(row)
@@ -298,36 +287,16 @@ class Batcher:
         if not self.loss and any(run.error is not None for run in flight.runs):
             self.loss = self._ensemble.device.find_loss()
 
-    def _learn(self, airborne: _Airborne, fused: Fused | None) -> None:
-        """Tell the breakers how their members did, under the lock; a fusion that raised is not their fault."""
+    def _learn(self, airborne: _Airborne, landing: Landing) -> None:
+        """Tell the breakers how their members did, under the lock."""
         before = [breaker.state for breaker in self.breakers]
-        for run in airborne.flight.runs:
-            failure = run.error.text if run.error is not None else ""
-            if (
-                not failure
-                and fused is not None
-                and run.member.is_voter
-                and not fused.present[list(run.rows), run.member.index].any()
-            ):
-                failure = "no output was finite"
-            breaker = self.breakers[run.member.index]
+        for index, failure in landing.find_failures().items():
             if airborne.probes is not None:
-                breaker.note_probe(failure)
-            elif not run.is_starved:
-                breaker.note_flight(bool(failure), failure)
+                self.breakers[index].note_probe(failure)
+            else:
+                self.breakers[index].note_flight(bool(failure), failure)
         if before != [breaker.state for breaker in self.breakers]:
             self._on_switch()
-
-    def _find_going_on(self, flight: Flight, answers: Sequence[Answer | TwinferError]) -> list[Row]:
-        """Find the rows that a cascade sends on to its other members, for what the first one says is not enough."""
-        cascade = self._ensemble.cascade
-        unsure = cascade.find_unsure(flight, flight.rows) if cascade else []
-        # Under REQUIRE_ALL a failure of the first member is the end already.
-        return [
-            flight.rows[place]
-            for place in unsure
-            if isinstance(answers[place], Answer) or flight.rows[place].policy is Policy.BEST_EFFORT
-        ]
 
     def _tell(self, flight: Flight, landed_at: float) -> None:
         """Tell whoever listens of a landing; its failure is not the rows'."""
@@ -344,7 +313,7 @@ class Batcher:
             airborne = next((airborne for airborne in self._air if row in airborne.flight.rows), None)
             if airborne is None:
                 text = "the first member was not sure, and the row could not wait for this one"
-                return self._answer_between(row, MemberLate(text)) if row.parts else None
+                return ([row], [judge_between(self._ensemble, row, MemberLate(text))]) if row.parts else None
             flight, now = airborne.flight, time.monotonic()
             rows = [
                 other
@@ -353,29 +322,4 @@ class Batcher:
             ]
             rows = [other for other in rows if id(other) not in airborne.late_rows]
             airborne.late_rows.update(map(id, rows))
-            done = flight.done_members
-            unsure = self._ensemble.cascade.find_unsure(flight, rows) if self._ensemble.cascade else ()
-            try:
-                fused = flight.fuse_now(rows) if rows else None
-                return rows, answer_rows(flight, rows, fused, now - flight.launched_at, done, unsure) if fused else []
-            except Exception:
-                logger.exception("fusing %d late rows failed", len(rows))
-                return rows, [InternalError("the fusion raised an error; the server's log has it") for _ in rows]
-
-    def _answer_between(self, row: Row, why: TwinferError) -> tuple[list[Row], list[Answer | TwinferError]]:
-        """Answer a row that waits for its second flight from what its first one gave; a flight that never takes off does it.
-
-        `why` says what keeps the members of the second one from it.
-        """
-        left_out = {(0, index): type(why)(why.text, member=self._ensemble.members[index].name) for index in row.crew}
-        flight = self._ensemble.board([row], {}, left_out, "serial")
-        flight.launched_at = flight.boarded_at = time.monotonic()
-        return [row], answer_rows(flight, [row], flight.fuse_now([row]), 0.0)
-
-
-def _leave_out(
-    rows: Sequence[Row], answers: Sequence[Answer | TwinferError], left_out: Sequence[Row]
-) -> tuple[list[Row], list[Answer | TwinferError]]:  # fmt: skip
-    """Give the rows, and their answers, without some of them."""
-    places = [place for place, row in enumerate(rows) if row not in left_out]
-    return [rows[place] for place in places], [answers[place] for place in places]
+            return rows, judge_late(flight, self._ensemble, rows, now)

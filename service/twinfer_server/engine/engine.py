@@ -7,12 +7,11 @@ flies on.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 from ..device import usable_cores
-from ..ensemble import Ensemble, FusionChange, FusionVersions
+from ..ensemble import Ensemble
 from ..errors import (
     Cancelled,
     DeadlinePassed,
@@ -22,61 +21,19 @@ from ..errors import (
     Overloaded,
     Stage,
     TwinferError,
-    UnknownMember,
-    quote,
 )
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
 from .admission import Admission
 from .batcher import Batcher
-from .description import Description, describe
+from .description import Description
+from .operations import Operations
 from .record import Recorder, Span
 from .timeline import Timeline
 from .watch import Watch
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
-
-
-class Engine(Protocol):
-    """What the RPC layer knows of an engine; whether it computes in this process is not its business."""
-
-    @property
-    def description(self) -> Description:
-        """What is served."""
-        ...
-
-    async def infer(self, request: Request, size_bytes: int) -> Answer:
-        """Answer one row; raises TwinferError. `size_bytes` is what it takes in memory until it is answered."""
-        ...
-
-    def check_served(self, ensemble: str, version: int) -> None:
-        """Raise UnknownEnsemble unless the name and version are served."""
-        ...
-
-    def note_reply(self, request: Request, answer: Answer, began: float) -> None:
-        """Note that the answer to a request has been written since `began`, a time of `time.monotonic()`."""
-        ...
-
-    def note_failure(self, error: TwinferError) -> None:
-        """Note that a row has ended with an error, whoever raised it."""
-        ...
-
-    async def capture_timeline(self, seconds: float) -> str:
-        """Watch everything for so long and give it as a Chrome trace; raises Overloaded if somebody else is watching."""
-        ...
-
-    async def update_fusion(self, change: FusionChange) -> None:
-        """Put another fusion to use, for every flight from now on; raises InvalidOption and FusionConflict."""
-        ...
-
-    async def roll_back_fusion(self, version: int) -> None:
-        """Put an earlier version of the fusion to use again, 0 for the one before; raises FusionConflict."""
-        ...
-
-    async def set_member(self, name: str, is_on: bool) -> None:
-        """Switch a member on or off by hand; raises UnknownMember."""
-        ...
 
 
 class LocalEngine:
@@ -87,13 +44,11 @@ class LocalEngine:
         self._ensemble = ensemble
         self._settings = settings
         self._admission = Admission(settings)
-        self._batcher = Batcher(ensemble, settings, self._answer_soon, self._describe_soon)
+        self._batcher = Batcher(ensemble, settings, self._answer_soon, self._note_switches_soon)
         self._decoders = Workers("decode", settings.decode_threads or usable_cores())
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
         self._reply_seconds = settings.reply_margin_seconds
-        self._description = self._describe()
-        self._versions = FusionVersions(ensemble, self._batcher.holding)
-        self._changing = asyncio.Lock()
+        self.operations = Operations(ensemble, settings, self._batcher)
         self._recorder: Recorder | None = None
         self._timeline: Timeline | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -101,7 +56,7 @@ class LocalEngine:
     @property
     def description(self) -> Description:
         """What is served."""
-        return self._description
+        return self.operations.description
 
     def start(self) -> None:
         """Start the threads."""
@@ -150,7 +105,8 @@ class LocalEngine:
     def listen(self, recorder: Recorder) -> None:
         """Have `recorder` told of everything from now on."""
         self._recorder = recorder
-        self._note_switches()
+        self.operations.recorder = recorder
+        self.operations.note_switches()
         self._batcher.on_flight = (recorder.on_flight,)
 
     def note_reply(self, request: Request, answer: Answer, began: float) -> None:
@@ -178,44 +134,13 @@ class LocalEngine:
             self._timeline, self._batcher.on_flight = None, before
         return await asyncio.to_thread(timeline.write_trace, Span(began, time.monotonic()))
 
-    async def update_fusion(self, change: FusionChange) -> None:
-        """Put another fusion to use, for every flight from now on; raises InvalidOption and FusionConflict."""
-        await asyncio.shield(self._change(partial(self._versions.update, change)))
-
-    async def roll_back_fusion(self, version: int) -> None:
-        """Put an earlier version of the fusion to use again, 0 for the one before; raises FusionConflict."""
-        await asyncio.shield(self._change(partial(self._versions.roll_back, version)))
-
-    async def _change(self, change: Callable[[], None]) -> None:
-        """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away, and describe what is."""
-        async with self._changing:
-            await asyncio.to_thread(change)
-            self._description = self._describe()
-
-    async def set_member(self, name: str, is_on: bool) -> None:
-        """Switch a member on or off by hand; raises UnknownMember."""
-        names = [member.name for member in self._ensemble.members]
-        if name not in names:
-            raise UnknownMember(f"member: found {quote(name)}; allowed: {', '.join(map(repr, names))}")
-        await asyncio.to_thread(self._batcher.set_member, names.index(name), is_on)
-        self._description = self._describe()
-
-    def _describe(self) -> Description:
-        return describe(self._ensemble, self._settings, [breaker.state for breaker in self._batcher.breakers])
-
-    def _describe_soon(self) -> None:
-        """Describe what is anew, and tell whoever keeps the books; any thread."""
+    def _note_switches_soon(self) -> None:
+        """Have the event loop note that a member has been switched; any thread."""
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._note_switches)
+            self._loop.call_soon_threadsafe(self.operations.note_switches)
         except RuntimeError:  # the loop has ended
             logger.info("a member was switched after the end")
-
-    def _note_switches(self) -> None:
-        self._description = self._describe()
-        if self._recorder is not None:
-            for breaker, member in zip(self._batcher.breakers, self._ensemble.members, strict=True):
-                self._recorder.on_switch(member.name, breaker.state.switch, breaker.trips)
 
     async def drain(self) -> None:
         """Take nothing more in hand and return when every row has been answered."""
@@ -236,15 +161,10 @@ class LocalEngine:
         return self._batcher.loss
 
     @property
-    def switches(self) -> dict[str, bool]:
-        """Whether each member is switched on, by name."""
-        return {member.name: breaker.is_on for member, breaker in zip(self._ensemble.members, self._batcher.breakers, strict=True)}
-
-    @property
     def can_answer(self) -> bool:
         """Whether the members that are on are enough for the ensemble's own policy."""
         is_enough = all if self._ensemble.default_policy is Policy.REQUIRE_ALL else any
-        return is_enough(self.switches.values())
+        return is_enough(self.operations.switches.values())
 
     def stuck_members(self) -> list[str]:
         """Name the members whose lane has stood still for `stuck_seconds`; looks for those that have just got stuck, too."""

@@ -60,20 +60,20 @@ class EnsembleAdminService:
         )
         if change == FusionChange(message.expected_version):
             raise InvalidOption("found nothing to change; allowed: a method, weights, temperatures, or fitted")
-        await engine.update_fusion(change)
+        await engine.operations.update_fusion(change)
         return pb.UpdateFusionResponse(fusion=write_description(engine.description).fusion)
 
     async def _roll_back_fusion(
         self, message: pb.RollbackFusionRequest, size_bytes: int, context: Context
     ) -> pb.RollbackFusionResponse:  # fmt: skip
         engine = self._ready_engine()
-        await engine.roll_back_fusion(message.version)
+        await engine.operations.roll_back_fusion(message.version)
         return pb.RollbackFusionResponse(fusion=write_description(engine.description).fusion)
 
     async def _set_member(self, message: pb.SetMemberRequest, size_bytes: int, context: Context) -> pb.SetMemberResponse:
         engine = self._ready_engine()
         if message.switch not in (MEMBER_SWITCH_ON, MEMBER_SWITCH_OFF):
             raise InvalidOption(f"switch: found {message.switch}; allowed: {MEMBER_SWITCH_ON} (ON), {MEMBER_SWITCH_OFF} (OFF)")
-        await engine.set_member(message.member, message.switch == MEMBER_SWITCH_ON)
+        await engine.operations.set_member(message.member, message.switch == MEMBER_SWITCH_ON)
         members = write_description(engine.description).members
         return pb.SetMemberResponse(member=next(member for member in members if member.name == message.member))

@@ -1,0 +1,40 @@
+"""What the RPC layer knows of an engine."""
+
+from typing import Protocol
+
+from ..errors import TwinferError
+from ..rows import Answer, Request
+from .description import Description
+from .operations import Operations
+
+
+class Engine(Protocol):
+    """Answers rows; whether it computes in this process is not the RPC layer's business."""
+
+    operations: Operations
+    """What operators can change."""
+
+    @property
+    def description(self) -> Description:
+        """What is served, as it is now."""
+        ...
+
+    async def infer(self, request: Request, size_bytes: int) -> Answer:
+        """Answer one row; raises TwinferError. `size_bytes` is what it takes in memory until it is answered."""
+        ...
+
+    def check_served(self, ensemble: str, version: int) -> None:
+        """Raise UnknownEnsemble unless the name and version are served."""
+        ...
+
+    def note_reply(self, request: Request, answer: Answer, began: float) -> None:
+        """Note that the answer to a request has been written since `began`, a time of `time.monotonic()`."""
+        ...
+
+    def note_failure(self, error: TwinferError) -> None:
+        """Note that a row has ended with an error, whoever raised it."""
+        ...
+
+    async def capture_timeline(self, seconds: float) -> str:
+        """Watch everything for so long and give it as a Chrome trace; raises Overloaded if somebody else is watching."""
+        ...
