@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from twinfer.cli import app
 from twinfer.cli.options import seconds
 from twinfer.cli.report import plain
-from twinfer.cli.server import INSTALL, MODULES
+from twinfer.cli.server import FIT_MODULES, INSTALL, INSTALL_FIT, MODULES
 from twinfer.v1 import ensemble_service_pb2, ensemble_service_pb2_grpc, error_pb2
 
 ANSWER = ensemble_service_pb2.InferResponse(
@@ -288,7 +288,7 @@ main()
 def test_all_commands_are_shown_without_the_server() -> None:
     done = python(WITHOUT.format(absent={"twinfer_server", "torch", "numpy", "PIL"}), "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(f" {command} " in done.stdout for command in ("infer", "describe", "serve", "validate", "demo"))
+    assert all(f" {command} " in done.stdout for command in ("infer", "describe", "serve", "validate", "demo", "fit"))
 
 
 @pytest.mark.parametrize("command", ["serve", "validate", "demo"])
@@ -335,9 +335,19 @@ def test_every_module_of_the_extra_is_known() -> None:
         "grpcio-reflection": "grpc_reflection",
         "pillow": "PIL",
     }
-    extra = {line.partition(">")[0] for line in pyproject["project"]["optional-dependencies"]["server"]}
-    modules = {imported_as.get(name, name.replace("-", "_")) for name in extra}
-    assert modules | {"twinfer_server"} == MODULES
+    extras = pyproject["project"]["optional-dependencies"]
+    names = {extra: {line.partition(">")[0] for line in extras[extra]} for extra in ("server", "fit")}
+    modules = {extra: {imported_as.get(name, name.replace("-", "_")) for name in names[extra]} for extra in names}
+    assert modules["server"] | {"twinfer_server"} == MODULES
+    assert modules["fit"] - {"twinfer[server]"} | MODULES == FIT_MODULES
+
+
+def test_without_a_module_of_its_extra_fit_says_how_to_install_that(tmp_path: Path) -> None:
+    package = service_package(tmp_path, "import polars")
+    done = python(WITHOUT.format(absent={"polars"}), "fit", path=package)
+    assert done.returncode == 2
+    assert done.stderr == f"twinfer fit needs polars, which is not installed. Install it:\n  {INSTALL_FIT}\n"
+    assert INSTALL_FIT == "pip install 'twinfer[fit]'"
 
 
 def test_infer_loads_nothing_heavy(service: DigitsService) -> None:

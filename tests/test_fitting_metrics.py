@@ -6,9 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as reference
 
-from twinfer_server.fitting.metrics import BINS, RESAMPLES, SCORES, compare, draw_rows, judge, mean_interval, measure, reliability
+from twinfer_server.fitting import metrics
+from twinfer_server.fitting.metrics import (
+    BINS,
+    RESAMPLES,
+    SCORES,
+    compare,
+    draw_rows,
+    judge,
+    mean_interval,
+    measure,
+    reliability,
+    share_interval,
+)
 
 
 def make_rows(count: int, classes: int, seed: int, sharpness: float = 3.0) -> tuple[Any, Any]:
@@ -93,11 +106,14 @@ def test_intervals_are_the_same_for_the_same_seed() -> None:
     assert set(measure(judgement, 7)) == set(SCORES)
 
 
-def test_draws_have_as_many_rows_as_there_are_and_come_in_blocks_alike() -> None:
-    draws = np.concatenate(list(draw_rows(30, seed=3)))
-    assert draws.shape == (RESAMPLES, 30)
-    assert (draws.sum(1) == 30).all()
-    assert sum(len(block) for block in draw_rows(50_000, seed=3)) == RESAMPLES
+def test_draws_have_as_many_rows_as_there_are_and_come_in_blocks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = draw_rows(30, seed=3)
+    assert whole.shape == (RESAMPLES, 30)
+    assert (whole.sum(1) == 30).all()
+    monkeypatch.setattr(metrics, "BLOCK", 30 * 300)
+    blocks = list(draw_rows(30, seed=3))
+    assert len(blocks) == 7
+    assert (np.concatenate(blocks) == whole).all()
 
 
 def test_a_difference_is_told_more_exactly_than_the_scores_themselves() -> None:
@@ -109,3 +125,10 @@ def test_a_difference_is_told_more_exactly_than_the_scores_themselves() -> None:
     assert difference.value == pytest.approx(measure(one, 1)["nll"].value - measure(other, 1)["nll"].value)
     assert difference.high < 0
     assert difference.high - difference.low < (alone.high - alone.low) / 2
+
+
+def test_the_interval_of_a_share_is_that_of_scipy() -> None:
+    expected = binomtest(55, 59).proportion_ci(method="wilson")
+    found = share_interval(55, 59)
+    assert (found.value, found.low, found.high) == pytest.approx((55 / 59, expected.low, expected.high))
+    assert share_interval(7, 7).high == 1.0

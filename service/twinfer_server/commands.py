@@ -1,34 +1,25 @@
-"""The commands that need the service: `twinfer serve`, `validate` and `demo`. The light client's command line hands them on."""
+"""The commands that need the service: `serve`, `validate`, `demo` and `fit`. The light client's command line hands them on."""
 
 import asyncio
 import json
 import logging
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from .errors import InvalidEnsemble
-from .rpc import PortTaken
+from .fitting.command import fit_command
 from .serve import Observer, end_process, prepare_ensemble, serve, stop_on_signals
-from .settings import InvalidSettings, ServerSettings, read_settings
+from .settings import ServerSettings, read_settings
+from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
 
 app = typer.Typer(name="twinfer", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 logger = logging.getLogger(__name__)
 
 Folder = Annotated[Path | None, typer.Argument(help="The ensemble folder. Default: the digits that come with twinfer.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-TrustCode = Annotated[bool | None, typer.Option("--trust-code", help="Let any program among the models run.")]
-TrustList = Annotated[
-    list[Path] | None,
-    typer.Option("--trust-list", help="A file with sha256 digests of programs that may run; repeatable."),
-]
 
 
 def digits_folder() -> Path:
@@ -59,10 +50,10 @@ def serve_command(
     }  # fmt: skip
     # A setting that has a flag of its own can be set either way; the flag wins.
     flags = dict(map(_split_setting, setting or ())) | {name: value for name, value in flags.items() if value is not None}
-    with _plain_errors():
+    with plain_errors():
         settings = read_settings(**flags)
         _configure_logging(settings.log_level, settings.log_json)
-        with _warmup_bar() as on_progress:
+        with warmup_bar() as on_progress:
             observer = Observer(_say_listening, _say_metrics, on_progress, _say_ready)
             _run_loop(_serve_until_signal(folder or digits_folder(), settings, observer))
     end_process(0)
@@ -79,10 +70,10 @@ def validate_command(
     """Load, probe and warm an ensemble folder without serving it, and say what is wrong with it or how it will run."""
     from .validate import report, report_invalid
 
-    with _plain_errors():
+    with plain_errors():
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
         try:
-            with _warmup_bar() as on_progress:
+            with warmup_bar() as on_progress:
                 ensemble = prepare_ensemble(folder, settings, on_progress)
         except InvalidEnsemble as error:
             if as_json:
@@ -100,8 +91,11 @@ def demo_command(
     """Serve the digits on a free port, ask real held-out questions and show the answers."""
     from .demo import demo
 
-    with _plain_errors():
+    with plain_errors():
         demo(folder or digits_folder(), device, as_json)
+
+
+app.command("fit")(fit_command)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -141,31 +135,6 @@ def _run_loop(life: Coroutine[Any, Any, None]) -> None:
         asyncio.run(life)
     else:
         uvloop.run(life)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Show the errors that an operator can mend as one message, without a traceback, and end with 1."""
-    try:
-        yield
-    except (InvalidEnsemble, InvalidSettings, PortTaken, RuntimeError) as error:
-        logger.debug("ended by an error", exc_info=True)
-        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
-        sys.stderr.flush()
-        end_process(1)
-
-
-@contextmanager
-def _warmup_bar() -> Iterator[Any]:
-    """Give a callback that draws the warm-up's progress on standard error, where that is a terminal."""
-    columns = (TextColumn("warming up"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def on_progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=done < total)
-
-        yield on_progress
 
 
 class _JsonLines(logging.Formatter):

@@ -9,7 +9,7 @@ from ..errors import InvalidEnsemble
 from ..fusion import find_method
 from ..inputs import InputLimits, make_input
 from ..loaders import load
-from ..spec import FedInputSpec, read_labels, read_spec
+from ..spec import EnsembleSpec, FedInputSpec, read_labels, read_spec
 from ..trust import Trust
 from .chain import find_taps, make_fed_input
 from .crew import Crew, FusionBuilder
@@ -19,9 +19,14 @@ from .probe import probe_member
 from .texts import embed_texts
 
 
-def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimits) -> Ensemble:
-    """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared."""
-    spec = read_spec(folder)
+def load_ensemble(
+    folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None
+) -> Ensemble:  # fmt: skip
+    """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared.
+
+    `spec` is what to load instead of what the folder's file says, of the same members.
+    """
+    spec = spec or read_spec(folder)
     find_method(spec)
     if spec.fusion.fitted and (spec.fusion.weights or spec.fusion.temperatures):
         raise InvalidEnsemble("fusion.fitted: found beside weights or temperatures; allowed: alone, it brings its own")

@@ -4,6 +4,7 @@ The intervals are percentile intervals over rows drawn with replacement: Efron &
 bootstrap". Two predictions are compared on the same draws, so what both find hard does not blur their difference.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,11 +17,14 @@ BINS = 15
 """Of equal width, as in Guo et al. 2017."""
 RESAMPLES = 2000
 COVERAGE = 0.95
+Z = 1.959964
+"""The normal distribution's quantile for that coverage."""
 SCORES = ("accuracy", "nll", "brier", "ece")
 TINY = float(np.finfo(np.float32).tiny)
 """What a probability of 0 counts as: served probabilities are float32."""
 
-_BLOCK = 20_000_000
+BLOCK = 20_000_000
+"""How many numbers of draws lie in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,15 @@ def mean_interval(values: Floats, seed: int) -> Interval:
     return _interval(float(values.mean()), resampled)
 
 
+def share_interval(hits: int, count: int) -> Interval:
+    """Give a share with its 95 % score interval. Source: Wilson 1927, "Probable inference"."""
+    if not count:
+        return Interval(math.nan, 0.0, 1.0)
+    share, spread = hits / count, Z**2 / count
+    middle, half = share + spread / 2, Z * math.sqrt((share * (1 - share) + spread / 4) / count)
+    return Interval(share, max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread)))
+
+
 def reliability(probabilities: Floats, targets: NDArray[np.bool_], is_multi_label: bool = False) -> list[Bin]:
     """Give the bins of a reliability diagram: [rows, classes] predictions and truth, of rows that have an answer."""
     if is_multi_label:
@@ -127,7 +140,7 @@ def draw_rows(rows: int, seed: int) -> Iterator[Floats]:
     The same seed draws the same rows, so two scores can be compared draw by draw.
     """
     generator = np.random.default_rng(seed)
-    block = max(1, min(RESAMPLES, _BLOCK // rows))
+    block = max(1, min(RESAMPLES, BLOCK // rows))
     for start in range(0, RESAMPLES, block):
         counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=min(block, RESAMPLES - start))
         yield counts.astype(np.float64)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..ensemble import Ensemble
 from ..errors import InvalidEnsemble, InvalidRequest
+from ..fusion.fusion import MAX_MAGNITUDE
 from ..rows import Policy, Request, Row
 from .rows import InvalidRows, LabelledRows, input_kinds
 
@@ -18,7 +19,7 @@ OnProgress = Callable[[int, int], None]
 class MemberOutputs:
     """The members' raw outputs: `outputs` one float32 [rows, classes] per member, 0 where it is absent.
 
-    `present` is bool [rows, members]: who had its inputs.
+    `present` is bool [rows, members]: who had its inputs and gave a finite output.
     """
 
     outputs: tuple[Tensor, ...]
@@ -55,8 +56,10 @@ def compute_outputs(ensemble: Ensemble, rows: LabelledRows, on_progress: OnProgr
                 raise InvalidEnsemble(f"members.{run.member.name}: failed on {rows.file}: {run.error}")
             index = run.member.index
             for number in run.rows:
-                outputs[index][start + number] = torch.from_numpy(run.sample_of(number))[0]
-                present[start + number, index] = True
+                output = torch.from_numpy(run.sample_of(number))[0]
+                # As the fusion has it: what is not finite is not there. A NaN compares as false.
+                if output.abs().max() <= MAX_MAGNITUDE:
+                    outputs[index][start + number], present[start + number, index] = output, True
         on_progress(places.stop, len(rows))
     for member, seen in zip(ensemble.members, present.any(0).tolist(), strict=True):
         if not seen:

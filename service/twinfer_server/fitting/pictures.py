@@ -43,42 +43,39 @@ def draw_reliability(diagrams: Sequence[tuple[str, bool, Sequence[Bin], Interval
     return _as_png(figure)
 
 
-def draw_agreement(names: Sequence[str], shares: Sequence[Sequence[float]]) -> bytes:
-    """Draw, for each pair, the share of rows on which both give the same answer."""
-    figure = _figure(1.6 + 0.85 * len(names), 1.0 + 0.6 * len(names))
+def draw_agreement(names: Sequence[str], shares: Sequence[Sequence[Mapping[str, float]]]) -> bytes:
+    """Draw, for each pair, the share of rows on which both give the same answer, with its interval."""
+    figure = _figure(1.6 + 0.95 * len(names), 1.0 + 0.6 * len(names))
     axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0.5, vmax=1.0, aspect="auto")
+    axes.imshow([[share["value"] for share in row] for row in shares], cmap="Blues", vmin=0.5, vmax=1.0, aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     for row, values in enumerate(shares):
         for column, value in enumerate(values):
-            axes.text(
-                column, row, f"{100 * value:.1f} %", ha="center", va="center", fontsize=8, color="white" if value > 0.8 else INK
-            )
+            text = "{value:.1f} %\n{low:.1f} to {high:.1f}".format(**{name: 100 * part for name, part in value.items()})
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if value["value"] > 0.8 else INK)
     axes.spines[:].set_visible(False)
     return _as_png(figure)
 
 
-def draw_cascade(curves: Mapping[str, Sequence[CascadePoint]], chosen: CascadePoint, accuracies: Mapping[str, float]) -> bytes:
-    """Draw the accuracy that is left against the rows that are saved, on each set of rows, with the chosen gate marked.
+def draw_cascade(
+    curves: Mapping[str, Sequence[CascadePoint]], chosen: Mapping[str, CascadePoint], accuracies: Mapping[str, float]
+) -> bytes:  # fmt: skip
+    """Draw the accuracy that is left against the rows that are saved, on each set of rows, with what the chosen gate does marked.
 
     `accuracies` is that of asking everybody, by the curve's name.
     """
     figure = _figure(6.6, 3.6)
     axes = figure.add_subplot()
     for (name, curve), color, style in zip(curves.items(), (PLAIN, FITTED), ("--", "-"), strict=True):
-        whole = accuracies[name]
+        whole, here = accuracies[name], chosen[name]
+        label = f"{name}: {100 * here.saving:.2f} % saved, {100 * (whole - here.loss):.2f} of {100 * whole:.2f} % accuracy kept"
         savings, left = [100 * point.saving for point in curve], [100 * (whole - point.loss) for point in curve]
-        axes.step(savings, left, where="post", color=color, linestyle=style, linewidth=1.6, label=name)
-        here = min(curve, key=lambda point: (point.gate < chosen.gate, abs(point.gate - chosen.gate)))
+        axes.step(savings, left, where="post", color=color, linestyle=style, linewidth=1.6, label=label)
         axes.plot(100 * here.saving, 100 * (whole - here.loss), "o", color=GAP, markersize=7, zorder=3)
-        axes.annotate(
-            f"{100 * here.saving:.1f} % saved", (100 * here.saving, 100 * (whole - here.loss)), fontsize=8, color=INK,
-            xytext=(8, 8 if color == PLAIN else -14), textcoords="offset points",
-        )  # fmt: skip
+        axes.set_title(f"every gate; marked: {here.gate:.4f}", fontsize=9, color=INK)
     axes.set_xlabel("rows that the other members never see, %", fontsize=9)
     axes.set_ylabel("accuracy, %", fontsize=9)
-    axes.set_title(f"gate {chosen.gate:.4f}", fontsize=9, color=INK)
     axes.legend(fontsize=8, frameon=False, loc="lower left")
     _plain(axes)
     return _as_png(figure)

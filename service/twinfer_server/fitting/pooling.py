@@ -15,12 +15,12 @@ from torch.nn import functional
 from ..fusion import log_opinion_pool, renormalise, sharpen
 from ..fusion.pool import Pool
 from .optimum import minimise
-from .split import deal_folds
 
 PRIOR_SCALE = 0.5
 """The standard deviation of the prior of the logarithm of everything fitted: numbers beyond a factor of e^(2 * 0.5) = 2.7 from
 the file's take a lot of rows to show."""
 FOLDS = 10
+"""For cross-validation."""
 SURE = 2.0
 """By how many standard errors fitted weights must be better, cross-validated, before they replace the file's. Twice what Breiman
 et al. 1984, "Classification and regression trees", ask for: rows that come later differ from these by more than chance."""
@@ -30,15 +30,20 @@ ALONE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class PoolData:
-    """What a pool is fitted to: `logits` float64 [members, rows, classes], `present` bool [rows, members], `truth` int64 [rows]."""
+    """What a pool is fitted to: questions, each about the classes of a row, or about one label of it, yes or no.
+
+    `logits` is float64 [voters, questions, classes], `present` bool [questions, voters], `truth` int64 [questions], and `fold`,
+    int64 [questions], deals them out for cross-validation: all of a row to one fold.
+    """
 
     logits: Tensor
     present: Tensor
     truth: Tensor
+    fold: Tensor
 
     def pick(self, chosen: Tensor) -> "PoolData":
-        """Give the rows chosen by bool [rows]."""
-        return PoolData(self.logits[:, chosen], self.present[chosen], self.truth[chosen])
+        """Give the questions chosen by bool [questions]."""
+        return PoolData(self.logits[:, chosen], self.present[chosen], self.truth[chosen], self.fold[chosen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class PoolNumbers:
 class Choice:
     """Why the weights were fitted, or kept: the mean loss of either on rows left out of the fit, in nats.
 
-    `gain` is kept less fitted, mean over the rows, and `gain_error` its standard error. `has_fitted_weights` says what was taken.
+    `gain` is kept less fitted, mean over the questions, `gain_error` its standard error; `has_fitted_weights` says what was taken.
     """
 
     kept_nll: float
@@ -73,7 +78,7 @@ class PoolFit:
 
 
 def fuse(pool: Pool, data: PoolData, numbers: PoolNumbers | tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Pool the rows with these numbers, as the served fusion does but in float64: log-probabilities [rows, classes]."""
+    """Pool the questions with these numbers, as the served fusion does but in float64: log-probabilities [questions, classes]."""
     temperatures, weights, sharpness = (
         (numbers.temperatures, numbers.weights, torch.tensor(numbers.sharpness)) if isinstance(numbers, PoolNumbers) else numbers
     )
@@ -82,7 +87,7 @@ def fuse(pool: Pool, data: PoolData, numbers: PoolNumbers | tuple[Tensor, Tensor
 
 
 def fit_pool(
-    pool: Pool, data: PoolData, start: PoolNumbers, takes_weights: bool, seed: int, on_progress: Callable[[int, int], None]
+    pool: Pool, data: PoolData, start: PoolNumbers, takes_weights: bool, on_progress: Callable[[int, int], None]
 ) -> PoolFit:  # fmt: skip
     """Fit temperatures, then how sure the pool is; and the weights, where cross-validation shows that this pays.
 
@@ -94,7 +99,7 @@ def fit_pool(
     if members == 1 or not takes_weights:
         on_progress(1, 1)
         return PoolFit(_fit(pool, data, start, has_fitted_weights=False), None)
-    folds = torch.from_numpy(deal_folds(functional.one_hot(data.truth).bool().numpy(), FOLDS, seed))
+    folds = data.fold
     losses = torch.zeros(2, len(folds), dtype=torch.float64)
     for fold in range(FOLDS):
         for number, numbers in enumerate(_fit_both(pool, data.pick(folds != fold), start)):

@@ -7,9 +7,8 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..fusion import Fusion
+from ..ensemble import FusionVersion
 from .outputs import MemberOutputs
 
 Kind = Literal["member", "fusion"]
@@ -29,22 +28,39 @@ class Prediction:
     present: NDArray[np.bool_]
 
 
-def predict_fused(fusion: Fusion, weights: Tensor, outputs: MemberOutputs, *, is_fitted: bool) -> Prediction:
-    """Have a fusion, on the CPU, fuse all rows; `weights` is float32 [members]."""
-    with torch.inference_mode():
-        fused = fusion(list(outputs.outputs), weights.expand(len(outputs), -1), outputs.present)
-    name = "fitted fusion" if is_fitted else "unfitted fusion"
-    present = fused.present.any(-1).numpy()
-    return Prediction(name, "fusion", is_fitted, fused.prediction.double().numpy(), present)
+@dataclass(frozen=True, slots=True)
+class ServedFusion:
+    """A version of the fusion, just as the server has it: what is judged is what will be served."""
 
+    version: FusionVersion
+    is_fitted: bool
 
-def predict_members(fusion: Fusion, names: Sequence[str], outputs: MemberOutputs, *, is_fitted: bool) -> list[Prediction]:
-    """Give what each member believes by itself, as `fusion` reads its output: with the temperature that it has there."""
-    suffix = ", calibrated" if is_fitted else ""
-    with torch.inference_mode():
-        beliefs = [fusion.belief(index, output).double().numpy() for index, output in enumerate(outputs.outputs)]
-    present = outputs.present.numpy()
-    return [
-        Prediction(name + suffix, "member", is_fitted, belief, present[:, index])
-        for index, (name, belief) in enumerate(zip(names, beliefs, strict=True))
-    ]
+    @property
+    def voters(self) -> tuple[int, ...]:
+        """The members that take part in the fusion, by index."""
+        return self.version.host_fusion.voters
+
+    def fuse(self, outputs: MemberOutputs) -> Prediction:
+        """Fuse all rows."""
+        weights = torch.from_numpy(self.version.weights).float()
+        with torch.inference_mode():
+            counts = outputs.present.to(torch.int32)
+            fused = self.version.host_fusion(list(outputs.outputs), weights.expand(len(outputs), -1), counts)
+        name = "fitted fusion" if self.is_fitted else "unfitted fusion"
+        present = (fused.present > 0).any(-1).numpy()
+        return Prediction(name, "fusion", self.is_fitted, fused.prediction.double().numpy(), present)
+
+    def believe(self, member: int, outputs: MemberOutputs) -> NDArray[np.float64]:
+        """Give what a member believes by itself, with the temperature that this fusion has for it: float64 [rows, classes]."""
+        with torch.inference_mode():
+            belief: NDArray[np.float64] = self.version.host_fusion.belief(member, outputs.outputs[member]).double().numpy()
+        return belief
+
+    def list_beliefs(self, names: Sequence[str], outputs: MemberOutputs) -> list[Prediction]:
+        """Give every voter's own prediction; `names` are theirs."""
+        suffix = ", calibrated" if self.is_fitted else ""
+        present = outputs.present.numpy()
+        return [
+            Prediction(name + suffix, "member", self.is_fitted, self.believe(voter, outputs), present[:, voter])
+            for voter, name in zip(self.voters, names, strict=True)
+        ]

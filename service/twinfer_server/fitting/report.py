@@ -8,8 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .metrics import Interval
-
 TEMPLATE = "report.html.j2"
 
 
@@ -38,17 +36,11 @@ class Report:
         return template.render(self.findings, pictures=pictures)
 
 
-def as_range(interval: Interval) -> dict[str, float]:
-    """Write an interval as JSON has it."""
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
-
-
-def format_score(interval: Mapping[str, float], name: str = "", is_signed: bool = False) -> str:
-    """Write a score with its interval; accuracy in percent."""
-    factor, digits = (100, 2) if name == "accuracy" else (1, 4)
-    value, low, high = (factor * interval[key] for key in ("value", "low", "high"))
-    sign = "+" if is_signed else ""
-    return f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+def format_score(interval: Mapping[str, float], name: str = "", is_signed: bool = False) -> tuple[str, str]:
+    """Write a score, and its range; accuracy in percent."""
+    factor, form = (100, ".2f") if name == "accuracy" else (1, ".4f")
+    value, low, high = (f"{factor * interval[key]:{'+' if is_signed else ''}{form}}" for key in ("value", "low", "high"))
+    return value, f"({low} to {high})"
 
 
 def format_percent(share: float) -> str:

@@ -123,7 +123,7 @@ def _read_cell(file: Path, number: int, name: str, kind: str, cell: Any, folder:
         raise fault(file, number, name, f"a {type(cell).__name__}", "a text" if kind == "text" else "a path")
     if kind == "text":
         return cell
-    allowed = f"a file inside {folder}"
+    allowed = f"a file of {folder}"
     path = folder / cell
     try:
         path = path.resolve()

@@ -9,6 +9,7 @@ from .fitted import FITTED_FILE, Fitted, read_fitted, read_fitted_method, use_fi
 from .fusion import Fused, Fusion
 from .influence import moved
 from .method import METHODS, Method, build_fusion, find_method
+from .opinion import OpinionFusion, flatten_questions
 from .pool import log_opinion_pool, maximum, sharpen, weighted_mean
 from .stacking import StackingHead, stacking_features
 from .voters import list_voters
@@ -21,10 +22,12 @@ __all__ = [
     "Fused",
     "Fusion",
     "Method",
+    "OpinionFusion",
     "StackingHead",
     "build_fusion",
     "concatenation",
     "find_method",
+    "flatten_questions",
     "list_voters",
     "log_opinion_pool",
     "maximum",

@@ -1,4 +1,4 @@
-"""The console script `twinfer`: `infer` and `describe` here, `serve`, `validate` and `demo` in the service package."""
+"""The console script `twinfer`: `infer` and `describe` here, `serve`, `validate`, `demo` and `fit` in the service package."""
 
 from twinfer.cli.app import app, main
 

@@ -7,7 +7,7 @@ import typer
 
 from twinfer.cli.describe import describe
 from twinfer.cli.infer import infer
-from twinfer.cli.server import FORWARDED, demo, serve, validate
+from twinfer.cli.server import FORWARDED, demo, fit, serve, validate
 from twinfer.cli.timeline import timeline
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(timeline)
 app.command(context_settings=FORWARDED, add_help_option=False)(serve)
 app.command(context_settings=FORWARDED, add_help_option=False)(validate)
 app.command(context_settings=FORWARDED, add_help_option=False)(demo)
+app.command(context_settings=FORWARDED, add_help_option=False)(fit)
 
 
 def _show_version(is_wanted: bool) -> None:

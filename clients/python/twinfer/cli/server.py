@@ -1,4 +1,4 @@
-"""`serve`, `validate` and `demo`: shown here, done by the service package, which the `server` extra brings.
+"""`serve`, `validate`, `demo` and `fit`: shown here, done by the service package, which the `server` extra brings.
 
 Nothing of it is imported before one of them is called, so that `infer` and `describe` start without torch.
 """
@@ -12,6 +12,7 @@ import typer
 FORWARDED: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 INSTALL = "pip install 'twinfer[server]'"
+INSTALL_FIT = "pip install 'twinfer[fit]'"
 
 # What the `server` extra brings, by the names that are imported. Anything else that is missing is a defect, or a module
 # of the user's own.
@@ -32,6 +33,7 @@ MODULES = frozenset(
         "uvloop",
     }
 )
+FIT_MODULES = MODULES | {"jinja2", "matplotlib", "polars"}
 
 
 def serve(context: typer.Context) -> None:
@@ -49,13 +51,19 @@ def demo(context: typer.Context) -> None:
     _forward("demo", context.args)
 
 
-def _forward(command: str, arguments: list[str]) -> None:
+def fit(context: typer.Context) -> None:
+    """Fit the fusion of an ensemble folder to labelled rows, and report (needs the `fit` extra)."""
+    _forward("fit", context.args, FIT_MODULES, INSTALL_FIT)
+
+
+def _forward(command: str, arguments: list[str], modules: frozenset[str] = MODULES, install: str = INSTALL) -> None:
     try:
         status = importlib.import_module("twinfer_server.commands").main([command, *arguments])
     except ModuleNotFoundError as missing:
-        if missing.name not in MODULES:
+        what = "the server" if install == INSTALL else "it"
+        if missing.name not in modules:
             raise
-        typer.echo(f"twinfer {command} needs {missing.name}, which is not installed. Install the server:", err=True)
-        typer.echo(f"  {INSTALL}", err=True)
+        typer.echo(f"twinfer {command} needs {missing.name}, which is not installed. Install {what}:", err=True)
+        typer.echo(f"  {install}", err=True)
         raise typer.Exit(2) from None
     raise typer.Exit(status or 0)

@@ -1,0 +1,65 @@
+"""What the commands share on a terminal: options, errors as one message, bars that show how far something is."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from .errors import InvalidEnsemble
+from .fitting.rows import InvalidRows
+from .rpc import PortTaken
+from .serve import OnProgress, end_process
+from .settings import InvalidSettings
+
+logger = logging.getLogger(__name__)
+
+OnStage = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many steps of it are."""
+
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+TrustCode = Annotated[bool | None, typer.Option("--trust-code", help="Let any program among the models run.")]
+TrustList = Annotated[
+    list[Path] | None,
+    typer.Option("--trust-list", help="A file with sha256 digests of programs that may run; repeatable."),
+]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Show the errors that an operator can mend as one message, without a traceback, and end with 1."""
+    try:
+        yield
+    except (InvalidEnsemble, InvalidRows, InvalidSettings, PortTaken, RuntimeError) as error:
+        logger.debug("ended by an error", exc_info=True)
+        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+        sys.stderr.flush()
+        end_process(1)
+
+
+@contextmanager
+def warmup_bar() -> Iterator[OnProgress]:
+    """Give a callback that draws the warm-up's progress on standard error, where that is a terminal."""
+    with stage_bars() as on_stage:
+        yield lambda done, total: on_stage("warming up", done, total)
+
+
+@contextmanager
+def stage_bars() -> Iterator[OnStage]:
+    """Give a callback that draws the progress of what is being done on standard error, where that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def on_stage(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=None)
+            bars.update(tasks[name], completed=done, total=total, visible=done < total)
+
+        yield on_stage
