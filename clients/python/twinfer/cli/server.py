@@ -27,6 +27,7 @@ MODULES = frozenset(
         "pydantic_settings",
         "rich",
         "safetensors",
+        "simplejpeg",
         "tokenizers",
         "torch",
         "twinfer_server",
