@@ -1,7 +1,6 @@
 """What only a CUDA device can show: the plans agree with the CPU, members overlap, memory stays flat, late rows are answered."""
 
 import asyncio
-import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,17 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.gpu.flights import copy_digits, cuda, fly, load, make_rows
 from tests.models import number, write_members
 from tests.servers import DIGITS, running
 from twinfer import AsyncClient
 from twinfer.answers import MemberState
-from twinfer_server.demo import read_rows
-from twinfer_server.device import CpuDevice, CudaDevice, Device
-from twinfer_server.ensemble import Ensemble, answer_rows, fly_blank, load_ensemble, warm_up
+from twinfer_server.device import CpuDevice
+from twinfer_server.ensemble import Ensemble, answer_rows, fly_blank
 from twinfer_server.ensemble.bucket import Bucket
-from twinfer_server.inputs import InputLimits
-from twinfer_server.rows import Answer, Policy, RawInput, Request, Row, State
-from twinfer_server.trust import Trust
+from twinfer_server.rows import Answer, Policy, Request, Row, State
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,24 +33,6 @@ MIXES = {
     "mixed modalities": ["image+text", "text", "image", "image+text", "text"],
     "one member alone": ["text", "text"],
 }
-
-
-def load(folder: Path, device: Device) -> Ensemble:
-    device.prepare_thread()
-    ensemble = load_ensemble(folder, device, Trust.read(True, ()), InputLimits())
-    warm_up(ensemble, None, lambda done, total: None)
-    return ensemble
-
-
-def cuda() -> CudaDevice:
-    return CudaDevice(torch.device("cuda", 0))
-
-
-def copy_digits(folder: Path, head: str) -> Path:
-    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("heldout", "fit", "*.py"))
-    spec = folder / "ensemble.toml"
-    spec.write_text(head + "\n" + spec.read_text(encoding="utf-8"), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module", params=PLANS)
@@ -71,27 +50,6 @@ def on_gpu(plan: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ense
 @pytest.fixture(scope="module")
 def on_cpu() -> Ensemble:
     return load(DIGITS, CpuDevice(lanes=2))
-
-
-def make_rows(ensemble: Ensemble, mix: Sequence[str]) -> list[Row]:
-    rows = []
-    for held_out, modalities in zip(read_rows(DIGITS), mix, strict=False):
-        given: dict[str, RawInput] = {"image": held_out.image.read_bytes(), "text": held_out.text}
-        request = Request({name: given[name] for name in modalities.split("+")}, arrived_at=0.0)
-        rows.append(Row(request, Policy.BEST_EFFORT, None, reply_by=float("inf"), samples=ensemble.prepare(request)))
-    return rows
-
-
-def fly(ensemble: Ensemble, rows: Sequence[Row], slot: int = 0, plan: str | None = None) -> list[Answer]:
-    flying = {index for row in rows for index in row.samples}
-    with torch.inference_mode():
-        flight = ensemble.board(rows, {index: ensemble.members[index].slots[slot] for index in sorted(flying)}, {}, plan)
-        flight.launch()
-        flight.landed.wait()
-        assert flight.fused is not None
-        answers = answer_rows(flight, rows, flight.fused, 0.0)
-    assert all(isinstance(answer, Answer) for answer in answers)
-    return [answer for answer in answers if isinstance(answer, Answer)]
 
 
 @pytest.mark.parametrize("slot", [0, 1])
