@@ -104,3 +104,58 @@ def test_memory_that_is_given_back_counts_once() -> None:
 
     with torch.inference_mode():
         assert 8000 <= device.peak_bytes(work) <= 12000
+
+
+# --- members that share a backbone ----------------------------------------------------------------------------------------
+
+
+class Backboned(nn.Module):
+    """A large backbone, the same in every instance, and a head of its own."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Linear(4, WIDE)
+        torch.manual_seed(seed)
+        self.head = nn.Linear(WIDE, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.backbone(x))
+        return out
+
+
+TWO = """
+    name = "two"
+    version = 1
+    task = "classification"
+    [members.one]
+    model = "{one}"
+    [members.one.input.x]
+    kind = "tensor"
+    dtype = "float32"
+    shape = [4]
+    [members.other]
+    model = "{other}"
+    [members.other.input.x]
+    kind = "tensor"
+    dtype = "float32"
+    shape = [4]
+    [fusion]
+    method = "weighted_mean"
+"""
+
+
+def test_a_backbone_that_two_members_have_lies_in_memory_once_and_both_answer_as_before(tmp_path: Path) -> None:
+    one, other = Backboned(1), Backboned(2)
+    x = torch.randn(3, 4)
+    expected = [one(x), other(x)]
+    folder = write_ensemble(tmp_path, TWO.format(one=register(one), other=register(other)))
+    device = CpuDevice(lanes=2)
+    ensemble = load_ensemble(folder, device, Trust(runs_any_code=True), InputLimits())
+    assert one.backbone.weight.data_ptr() == other.backbone.weight.data_ptr()
+    assert one.head.weight.data_ptr() != other.head.weight.data_ptr()
+    large = 4 * WIDE * 4  # the bias of 4,000 bytes is not worth the looking
+    assert [member.shared_bytes for member in ensemble.members] == [0, large]
+    memory = measure_memory(ensemble.members, device)
+    assert memory["one"].parameters - memory["other"].parameters == large
+    assert all((model(x) == answer).all() for model, answer in zip((one, other), expected, strict=True))

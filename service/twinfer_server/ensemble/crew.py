@@ -49,6 +49,8 @@ class FusionBuilder:
         self._folder = folder
         self._members = tuple(members)
         self._texts = texts
+        self.texts = 0 if texts is None else len(texts)
+        """How many texts the ensemble brings."""
         self._device = device.torch_device
 
     def build(self, number: int, spec: EnsembleSpec) -> FusionVersion:

@@ -60,6 +60,13 @@ class Ensemble:
         return self.crew.members
 
     @property
+    def classes(self) -> int:
+        """How many classes, labels or texts of its own an answer chooses among; 0 where the task knows none."""
+        if self.spec.task in ("classification", "multi_label"):
+            return self.members[self.crew.version.fusion.voters[0]].output_shape[0]
+        return self.fusion_builder.texts if self.spec.task == "similarity" else 0
+
+    @property
     def input_names(self) -> list[str]:
         """The names of the inputs that a request may carry."""
         return list(self._members_of)
@@ -91,9 +98,8 @@ class Ensemble:
             raise MissingInput(f"inputs: {needed} missing; required: they are needed under policy {policy.name}")
         if not request.inputs:
             raise MissingInput(f"inputs: none found; required: at least one of {self.input_names}")
-        classes = self.members[0].output_shape[0] if self.spec.task == "classification" else 0
-        if not 0 <= request.top_k <= classes:
-            allowed = f"0 to {classes}" if classes else "0: the task has no classes"
+        if not 0 <= request.top_k <= self.classes:
+            allowed = f"0 to {self.classes}" if self.classes else "0: the task has no classes"
             raise InvalidOption(f"options.top_k: found {request.top_k}; allowed: {allowed}")
         return policy
 

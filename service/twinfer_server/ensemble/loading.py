@@ -8,7 +8,7 @@ from ..device import Device
 from ..errors import InvalidEnsemble
 from ..fusion import find_method
 from ..inputs import InputLimits, make_input
-from ..loaders import load
+from ..loaders import SharedStorages, load
 from ..spec import EnsembleSpec, FedInputSpec, read_labels, read_spec
 from ..trust import Trust
 from .chain import find_taps, make_fed_input
@@ -32,6 +32,7 @@ def load_ensemble(
         raise InvalidEnsemble("fusion.fitted: found beside weights or temperatures; allowed: alone, it brings its own")
     labels = read_labels(folder, spec)
     members: list[Member] = []
+    storages = SharedStorages()
     for index, (name, member_spec) in enumerate(spec.members.items()):
         inputs = [
             make_fed_input(f"members.{name}.input.{input_name}", input_name, input_spec, members)
@@ -46,15 +47,17 @@ def load_ensemble(
             index, name, member_spec, model, inputs, max_rows=spec.batching.max_rows, taps=find_taps(name, spec),
             is_deterministic=spec.deterministic, device=device,
         )  # fmt: skip
+        member.shared_bytes = storages.share(model)
         with torch.inference_mode():
             probe_member(member)
         for slot in member.slots:
             slot.make_host_outputs(device, member.output_shape)
         members.append(member)
-    classes = members[0].output_shape[0]
-    if labels and (spec.task != "classification" or len(labels) != classes):
-        raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: one for each of the members' {classes} classes")
     with torch.inference_mode():
         texts = embed_texts(spec, folder, members)
     builder = FusionBuilder(folder, members, texts, device)
-    return Ensemble(folder, spec, labels, Crew(tuple(members), builder.build(1, spec)), builder, device)
+    ensemble = Ensemble(folder, spec, labels, Crew(tuple(members), builder.build(1, spec)), builder, device)
+    if labels and spec.task != "detection" and len(labels) != ensemble.classes:
+        allowed = f"one for each of the {ensemble.classes} {'texts' if spec.task == 'similarity' else 'classes'}"
+        raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: {allowed if ensemble.classes else 'none for this task'}")
+    return ensemble

@@ -51,6 +51,8 @@ class Member:
         """The sample counts that it is captured at, and so padded to; empty where it runs as many as there are."""
         self.why_not_captured = "" if device.can_capture else "the device has no graphs"
         self.capture_bytes = 0
+        self.shared_bytes = 0
+        """How much of its parameters and buffers lies where an earlier member's do."""
         self.token_sizes = self._find_token_sizes()
         self.output_shape: tuple[int, ...] = ()
         """The shape of one sample's output; known once the member has been probed."""

@@ -45,7 +45,7 @@ def _measure(device: Device, member: Member) -> MemberMemory:
     slot.copy_in(bucket)
     activations = device.peak_bytes(lambda: member.compute(slot, bucket))
     staging = sum(slot.device_bytes for slot in member.slots)
-    return MemberMemory(member.model.parameter_bytes, staging, member.capture_bytes, activations)
+    return MemberMemory(member.model.parameter_bytes - member.shared_bytes, staging, member.capture_bytes, activations)
 
 
 def check_budget(memory: Mapping[str, MemberMemory], budget_bytes: int | None) -> None:

@@ -13,6 +13,7 @@ from .onnx import load_onnx
 from .pt2 import load_pt2
 from .python import load_python
 from .safetensors import load_safetensors
+from .sharing import SharedStorages
 from .source import Source
 from .torchscript import load_torchscript
 
@@ -43,4 +44,4 @@ def load(spec: MemberSpec, folder: Path, device: torch.device, trust: Trust, key
     raise InvalidEnsemble(f"{key}.model: no loader for {quote(spec.model)}; allowed: {allowed}")
 
 
-__all__ = ["LOADERS", "LoadedModel", "load"]
+__all__ = ["LOADERS", "LoadedModel", "SharedStorages", "load"]
