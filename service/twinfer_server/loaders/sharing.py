@@ -43,4 +43,4 @@ class SharedStorages:
 
 def _find_key(tensor: Tensor) -> Key:
     content = tensor.detach().contiguous().cpu().view(torch.uint8).numpy()
-    return hashlib.sha256(memoryview(content)).hexdigest(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+    return hashlib.sha256(content.tobytes()).hexdigest(), tensor.dtype, tuple(tensor.shape), tensor.stride()
