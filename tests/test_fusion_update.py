@@ -21,6 +21,7 @@ from twinfer.v1 import ensemble_pb2
 
 LEFT, RIGHT = 0.25, 2.0
 LEFT_CHANCE, RIGHT_CHANCE = 0.6224593, 0.9820138  # 1 / (1 + exp(-2x))
+DIGITS = Path(__file__).parents[1] / "ensembles" / "digits"
 CALLERS = 32
 UPDATES = 30
 
@@ -68,6 +69,16 @@ def first_chance(answer: Answer) -> float:
 def mean(weights: Mapping[str, float]) -> float:
     """What the weighted mean of the two opinions is."""
     return (weights["left"] * LEFT_CHANCE + weights["right"] * RIGHT_CHANCE) / (weights["left"] + weights["right"])
+
+
+def test_an_ensemble_of_images_and_texts_takes_other_weights_too() -> None:
+    with (
+        running(DIGITS, admin_listen="127.0.0.1:0") as server,
+        connect(server.admin_address) as channel,
+    ):
+        admin = admin_grpc.EnsembleAdminServiceStub(channel)
+        reply = admin.UpdateFusion(admin_pb.UpdateFusionRequest(weights={"vision": 3.0, "language": 1.0}))
+        assert reply.fusion.version == 2
 
 
 def test_weights_count_from_the_next_answer_on_and_carry_their_version(served: Served) -> None:

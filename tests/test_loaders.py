@@ -151,8 +151,8 @@ def test_python_gives_a_model_from_an_installed_module(folder: Path) -> None:
             id="unknown suffix",
         ),
         pytest.param(
-            "hf:./vit",
-            "no loader for 'hf:./vit'; allowed: ....pt2, ....pt, ",
+            "mlflow:./vit",
+            "no loader for 'mlflow:./vit'; allowed: ....pt2, ....pt, ",
             id="unknown prefix",
         ),
         pytest.param("missing.pt2", "no such file: 'missing.pt2'; allowed: a file inside", id="missing file"),
@@ -186,4 +186,4 @@ def test_a_source_that_gives_no_model_is_refused_naming_the_key(folder: Path, so
 
 
 def test_the_table_has_the_loaders_that_are_tested() -> None:
-    assert set(LOADERS) == {".pt2", ".pt", ".ts", ".safetensors", ".onnx", "python:"}
+    assert set(LOADERS) == {".pt2", ".pt", ".ts", ".safetensors", ".onnx", "python:", "hf:"}

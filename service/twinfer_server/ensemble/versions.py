@@ -91,7 +91,7 @@ class FusionVersions:
             fusion = kept | {"method": method}
             fusion |= {"weights": dict(change.weights)} if change.weights else {}
             fusion |= {"temperatures": dict(change.temperatures)} if change.temperatures else {}
-        document = now.model_dump() | {"fusion": fusion}
+        document = now.model_dump(exclude_unset=True) | {"fusion": fusion}
         try:
             return EnsembleSpec.model_validate(document, context={"folder": self._ensemble.folder})
         except ValidationError as error:

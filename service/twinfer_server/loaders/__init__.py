@@ -8,6 +8,7 @@ import torch
 from ..errors import InvalidEnsemble, quote
 from ..spec import MemberSpec
 from ..trust import Trust
+from .huggingface import load_huggingface
 from .model import LoadedModel
 from .onnx import load_onnx
 from .pt2 import load_pt2
@@ -24,6 +25,7 @@ LOADERS: Mapping[str, Callable[[Source], LoadedModel]] = {
     ".safetensors": load_safetensors,
     ".onnx": load_onnx,
     "python:": load_python,
+    "hf:": load_huggingface,
 }
 """By what a model's source ends with (a suffix), or begins with (a prefix, which ends with a colon)."""
 

@@ -1,5 +1,6 @@
 """What an ensemble folder says: `ensemble.toml`, parsed and checked before anything is loaded."""
 
+from .directory import find_directory
 from .ensemble import BatchingSpec, EnsembleSpec, Task
 from .files import find_file
 from .fusion import CascadeSpec, FusionSpec
@@ -23,6 +24,7 @@ __all__ = [
     "Task",
     "TensorInputSpec",
     "TextInputSpec",
+    "find_directory",
     "find_file",
     "read_labels",
     "read_spec",

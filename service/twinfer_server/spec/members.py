@@ -1,9 +1,10 @@
 """What a member is: where its model comes from, what it takes and what it gives."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
+from .directory import PREFIX, complete_member
 from .files import Name, Strict
 from .inputs import InputSpec
 
@@ -30,9 +31,11 @@ class MemberSpec(Strict):
     """One model: where it comes from, what it takes and what it gives."""
 
     model: Annotated[str, Field(min_length=1)]
-    """A file of the folder, or `python:module:attribute`; the suffix or prefix picks the loader."""
+    """A file of the folder, `python:module:attribute`, or `hf:DIR`; the suffix or prefix picks the loader."""
     architecture: str | None = None
     """Of a `.safetensors` file, which holds weights only: `python:file.py:attribute` or `timm:NAME`."""
+    pooling: Literal["cls", "mean", "max", "last", "pooler"] | None = None
+    """Of an `hf:` directory without a head: how features become one vector. Default: what the directory says."""
     provider: Literal["cpu"] = "cpu"
     """Of an `.onnx` file: where ONNX Runtime computes. Its CUDA provider is not supported yet."""
     precision: Literal["fp32"] = "fp32"
@@ -43,3 +46,10 @@ class MemberSpec(Strict):
     input: Annotated[dict[Name, InputSpec], Field(min_length=1)]
     """By input name; the model is called with the inputs in this order."""
     output: OutputSpec = OutputSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, member: Any, info: ValidationInfo) -> Any:
+        if isinstance(member, dict) and str(member.get("model")).startswith(PREFIX):
+            return complete_member(member, (info.context or {})["folder"])
+        return member

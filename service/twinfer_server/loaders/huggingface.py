@@ -1,0 +1,136 @@
+"""Hugging Face directories: `hf:DIR`, a directory of the folder, read by transformers' Auto classes. Nothing is downloaded.
+
+The output's kind picks the class: "logits" a classification head, "detections" an object detection head, everything else the
+model without a head, whose features become one vector per sample. Python in the directory is never run; `.safetensors` are
+data, and a directory that has only a `pytorch_model.bin`, which is a pickle, has to be trusted.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidEnsemble, quote
+from ..spec import find_directory, find_file
+from .attention import read_no_masks
+from .model import LoadedModel, count_bytes
+from .pooling import Embedding, find_pooling
+from .source import Source, hash_file, outline
+
+PICKLE = "pytorch_model.bin"
+ARGUMENTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
+"""What the model calls the tensors that an input of each kind gives, as many as there are."""
+
+
+class Named(nn.Module):
+    """A model that is called by position, with the names of its arguments."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        """Name the arguments of `model`."""
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *arguments: Tensor) -> Mapping[str, Tensor]:
+        """Give what the model gives: its outputs by name."""
+        outputs: Mapping[str, Tensor] = self.model(**dict(zip(self.names, arguments, strict=True)))
+        return outputs
+
+
+def load_huggingface(source: Source) -> LoadedModel:
+    """Load a directory's model onto the device, in float32; raises UntrustedCode for a pickle, and InvalidEnsemble.
+
+    The digest is of all files that say what the model computes: the configuration, in JSON, and the weights.
+    """
+    try:
+        directory = find_directory(source.folder, source.spec.model)
+        files = [find_file(directory, str(path.relative_to(directory))) for path in sorted(directory.rglob("*")) if path.is_file()]
+    except ValueError as error:
+        raise InvalidEnsemble(f"{source.key}.model: {error}") from None
+    transformers = source.import_extra("transformers", "hf")
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    is_pickle = not weights
+    kind = source.spec.output.kind
+    inputs = {spec.kind for spec in source.spec.input.values()}
+    name = {"logits": "AutoModelForSequenceClassification" if "text" in inputs else "AutoModelForImageClassification",
+            "detections": "AutoModelForObjectDetection"}.get(kind, "AutoModel")  # fmt: skip
+    if kind == "probabilities":
+        raise InvalidEnsemble(f"{source.key}.output.kind: found 'probabilities', and the model gives logits; allowed: 'logits'")
+    with _quiet(transformers), _hold_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory) as place:
+        try:
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            model, found = getattr(transformers, name).from_pretrained(
+                place, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
+                trust_remote_code=False, use_safetensors=not is_pickle,
+            )  # fmt: skip
+        except Exception as error:  # of any class, for its files make it stumble anywhere
+            raise source.refuse(
+                f"which transformers {transformers.__version__} cannot load as {name} ({outline(error)})",
+                "a directory that model.save_pretrained has written, for an architecture of transformers",
+            ) from error
+        read_no_masks(model)
+    module: nn.Module = Named(model, _name_arguments(source))
+    may_miss: tuple[str, ...] = ()
+    if name == "AutoModel":
+        pooling = find_pooling(source, directory, model)
+        module = Embedding(module, pooling)
+        may_miss = () if pooling.method == "pooler" else ("pooler.",)
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_miss) or not may_miss)
+    if missing:
+        raise source.refuse(
+            f"which has no weights for {quote(', '.join(missing))} of {type(model).__name__}",
+            f"an output.kind that {config.architectures} was saved with",
+        )
+    module = module.to(source.device).eval().requires_grad_(False)
+    tensors = [*module.parameters(), *module.buffers()]
+    return LoadedModel(module, "huggingface", count_bytes(tensors), _hash_files(directory, files))
+
+
+def _name_arguments(source: Source) -> tuple[str, ...]:
+    names: list[str] = []
+    for name, spec in source.spec.input.items():
+        if spec.kind == "text":
+            names += ARGUMENTS["text"][: 1 + spec.mask + spec.token_types]
+        else:
+            names += ARGUMENTS.get(spec.kind, (name,))  # a tensor bears the name of the model's argument
+    return tuple(names)
+
+
+@contextmanager
+def _hold_pickle(source: Source, path: Path) -> Iterator[Path]:
+    """Give a directory of its own with a trusted pickle in it, so that the bytes that are hashed are those that are loaded."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise source.refuse("which has no weights", f"a directory with model.safetensors, or a trusted {PICKLE}") from None
+    source.trust.admit_bytes(f"{source.key}.model", path, content)
+    with TemporaryDirectory() as directory:
+        (Path(directory) / PICKLE).write_bytes(content)
+        yield Path(directory)
+
+
+def _hash_files(directory: Path, files: list[Path]) -> str:
+    """Give one sha256 for configuration and weights, in the order of their names."""
+    counted = sorted({path for path in files if path.suffix in (".json", ".safetensors") or path.name == PICKLE})
+    lines = [f"{hash_file(path)}  {path.relative_to(directory)}\n" for path in counted]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers from drawing progress bars and from reporting what is checked here anyway."""
+    logging = transformers.utils.logging
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()

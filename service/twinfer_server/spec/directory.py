@@ -1,0 +1,182 @@
+"""What a Hugging Face directory says about a member, in the words of an ensemble's file, so that nobody has to retype it.
+
+Only what the file leaves out is read; what it says counts. Of images the size, resampling, mean and std come from the
+image processor; of texts the tokenizer, the length, the padding and the mask come from the tokenizer's files.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import quote
+from .files import find_file
+
+PREFIX = "hf:"
+
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+SIGMOID_DETECTORS = {
+    "conditional_detr", "dab-detr", "d_fine", "deformable_detr", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2",
+}  # fmt: skip
+"""Model types whose detection heads score every class by itself."""
+SOFTMAX_DETECTORS = {"detr", "table-transformer", "yolos"}
+"""Model types whose detection heads have a last class for "nothing"."""
+KEYS = {
+    "image": ("size", "color", "resize", "scaled_decoding", "mean", "std"),
+    "text": ("tokenizer", "max_tokens", "mask", "pad_id"),
+}
+"""What the directory knows of an input of each kind."""
+
+
+def find_directory(folder: Path, model: str) -> Path:
+    """Give the directory that `hf:DIR` names; raises ValueError unless it and its config.json are inside the folder."""
+    name = model.removeprefix(PREFIX)
+    return find_file(folder, str(Path(name) / "config.json")).parent
+
+
+def complete_member(member: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Fill in what a member's table leaves out and its directory says; raises ValueError, with what would be right."""
+    directory = find_directory(folder, member["model"])
+    config = _read_json(directory / "config.json")
+    completed = dict(member) | {"output": _complete_output(member.get("output", {}), config)}
+    inputs = member.get("input")
+    if isinstance(inputs, dict):
+        completed["input"] = {name: _complete_input(name, table, folder, directory, config) for name, table in inputs.items()}
+    return completed
+
+
+def _complete_output(output: Any, config: Mapping[str, Any]) -> Any:
+    if not isinstance(output, dict):
+        return output
+    found: dict[str, Any] = {}
+    architecture = str(next(iter(config.get("architectures") or ()), ""))
+    if architecture.endswith(("ForImageClassification", "ForSequenceClassification")):
+        found["kind"] = "logits"
+    elif architecture.endswith("ForObjectDetection"):
+        found["kind"] = "detections"
+    else:
+        found["kind"] = "embedding"
+    if (found | output)["kind"] == "detections":
+        found |= {"select": "pred_boxes", "scores": "logits", "box_format": "cxcywh", "box_units": "relative"}
+        model_type = config.get("model_type")
+        if model_type in SIGMOID_DETECTORS | SOFTMAX_DETECTORS:
+            found["score_kind"] = "softmax" if model_type in SOFTMAX_DETECTORS else "sigmoid"
+        elif "score_kind" not in output:
+            raise ValueError(f"output.score_kind: found nothing, and {quote(model_type)} is unknown; allowed: softmax or sigmoid")
+    return found | output
+
+
+def _complete_input(name: str, table: Any, folder: Path, directory: Path, config: Mapping[str, Any]) -> Any:
+    kind = table.get("kind") if isinstance(table, dict) else None
+    if kind not in KEYS or all(key in table for key in KEYS[kind]):
+        return table
+    try:
+        found = _read_image(table, directory, config) if kind == "image" else _read_text(folder, directory, config)
+    except ValueError as error:
+        raise ValueError(f"input.{name}: {error}") from None
+    return found | table
+
+
+def _read_image(table: Mapping[str, Any], directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the image processor; the geometry only if the table has no size of its own."""
+    try:
+        # Not read as JSON, for what an older file leaves out only its class knows.
+        transformers = importlib.import_module("transformers")
+        backends = importlib.import_module("transformers.image_processing_backends")
+    except ImportError as error:
+        raise ValueError(
+            f"transformers, which reads the image processor, cannot be imported ({error}); pip install 'twinfer[hf]'"
+        ) from None
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            directory, backend="pil", local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever its JSON makes it stumble over
+        raise ValueError(f"no image processor in {quote(directory.name)} ({error}); allowed: a preprocessor_config.json") from None
+    facts = processor.to_dict()
+    found: dict[str, Any] = {"color": "gray" if config.get("num_channels") == 1 else "rgb"}
+    if "size" not in table:
+        steps = ("_preprocess", "resize", "center_crop", "rescale", "normalize")
+        if any(getattr(type(processor), step) is not getattr(backends.PilBackend, step) for step in steps):
+            raise _no_geometry(f"{type(processor).__name__} has steps of its own")
+        found |= _read_geometry(facts)
+    if facts.get("do_flip_channel_order"):
+        raise ValueError("the image processor turns RGB into BGR; allowed: RGB")
+    # The member's pixels are scaled to 0..1, the processor's by its own factor.
+    scale = round(255 * float(facts["rescale_factor"]) if facts.get("do_rescale") else 255.0, 6)
+    if facts.get("do_normalize"):
+        found["mean"], found["std"] = ([float(value) / scale for value in facts[key]] for key in ("image_mean", "image_std"))
+    else:
+        found["mean"], found["std"] = [], [1 / scale] * (1 if found["color"] == "gray" else 3)
+    found["resize"] = RESAMPLING[int(facts.get("resample", 2))]
+    found["scaled_decoding"] = False  # what the library does not do either
+    return found
+
+
+def _read_geometry(facts: Mapping[str, Any]) -> dict[str, Any]:
+    size, crop = facts.get("size") or {}, facts.get("crop_size") or {}
+    if facts.get("do_pad"):
+        raise _no_geometry("the image processor pads")
+    if not facts.get("do_resize"):
+        raise _no_geometry("the image processor does not resize")
+    sides = [size["height"], size["width"]] if set(size) == {"height", "width"} else None
+    if facts.get("do_center_crop"):
+        edge = size["shortest_edge"] if set(size) == {"shortest_edge"} else None
+        if set(crop) != {"height", "width"} or not (sides or edge):
+            raise _no_geometry(f"the image processor resizes to {size} and crops to {crop}")
+        cut = {"fit": "crop", "resize_to": sides or edge, "crop_offset": "floor"}
+        return {"size": [crop["height"], crop["width"]]} | cut
+    if not sides:
+        raise _no_geometry(f"the image processor resizes to {size}")
+    return {"size": sides}
+
+
+def _no_geometry(found: str) -> ValueError:
+    return ValueError(f"{found}; allowed: one height and width. Else write size = [height, width] into the ensemble's file")
+
+
+def _read_text(folder: Path, directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(
+            f"no tokenizer.json in {quote(directory.name)}; allowed: what the save_pretrained of an AutoTokenizer writes"
+        )
+    facts = _read_json(directory / "tokenizer_config.json", is_optional=True)
+    sentences = _read_json(directory / "sentence_bert_config.json", is_optional=True)
+    if sentences.get("do_lower_case"):
+        raise ValueError("sentence_bert_config.json: do_lower_case is true; allowed: false, and a tokenizer that does it")
+    config = config | config.get("text_config", {}) if isinstance(config.get("text_config"), dict) else config
+    longest = sentences.get("max_seq_length") or facts.get("model_max_length") or config.get("max_position_embeddings")
+    if isinstance(longest, int | float) and longest > config.get("max_position_embeddings", longest):
+        longest = config["max_position_embeddings"]  # transformers writes 1e30 for "not said"
+    if not isinstance(longest, int):
+        raise ValueError(f"no length in the tokenizer's files (found {longest!r}); allowed: max_tokens in the ensemble's file")
+    takes_mask = "attention_mask" in facts.get("model_input_names", ["attention_mask"])
+    return {
+        "tokenizer": str(path.relative_to(folder.resolve())),
+        "max_tokens": longest,
+        "mask": takes_mask and not str(config.get("model_type")).startswith("siglip"),  # trained on padding without a mask
+        "pad_id": _find_pad_id(path, facts.get("pad_token"), config.get("pad_token_id")),
+    }
+
+
+def _find_pad_id(tokenizer: Path, token: object, configured: object) -> int:
+    """Find the id of the padding: the tokenizer's own, else the model's, else 0."""
+    content = token.get("content") if isinstance(token, dict) else token
+    for added in _read_json(tokenizer).get("added_tokens") or ():
+        if added.get("content") == content:
+            return int(added["id"])
+    return configured if isinstance(configured, int) and configured >= 0 else 0
+
+
+def _read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
+    if is_optional and not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path.name}: found {type(document).__name__}; allowed: a JSON object")
+    return document
