@@ -117,6 +117,29 @@ def test_a_fusion_method_that_does_not_fit_is_refused(tmp_path: Path, old: str, 
         load(folder)
 
 
+MEANINGS = {
+    "probabilities that sum to more": ("probabilities", lambda x: x.sigmoid().repeat(1, 3), "a sample's sum to"),
+    "probabilities below 0": ("probabilities", pair_of, r"it gives -[\d.]+ to [\d.]+; allowed: what it gives, 'logits'"),
+    "logits after a softmax": ("logits", lambda x: pair_of(x).softmax(1), "sum to 1; allowed: what it gives, 'probabilities'"),
+}
+
+
+@pytest.mark.parametrize(("kind", "answer", "text"), MEANINGS.values(), ids=MEANINGS)
+def test_an_output_that_is_not_what_the_file_calls_it_is_refused(tmp_path: Path, kind: str, answer: object, text: str) -> None:
+    folder = write_members(tmp_path, {"odd": Scripted(answer)})
+    spec = folder / "ensemble.toml"
+    spec.write_text(spec.read_text().replace("[fusion]", f'[members.odd.output]\nkind = "{kind}"\n[fusion]'))
+    with pytest.raises(InvalidEnsemble, match=rf"^members\.odd\.output\.kind: found '{kind}', and .*{text}"):
+        load(folder)
+
+
+def test_probabilities_that_are_some_are_served(tmp_path: Path) -> None:
+    folder = write_members(tmp_path, {"sure": Scripted(lambda x: pair_of(x).softmax(1))})
+    spec = folder / "ensemble.toml"
+    spec.write_text(spec.read_text().replace("[fusion]", '[members.sure.output]\nkind = "probabilities"\n[fusion]'))
+    assert load(folder).members[0].output_shape == (2,)
+
+
 @pytest.mark.parametrize("plan", ["serial", "lanes"])
 def test_three_members_fly_together(tmp_path: Path, plan: str) -> None:
     models = {"one": Opinion(), "two": Opinion(), "three": Opinion()}

@@ -14,6 +14,7 @@ from ..trust import Trust
 from .chain import find_taps, make_fed_input
 from .crew import Crew, FusionBuilder
 from .ensemble import Ensemble
+from .meaning import check_meaning
 from .member import Member
 from .probe import probe_member
 from .texts import embed_texts
@@ -49,7 +50,7 @@ def load_ensemble(
         )  # fmt: skip
         member.shared_bytes = storages.share(model)
         with torch.inference_mode():
-            probe_member(member)
+            check_meaning(member, spec.task, probe_member(member))
         for slot in member.slots:
             slot.make_host_outputs(device, member.output_shape)
         members.append(member)

@@ -11,11 +11,11 @@ RELATIVE_TOLERANCE = 1e-3
 """Generous, for kernels differ with the batch; a member that mixes rows is off by far more."""
 
 
-def probe_member(member: Member) -> None:
+def probe_member(member: Member) -> Tensor:
     """Find the shape of the member's output and check that samples do not touch each other.
 
-    Raises InvalidEnsemble, with the remedy, where the batch dimension is fixed, or where a sample's answer depends on its
-    neighbours.
+    Gives its outputs for some samples, float32 [samples, ...]. Raises InvalidEnsemble, with the remedy, where the batch
+    dimension is fixed, or where a sample's answer depends on its neighbours.
     """
     key = f"members.{member.name}.model"
     answers = {count: _answer(member, key, first=0, count=count) for count in (1, 2, 3) if count <= member.max_samples}
@@ -39,6 +39,7 @@ def probe_member(member: Member) -> None:
                 f"{key}: a sample's answer changes by {error:.3g} when it shares a batch with others; allowed: {allowed:.3g}. "
                 "The model mixes its samples: put it into evaluation mode (batch normalisation, dropout) before exporting it"
             )
+    return together[most]
 
 
 def _same(one: Tensor, other: Tensor) -> Tensor:

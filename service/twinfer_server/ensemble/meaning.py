@@ -1,0 +1,37 @@
+"""Meanings: what a member's output is said to be is compared with what it gives; nothing else notices a softmax too many."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from ..errors import InvalidEnsemble
+from .member import Member
+
+TOLERANCE = 1e-2
+"""How far a sum of probabilities may be from 1: half precision, and thousands of classes."""
+EXACTLY = 1e-5
+"""How close to 1 the sums of logits have to be for them to be taken for probabilities."""
+
+
+def check_meaning(member: Member, task: str, outputs: Tensor) -> None:
+    """Refuse probabilities that are none, and logits that are probabilities.
+
+    outputs: the probe's, float32 [samples, ...]; samples that are not finite say nothing. Raises InvalidEnsemble.
+    """
+    kind = member.spec.output.kind
+    rows = outputs[outputs.flatten(1).isfinite().all(1)]
+    if kind not in ("logits", "probabilities") or rows.ndim != 2 or not rows.numel():
+        return
+    low, high, sums = rows.min().item(), rows.max().item(), rows.sum(1)
+    error = (sums - 1).abs().max().item()
+    if kind == "probabilities":
+        if low < -TOLERANCE or high > 1 + TOLERANCE:
+            raise _mismatch(member, kind, f"it gives {low:.3g} to {high:.3g}", "logits")
+        if task == "classification" and error > TOLERANCE:
+            raise _mismatch(member, kind, f"a sample's sum to {sums[(sums - 1).abs().argmax()].item():.3g}", "logits")
+    elif task == "classification" and rows.shape[1] > 1 and low >= 0 and error < EXACTLY:
+        raise _mismatch(member, kind, "every sample's are at least 0 and sum to 1", "probabilities")
+
+
+def _mismatch(member: Member, kind: str, found: str, other: Literal["logits", "probabilities"]) -> InvalidEnsemble:
+    return InvalidEnsemble(f"members.{member.name}.output.kind: found {kind!r}, and {found}; allowed: what it gives, {other!r}")
