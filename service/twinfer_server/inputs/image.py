@@ -67,8 +67,8 @@ class ImageInput:
             raise refuse(self.name, found, f"at most {self._max_pixels} pixels")
         resized = picture.resized(placement.height, placement.width, self._resampling)
         laid = placement.lay(resized, (self._spec.size[0], self._spec.size[1]), self._spec.pad_color)
-        shape = self.staging[0].shape
-        return (np.broadcast_to(laid, shape)[np.newaxis],)
+        samples = laid if laid.shape[2] == self._spec.channels else laid.repeat(3, axis=2)
+        return (samples[np.newaxis],)
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a picture of noise."""
