@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from twinfer_server.errors import InvalidInput
 from twinfer_server.inputs import InputKind, InputLimits, make_input
 from twinfer_server.rows import Array
-from twinfer_server.spec import ImageInputSpec
+from twinfer_server.spec import ImageInputSpec, MemberSpec
 
 SIZES = [(40, 30), (30, 40), (41, 28), (33, 77), (24, 24), (7, 9), (1, 50), (300, 23)]
 
@@ -157,3 +157,12 @@ def test_another_rescale_factor_is_told_by_mean_and_std(factor: float, mean: flo
     [argument] = kind.arguments([torch.from_numpy(pixels[np.newaxis])])
     expected = (pixels.astype(np.float64) * factor - mean) / std
     np.testing.assert_allclose(argument[0].permute(1, 2, 0).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_detector_sees_the_picture_stretched(fit: str) -> None:
+    image = {"kind": "image", "size": [8, 8], "fit": fit}
+    member = {"model": "python:models:make", "input": {"image": image}, "output": {"kind": "detections"}}
+    with pytest.raises(ValidationError, match=f"input.image.fit is '{fit}' for output.kind 'detections'; allowed: 'stretch'"):
+        MemberSpec.model_validate(member)
+    assert MemberSpec.model_validate({**member, "output": {"kind": "logits"}}).input["image"].kind == "image"

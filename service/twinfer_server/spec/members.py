@@ -1,12 +1,12 @@
 """What a member is: where its model comes from, what it takes and what it gives."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from .directory import PREFIX, complete_member
 from .files import Name, Strict
-from .inputs import InputSpec
+from .inputs import ImageInputSpec, InputSpec
 
 
 class OutputSpec(Strict):
@@ -53,3 +53,11 @@ class MemberSpec(Strict):
         if isinstance(member, dict) and str(member.get("model")).startswith(PREFIX):
             return complete_member(member, (info.context or {})["folder"])
         return member
+
+    @model_validator(mode="after")
+    def _check_boxes(self) -> Self:
+        for name, spec in self.input.items():
+            if self.output.kind == "detections" and isinstance(spec, ImageInputSpec) and spec.fit != "stretch":
+                # Boxes are parts of what the member sees, and nothing turns them back into parts of the picture yet.
+                raise ValueError(f"input.{name}.fit is {spec.fit!r} for output.kind 'detections'; allowed: 'stretch'")
+        return self
