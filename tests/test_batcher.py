@@ -41,10 +41,13 @@ class Ticket:
 class Desk:
     """A batcher with two opinions, `left` and `right`, and somebody who hands out its answers."""
 
-    def __init__(self, ensemble: Ensemble, models: Mapping[str, Opinion]) -> None:
+    def __init__(self, ensemble: Ensemble, models: Mapping[str, Opinion], **settings: Any) -> None:
         self.ensemble = ensemble
         self.left, self.right = models["left"], models["right"]
-        self.batcher = Batcher(ensemble, ServerSettings(), self._hand_out, lambda: None)
+        self.batcher = Batcher(ensemble, ServerSettings(**settings), self._hand_out, lambda: None)
+
+    def is_on(self, name: str) -> bool:
+        return self.batcher.switchboard.is_on[name]
 
     def make(
         self, *, policy: Policy = Policy.BEST_EFFORT, priority: Priority = Priority.NORMAL, reply_in: float = 1e6, **xs: float
@@ -79,10 +82,12 @@ class Desk:
 
 
 @contextmanager
-def open_desk(folder: Path, plan: str = "serial", *, max_rows: int = 4, tail: str = "", seconds: float = 0.001) -> Iterator[Desk]:
+def open_desk(
+    folder: Path, plan: str = "serial", *, max_rows: int = 4, tail: str = "", seconds: float = 0.001, **settings: Any
+) -> Iterator[Desk]:  # fmt: skip
     models = {"left": Opinion(), "right": Opinion()}
     ensemble = load_members(write_members(folder, models, tail=tail, max_rows=max_rows), plan, seconds=seconds)
-    desk = Desk(ensemble, models)
+    desk = Desk(ensemble, models, **settings)
     desk.batcher.start()
     try:
         yield desk
@@ -275,6 +280,36 @@ def test_rows_for_the_free_member_fly_on_beside_a_stuck_one(tmp_path: Path, plan
         desk.left.release()
         assert not stuck.answer().is_degraded
         assert desk.batcher.standing_seconds() == {"left": 0.0, "right": 0.0}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_only_who_is_stuck_is_switched_off_and_nobody_who_waits_behind_it(tmp_path: Path, plan: str) -> None:
+    with open_desk(tmp_path, plan, seconds=0.05, breaker_stall_seconds=0.01) as desk, desk.left.held():
+        stuck = desk.put_both(0.5)
+        while desk.is_on("left") or not desk.right.batches:
+            desk.batcher.look_for_stuck()
+            assert desk.is_on("right")
+        assert desk.put_both(0.25).answer().members[0].state is State.OFF
+        desk.left.release()
+        assert not stuck.answer().is_degraded
+
+
+def test_a_probe_that_gets_stuck_has_failed_although_it_ends_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="twinfer_server.engine.breaker")
+    with open_desk(tmp_path, breaker_failures=1, breaker_stall_seconds=0.1, breaker_probe_seconds=0.1) as desk:
+        desk.left.error = ValueError("broken")
+        assert desk.put_both(0.5).answer().members[0].state is State.FAILED
+        while desk.is_on("left"):
+            desk.put(right=0.5).answer()
+        with desk.left.held():
+            desk.left.error = None
+            desk.left.entered.wait()
+            while desk.batcher.standing_seconds()["left"] < 0.15:
+                assert desk.put_both(0.25).answer().members[0].state is State.OFF
+        while not desk.is_on("left"):
+            desk.put(right=0.5).answer()
+        assert "member left stays off" in caplog.text
+        assert "the probe failed: it took" in caplog.text
 
 
 def test_rows_that_cannot_wait_for_the_landing_are_answered_once_and_together(tmp_path: Path) -> None:

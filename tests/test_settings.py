@@ -13,6 +13,7 @@ from twinfer_server.settings import InvalidSettings, read_settings
     [
         ("max_waiting_rows", "many", ("'many'", "integer")),
         ("max_message_bytes", "100", ("'100'", "greater than or equal to 1024")),
+        ("breaker_failures", "21", ("'21'", "breaker_window, which is 20")),
         ("drain_seconds", "-1", ("'-1'", "greater than 0")),
         ("drain_seconds", "nan", ("'nan'", "finite")),
         ("log_level", "loud", ("'loud'", "'warning'")),

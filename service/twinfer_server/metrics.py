@@ -50,9 +50,8 @@ class Metrics:
         self._switches = Gauge(
             "twinfer_member_switch", "1 for how a member is switched now, else 0.", ("member", "switch"), registry=registry
         )
-        self._trips = Gauge(
-            "twinfer_member_trips", "How often a member's breaker has switched it off.", ("member",), registry=registry
-        )
+        self._trips = count("member_trips", "Times that a member was switched off because it kept failing or stalled.", "member")
+        self._trips_told: dict[str, int] = {}
         self._rows = count("rows", "Rows, by the status code and the reason that they ended with.", "code", "reason")
         stages = spread("stage_seconds", "Where the time of answered rows went; total is from arrival to reply.", "stage")
         self._waiting = Gauge("twinfer_rows_waiting", "Rows that wait for a flight.", registry=registry)
@@ -116,7 +115,8 @@ class Metrics:
         """Note how a member is switched."""
         for other in Switch:
             self._switches.labels(member, other.name).set(other is switch)
-        self._trips.labels(member).set(trips)
+        self._trips.labels(member).inc(trips - self._trips_told.get(member, 0))
+        self._trips_told[member] = trips
 
     def on_failure(self, error: TwinferError) -> None:
         """Count a row that ended with an error."""

@@ -131,9 +131,11 @@ async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asynci
         stuck, switches = engine.stuck_members(), engine.operations.switches
         now = (engine.can_answer and not stuck, switches)
         if now != told:
+            if now[0] != told[0]:
+                health = "SERVING" if now[0] else "NOT_SERVING"
+                off = [name for name, is_on in switches.items() if not is_on]
+                logger.warning("%s; stuck: %s; off: %s", health, ", ".join(stuck) or "nobody", ", ".join(off) or "nobody")
             told = now
-            off = [name for name, is_on in switches.items() if not is_on]
-            logger.warning("members stuck: %s; switched off: %s", ", ".join(stuck) or "none", ", ".join(off) or "none")
             server.report(*now)
         try:
             await asyncio.wait_for(stopping.wait(), HEALTH_SECONDS)

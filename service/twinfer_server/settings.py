@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import quote
@@ -93,7 +93,7 @@ class ServerSettings(BaseSettings):
     breaker_window: Count = 20
     """The flights of a member that its circuit breaker looks back upon."""
     breaker_failures: Annotated[int, Field(ge=0)] = 10
-    """How many failures among them switch the member off; 0 means that failures never do."""
+    """How many failures among them switch the member off, at most as many as it looks back upon; 0 means that failures never do."""
     breaker_stall_seconds: Seconds = 2.0
     """How long a member's lane may be behind its time before the member is switched off."""
     breaker_probe_seconds: Seconds = 5.0
@@ -109,6 +109,14 @@ class ServerSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
     """Write the log as JSON lines."""
+
+    @field_validator("breaker_failures")
+    @classmethod
+    def _can_be_reached(cls, failures: int, info: ValidationInfo) -> int:
+        window = info.data.get("breaker_window", failures)
+        if failures > window:
+            raise ValueError(f"Input should be at most breaker_window, which is {window}")
+        return failures
 
 
 def read_settings(**flags: Any) -> ServerSettings:

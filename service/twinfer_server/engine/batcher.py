@@ -20,9 +20,9 @@ from ..errors import MemberLate, TwinferError
 from ..rows import Answer, Policy, Row
 from ..settings import ServerSettings
 from .boarding import Boarding
-from .breaker import Breaker
-from .landing import Landing, judge_between, judge_late, land
+from .landing import judge_between, judge_late, land
 from .record import OnFlight, record_flight
+from .switchboard import OnSwitch, Switchboard, refusal
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ LOOK_SECONDS = 0.25
 HOLD_SECONDS = 10.0
 """How long a change that needs the air to be clear waits for it."""
 
-OnSwitch = Callable[[], None]
 OnAnswers = Callable[[Sequence[Row], Sequence[Answer | TwinferError]], None]
 
 
@@ -51,8 +50,8 @@ class _Airborne:
     flight: Flight
     overdue_at: float
     is_stuck: bool = False
-    probes: int | None = None
-    """The member that the flight is to try; its row is nobody's."""
+    is_probe: bool = False
+    """Whether it tries a member that is off; its row is nobody's."""
     late_rows: set[int] = field(default_factory=set)
     """The rows, by id, that could not wait for the landing and have been answered."""
 
@@ -62,18 +61,16 @@ class Batcher:
 
     def __init__(self, ensemble: Ensemble, settings: ServerSettings, on_answers: OnAnswers, on_switch: OnSwitch) -> None:
         """Serve a warm ensemble; `start` starts the threads. `on_switch` is told when a member has been switched, on any thread."""
-        self.breakers = [Breaker(member.name, settings) for member in ensemble.members]
+        self.switchboard = Switchboard(ensemble, settings, on_switch)
         self.on_flight: tuple[OnFlight, ...] = ()
         """Who is told of landings; with nobody here they are not even written down."""
         self.loss = ""
         """Why the device is lost for good, once it is; what is in hand still gets its answers, all of them errors."""
         self._ensemble = ensemble
         self._on_answers = on_answers
-        self._on_switch = on_switch
-        self._stall_seconds = settings.breaker_stall_seconds
         self._changed = threading.Condition(threading.Lock())
         # All below is guarded by _changed.
-        self._boarding = Boarding(ensemble, self.breakers)
+        self._boarding = Boarding(ensemble, self.switchboard)
         self._air: list[_Airborne] = []
         self._launcher: threading.Thread | None = None
         self._is_closing = False
@@ -131,10 +128,7 @@ class Batcher:
             for airborne in self._air:
                 if now >= airborne.overdue_at and not airborne.is_stuck:
                     self._go_around(airborne)
-            for breaker, seconds in zip(self.breakers, self._boarding.standing_seconds(now).values(), strict=True):
-                if breaker.is_on and seconds >= self._stall_seconds:
-                    breaker.trip(f"its lane has been behind for {seconds:.1f} s")
-                    self._on_switch()
+            self.switchboard.look_for_stalled([airborne.flight for airborne in self._air], now)
             self._changed.notify()
             pending = [airborne.overdue_at - now for airborne in self._air if not airborne.is_stuck]
             return max(0.005, min(pending, default=LOOK_SECONDS))
@@ -142,9 +136,8 @@ class Batcher:
     def set_member(self, index: int, is_on: bool) -> None:
         """Switch a member on or off by hand."""
         with self._changed:
-            self.breakers[index].set_by_hand(is_on)
+            self.switchboard.set_by_hand(index, is_on)
             self._changed.notify()
-        self._on_switch()
 
     def standing_seconds(self) -> dict[str, float]:
         """Say for how long each member's lane has been behind its time, by member name."""
@@ -191,11 +184,9 @@ class Batcher:
 
     def _board_probe(self, now: float) -> Flight | None:
         """Make a flight that tries a member which is off, under the lock; None if none is due."""
-        boarded = self._boarding.board_probe(now)
-        if boarded is None:
-            return None
-        index, flight = boarded
-        self._take_to_the_air(flight, now).probes = index
+        flight = self._boarding.board_probe(now)
+        if flight is not None:
+            self._take_to_the_air(flight, now).is_probe = True
         return flight
 
     def _board(self, now: float) -> Flight | None:
@@ -206,10 +197,10 @@ class Batcher:
                 self._boarding.free(run)
         boarded = self._boarding.board(now, is_air_empty=not self._air, is_beside_stuck=bool(stuck))
         refused, self._boarding.refused = self._boarding.refused, []
-        for row, error in refused:
+        for row, off in refused:
             # Between its two flights a row already has what the first member said.
             is_answerable = row.parts and row.policy is Policy.BEST_EFFORT
-            self._on_answers([row], [judge_between(self._ensemble, row, error) if is_answerable else error])
+            self._on_answers([row], [judge_between(self._ensemble, row, off) if is_answerable else refusal(row.policy, off)])
         if boarded is not None:
             self._take_to_the_air(boarded, now)
         return boarded
@@ -269,13 +260,13 @@ class Batcher:
         seconds = landed_at - flight.launched_at
         airborne = next(airborne for airborne in self._air if airborne.flight is flight)
         landing = land(flight, self._ensemble, seconds)
-        if airborne.probes is None:
+        if not airborne.is_probe:
             # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
             self._on_answers(landing.rows, landing.answers)
             if self.on_flight:
                 self._tell(flight, landed_at)
         with self._changed:
-            self._learn(airborne, landing)
+            self.switchboard.note_landing(flight, landing.find_failures(), is_probe=airborne.is_probe, seconds=seconds)
             for row in landing.going_on:
                 assert self._ensemble.cascade is not None
                 self._ensemble.cascade.send_on(flight, row, seconds)
@@ -286,17 +277,6 @@ class Batcher:
             self._changed.notify_all()  # the launch thread, and whoever wants the air clear
         if not self.loss and any(run.error is not None for run in flight.runs):
             self.loss = self._ensemble.device.find_loss()
-
-    def _learn(self, airborne: _Airborne, landing: Landing) -> None:
-        """Tell the breakers how their members did, under the lock."""
-        before = [breaker.state for breaker in self.breakers]
-        for index, failure in landing.find_failures().items():
-            if airborne.probes is not None:
-                self.breakers[index].note_probe(failure)
-            else:
-                self.breakers[index].note_flight(bool(failure), failure)
-        if before != [breaker.state for breaker in self.breakers]:
-            self._on_switch()
 
     def _tell(self, flight: Flight, landed_at: float) -> None:
         """Tell whoever listens of a landing; its failure is not the rows'."""
@@ -313,7 +293,8 @@ class Batcher:
             airborne = next((airborne for airborne in self._air if row in airborne.flight.rows), None)
             if airborne is None:
                 text = "the first member was not sure, and the row could not wait for this one"
-                return ([row], [judge_between(self._ensemble, row, MemberLate(text))]) if row.parts else None
+                late = {index: MemberLate(text, member=self._ensemble.members[index].name) for index in row.crew}
+                return ([row], [judge_between(self._ensemble, row, late)]) if row.parts else None
             flight, now = airborne.flight, time.monotonic()
             rows = [
                 other

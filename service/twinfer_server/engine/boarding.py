@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from ..ensemble import Bucket, Ensemble, Flight, Run, make_blank_row, pending_members
 from ..errors import MemberLate, MemberOff, TwinferError
 from ..rows import Policy, Row
-from .breaker import Breaker, Switch
 from .queue import RowQueue
+from .switchboard import Switchboard
 from .traffic import LaneTraffic
 
 PATIENCE_SECONDS = 0.02
@@ -22,18 +22,18 @@ class _Manifest:
     rows: list[Row] = field(default_factory=list)
     left_out: dict[tuple[int, int], TwinferError] = field(default_factory=dict)
     staying: list[Row] = field(default_factory=list)
-    refused: list[tuple[Row, TwinferError]] = field(default_factory=list)
+    refused: list[tuple[Row, dict[int, MemberOff]]] = field(default_factory=list)
 
 
 class Boarding:
     """The rows that wait, and the traffic on the lanes that they wait for. Not thread-safe: the batcher's lock guards it."""
 
-    def __init__(self, ensemble: Ensemble, breakers: Sequence[Breaker]) -> None:
-        """Begin with no rows, and every lane free; `breakers` has one for each member."""
+    def __init__(self, ensemble: Ensemble, switchboard: Switchboard) -> None:
+        """Begin with no rows, and every lane free."""
         self.queue = RowQueue()
-        self.refused: list[tuple[Row, TwinferError]] = []
-        """Rows that cannot fly because of members that are off; for the batcher to answer."""
-        self._breakers = breakers
+        self.refused: list[tuple[Row, dict[int, MemberOff]]] = []
+        """Rows that cannot fly because of members that are off, by index; for the batcher to answer."""
+        self._switchboard = switchboard
         self.lead_seconds = 0.0
         """How long before a lane gets free the next flight is to be launched."""
         self._ensemble = ensemble
@@ -61,22 +61,19 @@ class Boarding:
             self.queue.put(row)
         return self._take_off(rows, manifest.left_out, now, "lanes" if is_beside_stuck else None) if rows else None
 
-    def board_probe(self, now: float) -> tuple[int, Flight] | None:
-        """Make a flight of made-up input for a member that is to be tried; None if there is none, or its lane is not free.
-
-        Gives the member's index, too.
-        """
-        for index, breaker in enumerate(self._breakers):
+    def board_probe(self, now: float) -> Flight | None:
+        """Make a flight of made-up input for a member that is to be tried; None if there is none, or its lane is not free."""
+        for index, breaker in enumerate(self._switchboard.breakers):
             traffic = self._traffic[index]
             if breaker.seconds_to_probe(now) == 0 and traffic.has_slot and traffic.wait_seconds(now) == 0:
                 breaker.is_probing = True
                 # On a lane of its own: if it gets stuck it holds nobody else.
-                return index, self._take_off([make_blank_row(self._ensemble, index)], {}, now, "lanes")
+                return self._take_off([make_blank_row(self._ensemble, index)], {}, now, "lanes")
         return None
 
     def seconds_to_next_probe(self, now: float) -> float | None:
         """Say when a member is to be tried; None if none is."""
-        waits = [breaker.seconds_to_probe(now) for breaker in self._breakers]
+        waits = [breaker.seconds_to_probe(now) for breaker in self._switchboard.breakers]
         return min((max(wait, 0.05) for wait in waits if wait is not None), default=None)
 
     def seconds_to_next_look(self, now: float) -> float:
@@ -111,11 +108,11 @@ class Boarding:
             if len(missing) == len(row.crew) and pending_members(row):  # a cascade's first: the others are asked in its place
                 row.crew = (*row.crew, *pending_members(row))
                 missing = self._find_missing(row, soonest, now)
-            off = [error for error in missing.values() if isinstance(error, MemberOff)]
+            off = {index: error for index, error in missing.items() if isinstance(error, MemberOff)}
             if off and (row.policy is Policy.REQUIRE_ALL or len(off) == len(row.crew)):
-                manifest.refused.append((row, off[0]))
+                manifest.refused.append((row, off))
                 continue
-            late = [index for index, error in missing.items() if not isinstance(error, MemberOff)]
+            late = [index for index in missing if index not in off]
             flying = [index for index in row.crew if index not in missing]
             if row.policy is Policy.REQUIRE_ALL and late and all(is_ready[index] for index in late):
                 continue  # it cannot make it: its timer is about to fail it, and work for it would be wasted
@@ -163,12 +160,12 @@ class Boarding:
         """Say, by member index, who cannot fly for the row and why: switched off, too late, or fed by somebody who is."""
         missing: dict[int, TwinferError] = {}
         for index in row.crew:
-            member, state = self._ensemble.members[index], self._breakers[index].state
+            member, off = self._ensemble.members[index], self._switchboard.why_off(index)
             fed_by = next((missing[feeder] for feeder in member.feeders if feeder in missing), None)
             if fed_by is not None:
                 missing[index] = type(fed_by)(f"it is fed by the member {fed_by.member}: {fed_by.text}", member=member.name)
-            elif state.switch is not Switch.ON:
-                missing[index] = MemberOff(f"the member is switched off {state.reason}", member=member.name)
+            elif off is not None:
+                missing[index] = off
             elif now + soonest[index] >= row.reply_by:  # even if nothing else came between
                 text = f"the member would have answered in about {soonest[index]:.3f} s, later than the row could wait"
                 missing[index] = MemberLate(text, member=member.name)

@@ -47,6 +47,7 @@ class Breaker:
         self._failures = settings.breaker_failures
         self._first_probe_seconds = settings.breaker_probe_seconds
         self._probe_seconds = self._first_probe_seconds
+        """How long before the next probe; it grows with each until the member has got through a whole window of flights."""
         self._probe_at = 0.0
 
     @property
@@ -54,11 +55,16 @@ class Breaker:
         """Whether rows fly with the member."""
         return self.state.switch is Switch.ON
 
-    def note_flight(self, has_failed: bool, text: str) -> None:
-        """Learn how the member did in a flight of callers' rows; `text` says what went wrong."""
-        self._window.append(has_failed)
-        if self.is_on and has_failed and self._failures and sum(self._window) >= self._failures:
-            self.trip(f"it failed in {sum(self._window)} of its last {len(self._window)} flights, the last time because {text}")
+    def note_flight(self, failure: str) -> None:
+        """Learn how the member did in a flight of callers' rows; `failure` says what went wrong, and is empty if nothing did."""
+        self._window.append(bool(failure))
+        failures = sum(self._window)
+        if not self.is_on:
+            return
+        if failure and self._failures and failures >= self._failures:
+            self.trip(f"it failed in {failures} of its last {len(self._window)} flights, the last time because {failure}")
+        elif len(self._window) == self._window.maxlen:
+            self._probe_seconds = self._first_probe_seconds
 
     def note_probe(self, failure: str) -> None:
         """Learn how a probe ended; `failure` is empty if it went well."""
@@ -66,29 +72,37 @@ class Breaker:
         if self.state.switch is not Switch.TRIPPED:
             return
         if failure:
-            self._probe_seconds = min(2 * self._probe_seconds, MAX_PROBE_SECONDS)
-            self._probe_at = time.monotonic() + self._probe_seconds
-            logger.info("member %s stays off, for %.1f s: the probe failed: %s", self._member, self._probe_seconds, failure)
+            seconds = self._plan_probe()
+            logger.info("member %s stays off, for %.1f s: the probe failed: %s", self._member, seconds, failure)
         else:
             self._switch(Switch.ON, "")
 
     def trip(self, why: str) -> None:
         """Switch the member off until a probe goes well."""
         self.trips += 1
-        self._probe_at = time.monotonic() + self._probe_seconds
+        self._plan_probe()
         self._switch(Switch.TRIPPED, why)
 
     def set_by_hand(self, is_on: bool) -> None:
-        """Switch the member as an operator wants it; switched on, it begins with nothing held against it."""
+        """Switch the member as an operator wants it; switched on, also again, it has nothing held against it."""
+        switch = Switch.ON if is_on else Switch.OFF
         if is_on:
             self._probe_seconds = self._first_probe_seconds
-        self._switch(Switch.ON if is_on else Switch.OFF, "" if is_on else "an operator has switched it off")
+            self._window.clear()
+        if self.state.switch is not switch:
+            self._switch(switch, "" if is_on else "an operator has switched it off")
 
     def seconds_to_probe(self, now: float) -> float | None:
         """Say in how many seconds the member is to be tried, 0 if now; None if it is not, or is being tried."""
         if self.state.switch is not Switch.TRIPPED or self.is_probing:
             return None
         return max(0.0, self._probe_at - now)
+
+    def _plan_probe(self) -> float:
+        """Plan the next probe, and the one after it later; give the seconds until then."""
+        seconds, self._probe_seconds = self._probe_seconds, min(2 * self._probe_seconds, MAX_PROBE_SECONDS)
+        self._probe_at = time.monotonic() + seconds
+        return seconds
 
     def _switch(self, switch: Switch, why: str) -> None:
         if switch is Switch.ON:

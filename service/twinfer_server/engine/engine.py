@@ -163,8 +163,7 @@ class LocalEngine:
     @property
     def can_answer(self) -> bool:
         """Whether the members that are on are enough for the ensemble's own policy."""
-        is_enough = all if self._ensemble.default_policy is Policy.REQUIRE_ALL else any
-        return is_enough(self.operations.switches.values())
+        return self._batcher.switchboard.can_answer(self._ensemble.default_policy)
 
     def stuck_members(self) -> list[str]:
         """Name the members whose lane has stood still for `stuck_seconds`; looks for those that have just got stuck, too."""
@@ -174,10 +173,12 @@ class LocalEngine:
 
     def _make_row(self, request: Request) -> tuple[Row, "asyncio.Future[Answer]"]:
         """Check a request, all but its inputs, and make its row."""
+        policy = self._ensemble.check(request)
+        self._batcher.switchboard.check(policy)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         row = Row(
             request=request,
-            policy=self._ensemble.check(request),
+            policy=policy,
             weights=self._ensemble.row_weights(request.fusion_weights),
             reply_by=self._reply_by(request),
             answer=answer,
@@ -228,7 +229,8 @@ class LocalEngine:
         late = self._batcher.fuse_late(row)
         if late is None:
             error: TwinferError = DeadlinePassed("the deadline came before the row had a flight")
-            names = [self._ensemble.members[index].name for index in row.samples]
+            is_on = self._batcher.switchboard.is_on
+            names = [name for index in row.samples if is_on[name := self._ensemble.members[index].name]]
             behind = {name: seconds for name, seconds in self._batcher.standing_seconds().items() if seconds and name in names}
             # Under BEST_EFFORT a row flies without those that are behind, unless there is nobody else.
             if behind and (row.policy is Policy.REQUIRE_ALL or len(behind) == len(names)):

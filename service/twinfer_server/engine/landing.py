@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..ensemble import Ensemble, Flight, answer_rows, fusion_failure
@@ -69,12 +69,12 @@ def judge_late(flight: Flight, ensemble: Ensemble, rows: Sequence[Row], now: flo
         return [InternalError("the fusion raised an error; the server's log has it") for _ in rows]
 
 
-def judge_between(ensemble: Ensemble, row: Row, why: TwinferError) -> Answer | TwinferError:
+def judge_between(ensemble: Ensemble, row: Row, errors: Mapping[int, TwinferError]) -> Answer | TwinferError:
     """Answer a row that waits for its second flight from what its first one gave; a flight that never takes off does it.
 
-    `why` says what keeps the members of the second one from it.
+    `errors` say, by member index, what keeps each member of the second one from it.
     """
-    left_out = {(0, index): type(why)(why.text, member=ensemble.members[index].name) for index in row.crew}
+    left_out = {(0, index): error for index, error in errors.items()}
     flight = ensemble.board([row], {}, left_out, "serial")
     flight.launched_at = flight.boarded_at = time.monotonic()
     return answer_rows(flight, [row], flight.fuse_now([row]), 0.0)[0]

@@ -41,19 +41,21 @@ class Operations:
         names = [member.name for member in self._ensemble.members]
         if name not in names:
             raise UnknownMember(f"member: found {quote(name)}; allowed: {', '.join(map(repr, names))}")
-        await asyncio.shield(self._change(partial(self._batcher.set_member, names.index(name), is_on)))
+        # Not behind other changes: one of them may be waiting for just the member that is to be switched off.
+        await asyncio.to_thread(self._batcher.set_member, names.index(name), is_on)
+        self.description = self._describe()
 
     def note_switches(self) -> None:
         """Describe anew how the members are switched, and tell whoever keeps the books."""
         self.description = self._describe()
         if self.recorder is not None:
-            for member, breaker in zip(self._ensemble.members, self._batcher.breakers, strict=True):
+            for member, breaker in zip(self._ensemble.members, self._batcher.switchboard.breakers, strict=True):
                 self.recorder.on_switch(member.name, breaker.state.switch, breaker.trips)
 
     @property
     def switches(self) -> dict[str, bool]:
         """Whether each member is switched on, by name."""
-        return {member.name: breaker.is_on for member, breaker in zip(self._ensemble.members, self._batcher.breakers, strict=True)}
+        return self._batcher.switchboard.is_on
 
     async def _change(self, change: Callable[[], None]) -> None:
         """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away, and describe what is."""
@@ -62,4 +64,4 @@ class Operations:
             self.description = self._describe()
 
     def _describe(self) -> Description:
-        return describe(self._ensemble, self._settings, [breaker.state for breaker in self._batcher.breakers])
+        return describe(self._ensemble, self._settings, [breaker.state for breaker in self._batcher.switchboard.breakers])

@@ -56,9 +56,9 @@ class RpcServer:
         self.ensemble_service.engine = self.admin_service.engine = engine
 
     def report(self, is_serving: bool, members: Mapping[str, bool]) -> None:
-        """Set the health of everything, and of each member by name."""
+        """Set the health of the callers' service, and of each member by name; the operators' service serves whatever that is."""
         self.health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
-        self._admin_health.report(is_serving)
+        self._admin_health.report(is_serving=True)
 
     async def drain(self) -> None:
         """Report NOT_SERVING for good, refuse new calls, end watches at once and streams when their rows in hand are answered."""
