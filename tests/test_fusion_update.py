@@ -1,10 +1,12 @@
 """UpdateFusion and RollbackFusion: another fusion for the next flight, while calls go on, and none of them the worse for it."""
 
+import hashlib
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,15 @@ import pytest
 
 from tests.calls import Failure, connect, failure_of
 from tests.models import Opinion, number, write_members
-from tests.servers import running
+from tests.servers import DIGITS, running
 from twinfer import Answer, Client
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
 from twinfer.v1 import ensemble_pb2
+from twinfer_server.fusion import Fitted, write_fitted
 
 LEFT, RIGHT = 0.25, 2.0
 LEFT_CHANCE, RIGHT_CHANCE = 0.6224593, 0.9820138  # 1 / (1 + exp(-2x))
-DIGITS = Path(__file__).parents[1] / "ensembles" / "digits"
 CALLERS = 32
 UPDATES = 30
 
@@ -112,6 +114,31 @@ def test_another_method_is_put_to_use_and_keeps_the_weights_if_it_takes_them(ser
     answer = served.ask()
     assert answer.message.fusion_version == 4
     assert first_chance(answer) == pytest.approx(RIGHT_CHANCE / (RIGHT_CHANCE + 1 - LEFT_CHANCE), abs=1e-6)
+
+
+def test_what_was_fitted_is_put_to_use_without_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("heldout", "fit", "*.py"))
+    digests = {name: hashlib.sha256((folder / f"{name}.pt2").read_bytes()).hexdigest() for name in ("vision", "language")}
+    fitted = Fitted("weighted_mean", digests, {"vision": 0.75, "language": 0.25}, {"vision": 1.0, "language": 2.0})
+    with (
+        running(folder, admin_listen="127.0.0.1:0") as server,
+        Client(server.address, attempts=1) as client,
+        connect(server.admin_address) as channel,
+    ):
+        served = Served(client, admin_grpc.EnsembleAdminServiceStub(channel))
+        assert "twinfer fit" in failure_of(lambda: served.update(fitted=True)).details
+        write_fitted(folder, fitted)
+        fusion = served.update(fitted=True)
+        assert (fusion.method, dict(fusion.weights), fusion.version) == ("weighted_mean", dict(fitted.weights), 2)
+        answer = client.infer({"text": "seven"}, member_predictions=True)
+        own = answer.members["language"].prediction
+        assert own is not None
+        assert answer.label == own.label
+        assert answer.probability == pytest.approx(own.probability, abs=1e-6)
+        write_fitted(folder, replace(fitted, digests=digests | {"vision": "0" * 64}))
+        assert "the member 'vision' has now" in failure_of(lambda: served.update(fitted=True)).details
+        assert client.infer({"text": "seven"}).message.fusion_version == 2
 
 
 def test_one_call_goes_back_and_the_number_comes_back_with_it(served: Served) -> None:

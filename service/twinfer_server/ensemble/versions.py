@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ..errors import FusionConflict, InvalidEnsemble, InvalidOption, quote
 from ..fusion import FITTED_FILE, METHODS, read_fitted_method
-from ..spec import EnsembleSpec
+from ..spec import EnsembleSpec, describe_faults
 from .capture import CannotCapture, CapturedFusion
 from .crew import Crew, FusionVersion
 from .ensemble import Ensemble
@@ -95,9 +95,7 @@ class FusionVersions:
         try:
             return EnsembleSpec.model_validate(document, context={"folder": self._ensemble.folder})
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in fault["loc"] if part != "fusion")
-            raise InvalidOption(f"{key or 'fusion'}: found {quote(fault['input'])}; allowed: {fault['msg']}") from None
+            raise InvalidOption(next(describe_faults(error)).removeprefix("fusion.")) from None
 
     def _try(self, version: FusionVersion) -> None:
         """Fuse made-up outputs on the device and on the host: pays for what the first call costs, and shows what raises."""

@@ -6,7 +6,7 @@ from .files import find_file
 from .fusion import CascadeSpec, FusionSpec
 from .inputs import CropsInputSpec, FedInputSpec, ImageInputSpec, OutputInputSpec, RequestInputSpec, TensorInputSpec, TextInputSpec
 from .members import MemberSpec, OutputSpec
-from .reading import SPEC_FILE, read_labels, read_spec
+from .reading import SPEC_FILE, describe_faults, read_labels, read_spec
 
 __all__ = [
     "SPEC_FILE",
@@ -24,6 +24,7 @@ __all__ = [
     "Task",
     "TensorInputSpec",
     "TextInputSpec",
+    "describe_faults",
     "find_directory",
     "find_file",
     "read_labels",

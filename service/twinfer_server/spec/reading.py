@@ -29,7 +29,7 @@ def read_spec(folder: Path) -> EnsembleSpec:
     try:
         return EnsembleSpec.model_validate(document, context={"folder": folder})
     except ValidationError as error:
-        raise InvalidEnsemble("\n".join(f"{path}: {line}" for line in _describe(error))) from None
+        raise InvalidEnsemble("\n".join(f"{path}: {line}" for line in describe_faults(error))) from None
 
 
 def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
@@ -54,7 +54,8 @@ _TOML_WORDS = {
 """What is allowed, where pydantic would speak of Python rather than of TOML."""
 
 
-def _describe(error: ValidationError) -> Iterator[str]:
+def describe_faults(error: ValidationError) -> Iterator[str]:
+    """Say of each fault of a spec, on one line, its key's path, what was found and what is allowed, in TOML's words."""
     for fault in error.errors(include_url=False):
         path, kind, value = list(fault["loc"]), fault["type"], fault["input"]
         if len(path) > 4 and path[2] == "input":
