@@ -54,9 +54,9 @@ def save_vit(directory: Path) -> Any:
 
 
 def save_bert(directory: Path) -> Any:
-    """Write a BERT that classifies texts of up to 16 tokens into 3 classes."""
+    """Write a BERT that classifies texts of up to 16 tokens into 5 classes."""
     torch.manual_seed(2)
-    config = transformers.BertConfig(**SMALL | {"num_labels": 3}, vocab_size=len(WORDS), max_position_embeddings=MAX_TOKENS)
+    config = transformers.BertConfig(**SMALL | {"num_labels": 5}, vocab_size=len(WORDS), max_position_embeddings=MAX_TOKENS)
     return save(directory, transformers.BertForSequenceClassification(config), make_tokenizer())
 
 

@@ -28,8 +28,9 @@ from tests.pretrained import (
     save_vit,
     save_yolos,
 )
-from tests.servers import write_ensemble
+from tests.servers import running, write_ensemble
 from tests.sources import load_source
+from twinfer import Client
 from twinfer_server.device import CpuDevice
 from twinfer_server.ensemble import Ensemble, load_ensemble
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
@@ -184,6 +185,20 @@ def test_a_bert_answers_what_the_pipeline_answers_whatever_the_texts_share_a_bat
     expected = classify_texts(folder, models["bert"])
     assert_close(ask(ensemble, SENTENCES).softmax(-1), expected)
     assert_close(torch.cat([ask(ensemble, [text]) for text in SENTENCES]).softmax(-1), expected)
+
+
+def test_a_vit_and_a_bert_of_directories_alone_are_served_together(folder: Path, models: dict[str, Any]) -> None:
+    tables = [
+        f'[members.{name}]\nmodel = "hf:{name}"\n{given.format(name=name)}' for name, given in (("vit", IMAGE), ("bert", TEXT))
+    ]
+    head = 'name = "both"\nversion = 1\ntask = "classification"'
+    write_ensemble(folder, "\n".join([head, *tables, '[fusion]\nmethod = "weighted_mean"\n[batching]\nmax_rows = 4']))
+    expected = (classify_images(folder, models["vit"])[:3] + classify_texts(folder, models["bert"])[:3]) / 2
+    with running(folder) as server, Client(server.address) as client:
+        for row in range(3):
+            answer = client.infer({**PIXELS[row], **SENTENCES[row]}, top_k=5, timeout=60)
+            found = {scored.index: scored.probability for scored in answer.prediction.classes}
+            assert [found[index] for index in range(5)] == pytest.approx(expected[row].tolist(), abs=BILINEAR_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
