@@ -1,6 +1,7 @@
 """Fitting a pool: known numbers are found again, few rows change little, and what is fitted is what is served."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,20 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
+from twinfer_server.fitting.optimum import minimise
 from twinfer_server.fitting.pooling import FOLDS, PRIOR_SCALE, PoolData, PoolNumbers, fit_pool, fit_temperature, fuse
 from twinfer_server.fusion import log_opinion_pool, maximum, sharpen, weighted_mean
 
 PLAIN = PoolNumbers(torch.ones(2, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64), 0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute as the command does: sums this small take longer where threads have to agree, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_member(truth: Any, classes: int, strength: float, temperature: float, generator: np.random.Generator) -> torch.Tensor:
@@ -114,6 +125,13 @@ def test_rows_that_lack_a_member_are_fitted_too(pool: Any) -> None:
     fitted = fit(pool, PoolData(logits, present, data.truth, data.fold))
     assert fitted.numbers.temperatures.tolist() == pytest.approx([1.0, 2.0], rel=0.2)
     assert all(math.isfinite(value) for value in (*fitted.numbers.weights.tolist(), fitted.numbers.sharpness))
+    assert math.isfinite(fitted.choice.fitted_nll)
+    assert fitted.choice.fitted_nll == pytest.approx(fitted.choice.kept_nll, rel=0.05)
+
+
+def test_a_fit_that_ends_in_no_number_is_not_taken_for_one() -> None:
+    with pytest.raises(RuntimeError, match="found no finite numbers"):
+        minimise(lambda step: (step * torch.nan).sum(), torch.zeros(1))
 
 
 def test_the_same_rows_give_the_same_numbers() -> None:

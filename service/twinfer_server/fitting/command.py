@@ -74,6 +74,8 @@ def fit_command(
 def _find_wish(spec: EnsembleSpec, first: str | None, saving: float | None, tolerance: float | None) -> CascadeWish | None:
     if first is None and saving is None and tolerance is None and spec.cascade is None:
         return None
+    if spec.task != "classification":
+        raise InvalidSettings(f"--saving, --tolerate, --cascade-first: found with the task {spec.task!r}; allowed: classification")
     names = list(spec.members)
     first = first or (spec.cascade.first if spec.cascade else names[0])
     if first not in names or len(names) < 2:
@@ -100,6 +102,10 @@ def _study(ensemble: Ensemble, data: Path, heldout: Path | None, wishes: Wishes,
         fitting, held_out = split_rows(read(data), wishes.seed)
     else:
         fitting, held_out = read(data), read(heldout)
+        if fitting.file.samefile(held_out.file):
+            raise InvalidSettings(
+                f"--heldout: found {fitting.file}, which is fitted to; allowed: other rows, or none to split these"
+            )
         check_count(fitting)
         check_count(held_out)
     return Study(ensemble, fitting, held_out, wishes, on_stage)

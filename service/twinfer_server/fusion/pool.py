@@ -28,8 +28,10 @@ def weighted_mean(logits: Tensor, weights: Tensor) -> Tensor:
     Source: Stone 1961, "The opinion pool"; Genest & Zidek 1986 (the linear opinion pool).
     """
     weights = weights.t().unsqueeze(-1)
-    terms = logits.log_softmax(-1) + weights.log()
-    terms = terms.masked_fill(weights.logical_not(), torch.finfo(terms.dtype).min)
+    absent = weights.logical_not()
+    # 1 in an absent member's place: the derivative of log 0, by which weights are fitted, is not finite.
+    terms = logits.log_softmax(-1) + weights.masked_fill(absent, 1.0).log()
+    terms = terms.masked_fill(absent, torch.finfo(terms.dtype).min)
     return terms.logsumexp(0).log_softmax(-1)
 
 
