@@ -141,7 +141,7 @@ def test_infer_prints_an_answer_for_people(service: DigitsService) -> None:
     assert lines[-3:] == [
         "disagreement 0.125",
         "2.00 ms on the server: decode 0.00, queue 0.00, device 0.00; rows in the flight: 4; overlap 1.50",
-        "digits version 3",
+        "digits version 3, fusion version 0",
     ]
 
 
@@ -239,7 +239,7 @@ def test_describe_prints_the_ensemble_for_people(service: DigitsService) -> None
     assert "image image vision FP32 [1, 8, 8]" in lines
     assert "text text INT64 [-1] may be left out, at most 32 tokens" in lines
     assert "vision pt2 fp32 cpu 2.7 kB" in lines
-    assert "fusion log_opinion_pool with weights language 0.750, vision 0.250" in lines
+    assert "fusion log_opinion_pool version 0; weights language 0.750, vision 0.250" in lines
     assert "max_message_bytes 33,554,432" in lines
     assert "32 16 lanes lanes 0.25, serial 0.40 vision 0.20 1.60" in lines
 

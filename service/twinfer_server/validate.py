@@ -25,7 +25,7 @@ def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
         size = f"{member.parameter_bytes / 1e6:.3g} MB"
         members.add_row(member.name, member.loader, member.precision, member.device, ", ".join(member.inputs), member.output, size)
     console.print(members)
-    console.print(f"fusion {description.fusion_method} {dict(description.fusion_weights) or ''}")
+    console.print(f"fusion {description.fusion.method} {dict(description.fusion.weights) or ''}")
     plans = Table("rows", "tokens", "plan", "ms by plan", "overlap", box=None, header_style="dim")
     for times in description.times:
         by_plan = ", ".join(f"{plan} {seconds * 1e3:.3g}" for plan, seconds in times.plan_seconds.items())
@@ -60,7 +60,7 @@ def _as_dict(description: Description) -> dict[str, object]:
             member.name: {"loader": member.loader, "device": member.device, "parameter_bytes": member.parameter_bytes}
             for member in description.members
         },
-        "fusion": {"method": description.fusion_method, "weights": dict(description.fusion_weights)},
+        "fusion": {"method": description.fusion.method, "weights": dict(description.fusion.weights)},
         "plans": [
             {
                 "rows": times.bucket.samples,

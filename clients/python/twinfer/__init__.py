@@ -4,7 +4,19 @@ It needs grpcio and protobuf, and nothing else.
 """
 
 from twinfer.aio import AsyncClient
-from twinfer.answers import Answer, MemberAnswer, MemberState, Outcome, Prediction, ScoredClass, Timings
+from twinfer.answers import (
+    Answer,
+    DetectedBox,
+    Influence,
+    MemberAnswer,
+    MemberState,
+    Outcome,
+    Prediction,
+    ScoredClass,
+    ScoredMatch,
+    Tensor,
+    Timings,
+)
 from twinfer.client import Client
 from twinfer.errors import Reason, Stage, TwinferError
 from twinfer.requests import make_request
@@ -13,13 +25,17 @@ __all__ = [
     "Answer",
     "AsyncClient",
     "Client",
+    "DetectedBox",
+    "Influence",
     "MemberAnswer",
     "MemberState",
     "Outcome",
     "Prediction",
     "Reason",
     "ScoredClass",
+    "ScoredMatch",
     "Stage",
+    "Tensor",
     "Timings",
     "TwinferError",
     "make_request",

@@ -1,6 +1,6 @@
 """What the service answers, as plain frozen values; `Answer.message` is what came over the wire."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
@@ -34,19 +34,67 @@ class ScoredClass:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredMatch:
+    """How alike the query is to one of the samples it was compared with; `label` is empty for a sample of the request."""
+
+    index: int
+    label: str
+    cosine: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedBox:
+    """A box around an object; coordinates are parts of the image's width and height, 0 to 1, from its upper left corner."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+    score: float
+    index: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A float32 tensor: little-endian bytes, row by row, as `numpy.frombuffer(data, "<f4").reshape(shape)` reads them."""
+
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
-    """A prediction, fused or a member's own: `classes`, most probable first, or an `embedding`; the other is empty."""
+    """A prediction, fused or a member's own; what belongs to another task is empty.
+
+    Classification: `classes`, most probable first. Multi-label: `labels`, likewise. Similarity: `matches`. Detection: `boxes`,
+    highest score first.
+    """
 
     classes: tuple[ScoredClass, ...] = ()
     embedding: tuple[float, ...] = ()
+    labels: tuple[ScoredClass, ...] = ()
+    matches: tuple[ScoredMatch, ...] = ()
+    boxes: tuple[DetectedBox, ...] = ()
+    tensor: Tensor | None = None
 
     @classmethod
     def from_message(cls, message: ensemble_service_pb2.Prediction) -> Self:
         """Return the prediction that a message holds."""
-        return cls(
-            classes=tuple(ScoredClass(scored.index, scored.label, scored.probability) for scored in message.classification.classes),
-            embedding=tuple(message.embedding.values),
-        )
+        match message.WhichOneof("task"):
+            case "classification":
+                return cls(classes=_scored(message.classification.classes))
+            case "multi_label":
+                return cls(labels=_scored(message.multi_label.labels))
+            case "similarity":
+                found = message.similarity.matches
+                return cls(matches=tuple(ScoredMatch(one.index, one.label, one.cosine, one.probability) for one in found))
+            case "detections":
+                return cls(boxes=tuple(_box(box) for box in message.detections.boxes))
+            case "tensor":
+                return cls(tensor=Tensor(tuple(message.tensor.shape), message.tensor.data))
+        return cls(embedding=tuple(message.embedding.values))
 
     @property
     def best(self) -> ScoredClass:
@@ -67,6 +115,19 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Influence:
+    """How far a member moved an answer, 0 to 1 (see `twinfer.v1.Influence`), and what the others would have said without it."""
+
+    moved: float
+    without: Prediction
+
+    @classmethod
+    def from_message(cls, message: ensemble_service_pb2.Influence) -> Self:
+        """Return the influence that a message describes."""
+        return cls(moved=message.moved, without=Prediction.from_message(message.without))
+
+
+@dataclass(frozen=True, slots=True)
 class MemberAnswer:
     """One member's part in an answer."""
 
@@ -82,6 +143,8 @@ class MemberAnswer:
     prediction: Prediction | None
     # Why it has no output, if it is FAILED, LATE or OFF. Not raised: the answer stands without it.
     error: TwinferError | None
+    # How far it moved the answer, if `explain` was asked for and somebody else took part, too.
+    influence: Influence | None = None
 
     @classmethod
     def from_message(cls, message: ensemble_service_pb2.MemberResult) -> Self:
@@ -94,6 +157,7 @@ class MemberAnswer:
             alone_ms=_milliseconds(message.alone_time) if message.HasField("alone_time") else None,
             prediction=Prediction.from_message(message.prediction) if message.HasField("prediction") else None,
             error=error_from_message(message.error) if message.HasField("error") else None,
+            influence=Influence.from_message(message.influence) if message.HasField("influence") else None,
         )
 
 
@@ -140,6 +204,8 @@ class Answer:
     request_id: str
     ensemble: str
     version: int
+    # The version of the fusion, with its weights and temperatures, that made the answer.
+    fusion_version: int
     message: ensemble_service_pb2.InferResponse = field(repr=False, compare=False)
 
     @classmethod
@@ -154,6 +220,7 @@ class Answer:
             request_id=message.request_id,
             ensemble=message.ensemble,
             version=message.version,
+            fusion_version=message.fusion_version,
             message=message,
         )
 
@@ -194,6 +261,14 @@ class Outcome:
         if isinstance(self.result, TwinferError):
             raise self.result
         return self.result
+
+
+def _scored(classes: Iterable[ensemble_service_pb2.ScoredClass]) -> tuple[ScoredClass, ...]:
+    return tuple(ScoredClass(scored.index, scored.label, scored.probability) for scored in classes)
+
+
+def _box(box: ensemble_service_pb2.DetectedBox) -> DetectedBox:
+    return DetectedBox(box.x_min, box.y_min, box.x_max, box.y_max, box.score, box.index, box.label)
 
 
 def _milliseconds(span: Duration) -> float:

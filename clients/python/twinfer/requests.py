@@ -27,6 +27,8 @@ class Options(TypedDict, total=False):
     top_k: int
     # Whether the members' own predictions come along.
     member_predictions: bool
+    # Whether the answer is explained: the members' own predictions, and how far each moved the answer.
+    explain: bool
     # The members' weights in the fusion instead of the ensemble's own; members left out weigh 0.
     fusion_weights: Mapping[str, float]
 
@@ -42,6 +44,7 @@ def make_request(inputs: Inputs, *, timeout: float | None = None, **options: Unp
         priority=_enum_name("priority", options.get("priority"), get_args(PriorityName)),
         top_k=options.get("top_k", 0),
         member_predictions=options.get("member_predictions", False),
+        explain=options.get("explain", False),
         fusion_weights=options.get("fusion_weights", {}),
     )
     if timeout is not None:

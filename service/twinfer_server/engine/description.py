@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..ensemble import BucketTimes, Ensemble
+from ..ensemble import BucketTimes, Ensemble, FusionVersion
 from ..fusion import METHODS
 from ..inputs import InputKind
 from ..rows import Policy
@@ -40,7 +40,30 @@ class MemberDescription:
     parameter_bytes: int
     not_captured: str
     capture_bytes: int
+    staging_bytes: int
+    activation_bytes: int
+    shared_bytes: int
+    fed_by: tuple[str, ...]
     switch: SwitchState
+
+
+@dataclass(frozen=True, slots=True)
+class FusionDescription:
+    """The version of the fusion that is in use; weights and temperatures by member name, empty where it takes none."""
+
+    method: str
+    weights: Mapping[str, float]
+    temperatures: Mapping[str, float]
+    version: int
+    is_fitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeDescription:
+    """The member that answers first, and the confidence from which its answer stands alone."""
+
+    first: str
+    gate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +77,10 @@ class Description:
     policy: str
     inputs: tuple[InputDescription, ...]
     members: tuple[MemberDescription, ...]
-    fusion_method: str
-    fusion_weights: Mapping[str, float]
-    fusion_version: int
+    fusion: FusionDescription
+    cascade: CascadeDescription | None
+    compared: str
+    """The input that brings what a similarity compares with; empty for other tasks."""
     limits: ServerSettings
     max_flight_rows: int
     times: tuple[BucketTimes, ...]
@@ -104,16 +128,41 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
                 parameter_bytes=member.model.parameter_bytes,
                 not_captured=member.why_not_captured,
                 capture_bytes=member.capture_bytes,
+                staging_bytes=ensemble.memory[member.name].staging if ensemble.memory else 0,
+                activation_bytes=ensemble.memory[member.name].activations if ensemble.memory else 0,
+                shared_bytes=member.shared_bytes,
+                fed_by=tuple(ensemble.members[feeder].name for feeder in member.feeders),
                 switch=switch,
             )
             for member, switch in zip(ensemble.members, switches, strict=True)
         ),
-        fusion_method=version.spec.fusion.method,
-        fusion_weights=dict(zip(spec.members, version.weights.tolist(), strict=True))
-        if METHODS[version.spec.fusion.method].takes_weights
-        else {},
-        fusion_version=version.number,
+        fusion=_describe_fusion(version),
+        cascade=CascadeDescription(spec.cascade.first, version.gate) if spec.cascade else None,
+        compared=_find_compared(ensemble),
         limits=settings,
         max_flight_rows=spec.batching.max_rows,
         times=ensemble.times.measured if ensemble.times else (),
     )
+
+
+def _describe_fusion(version: FusionVersion) -> FusionDescription:
+    fusion, members = version.spec.fusion, list(version.spec.members)
+    takes = METHODS[fusion.method].takes
+    voters = [members[index] for index in version.fusion.voters]
+    weights = dict(zip(members, version.weights.tolist(), strict=True))
+    return FusionDescription(
+        method=fusion.method,
+        weights={name: weights[name] for name in voters} if "weights" in takes else {},
+        temperatures={name: fusion.temperatures.get(name, 1.0) for name in voters} if "temperatures" in takes else {},
+        version=version.number,
+        is_fitted=fusion.fitted is not None,
+    )
+
+
+def _find_compared(ensemble: Ensemble) -> str:
+    """Find the input of the member whose embeddings are compared with the query's."""
+    if ensemble.spec.task != "similarity":
+        return ""
+    query = ensemble.spec.fusion.query or next(iter(ensemble.spec.members))
+    voters = [ensemble.members[index] for index in ensemble.crew.version.fusion.voters]
+    return next(member.request_inputs[0].name for member in voters if member.name != query and member.request_inputs)

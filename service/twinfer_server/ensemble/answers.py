@@ -62,13 +62,22 @@ def answer_rows(
         )
         # The fusion gives NaN where fewer than two members took part.
         apart = disagreement[place]
-        answers.append(_judge_row(facts, row, prediction[place], members, apart if apart == apart else None, timings))
+        own = _cut(flight, row, prediction[place])
+        answers.append(_judge_row(facts, row, own, members, apart if apart == apart else None, timings))
     return answers
 
 
 def fusion_failure(flight: Flight) -> list[Answer | TwinferError]:
     """Give every row of a flight whose fusion raised the same error."""
     return [InternalError("the fusion raised an error; the server's log has it") for _ in flight.rows]
+
+
+def _cut(flight: Flight, row: Row, prediction: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cut off the places that only other rows of the flight have."""
+    version = flight.crew.version
+    if version.spec.task != "similarity":
+        return prediction
+    return prediction[: version.host_fusion.count_places({index: len(samples[0]) for index, samples in row.samples.items()})]
 
 
 def _judge_row(
@@ -79,6 +88,10 @@ def _judge_row(
     lost = [member.error for member in members if member.state in DEGRADING and member.error is not None]
     if row.policy is Policy.REQUIRE_ALL and lost:
         return lost[0]
+    needed = [members[index] for index in facts.flight.crew.version.host_fusion.needs]
+    missing = next((member for member in needed if member.state is not State.OK), None)
+    if missing is not None:
+        return missing.error or NothingToFuse("a member without which there is no answer has no output for this row")
     if not any(member.state is State.OK for member in members):
         causes = "; ".join(f"{error.member}: {error.text}" for error in lost)
         if len(lost) == 1:

@@ -73,8 +73,11 @@ class Ensemble:
 
     def is_required(self, input_name: str, policy: Policy) -> bool:
         """Whether a request under `policy` must carry the input."""
-        return policy is Policy.REQUIRE_ALL or any(
-            name == input_name and spec.required for _, name, spec in self.spec.walk_inputs()
+        needs = self.crew.version.fusion.needs
+        return (
+            policy is Policy.REQUIRE_ALL
+            or any(name == input_name and spec.required for _, name, spec in self.spec.walk_inputs())
+            or any(member.index in needs for member, _ in self._members_of[input_name])
         )
 
     def check_served(self, name: str, version: int) -> None:

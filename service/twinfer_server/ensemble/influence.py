@@ -10,11 +10,13 @@ from .flight import Flight
 def find_influences(flight: Flight, rows: Sequence[Row], fused: Fused, places: Sequence[int]) -> dict[tuple[int, int], Influence]:
     """Fuse the rows at `places` once more without each member in turn, on the host.
 
-    Gives the influence by (place in `rows`, member index), for rows and members where both sides have an answer. `fused` has
-    `rows` in their order.
+    Gives the influence by (place in `rows`, member index), for rows and members where both sides have an answer; a likeness has
+    none without either of its members. `fused` has `rows` in their order.
     """
     found: dict[tuple[int, int], Influence] = {}
     chosen, task = [rows[place] for place in places], flight.crew.version.spec.task
+    if task == "similarity":
+        return found
     present = fused.present[list(places)]
     for member in flight.crew.members:
         others = present.clone()

@@ -1,7 +1,7 @@
 """The module that turns member outputs into the fused output: the same on the device and, for late rows, on the CPU."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,10 @@ class Fusion(nn.Module):
 
         For similarity it is the embedding itself.
         """
+
+    def count_places(self, samples: Mapping[int, int]) -> int | None:
+        """Say how many places of the prediction are a row's own, which has so many samples for each member; None: all of them."""
+        return None
 
     def read(self, member: int, output: Tensor, count: Tensor) -> Tensor:
         """Turn a member's output into the float32 [rows, ...] that is fused; `count` is int32 [rows], its samples for each row.

@@ -12,7 +12,7 @@ from ..engine import Engine
 from ..ensemble import FusionChange
 from ..errors import InvalidOption, Loading
 from .boundary import Context, unary
-from .codec import write_description
+from .describing import write_fusion, write_member
 
 ADMIN_SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleAdminService"].full_name
 MAX_TIMELINE_SECONDS = 60.0
@@ -61,19 +61,19 @@ class EnsembleAdminService:
         if change == FusionChange(message.expected_version):
             raise InvalidOption("found nothing to change; allowed: a method, weights, temperatures, or fitted")
         await engine.operations.update_fusion(change)
-        return pb.UpdateFusionResponse(fusion=write_description(engine.description).fusion)
+        return pb.UpdateFusionResponse(fusion=write_fusion(engine.description.fusion))
 
     async def _roll_back_fusion(
         self, message: pb.RollbackFusionRequest, size_bytes: int, context: Context
     ) -> pb.RollbackFusionResponse:  # fmt: skip
         engine = self._ready_engine()
         await engine.operations.roll_back_fusion(message.version)
-        return pb.RollbackFusionResponse(fusion=write_description(engine.description).fusion)
+        return pb.RollbackFusionResponse(fusion=write_fusion(engine.description.fusion))
 
     async def _set_member(self, message: pb.SetMemberRequest, size_bytes: int, context: Context) -> pb.SetMemberResponse:
         engine = self._ready_engine()
         if message.switch not in (MEMBER_SWITCH_ON, MEMBER_SWITCH_OFF):
             raise InvalidOption(f"switch: found {message.switch}; allowed: {MEMBER_SWITCH_ON} (ON), {MEMBER_SWITCH_OFF} (OFF)")
         await engine.operations.set_member(message.member, message.switch == MEMBER_SWITCH_ON)
-        members = write_description(engine.description).members
-        return pb.SetMemberResponse(member=next(member for member in members if member.name == message.member))
+        member = next(member for member in engine.description.members if member.name == message.member)
+        return pb.SetMemberResponse(member=write_member(member))

@@ -2,23 +2,23 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
-from twinfer.v1 import ensemble_pb2, ensemble_service_pb2, error_pb2, tensor_pb2
+from twinfer.v1 import ensemble_service_pb2, error_pb2, tensor_pb2
+from twinfer.v1.ensemble_service_pb2 import Prediction
 
 from ..engine import Description
-from ..ensemble import BucketTimes
 from ..errors import InvalidInput, InvalidOption, TwinferError, quote
 from ..rows import Answer, Array, Caller, MemberAnswer, Policy, Priority, RawInput, Request
+from .predictions import write_prediction, write_tensor
 
 E = TypeVar("E", Policy, Priority)
 
-DEFAULT_TOP_K = 5
 MAX_REQUEST_ID_BYTES = 256
 MAX_RANK = 16
 MAX_TENSOR_BYTES = 2**31 - 1
@@ -37,7 +37,7 @@ _DTYPES: Mapping[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_FP32: np.dtype("<f4"),
     tensor_pb2.DATA_TYPE_FP64: np.dtype("<f8"),
 }
-_DTYPE_OF_NAME = {str(dtype): number for number, dtype in _DTYPES.items() if number != tensor_pb2.DATA_TYPE_BF16}
+DTYPE_OF_NAME = {str(dtype): number for number, dtype in _DTYPES.items() if number != tensor_pb2.DATA_TYPE_BF16}
 _DEFAULT_OPTIONS = ensemble_service_pb2.InferOptions()
 
 
@@ -136,7 +136,7 @@ def write_answer(answer: Answer, request: Request, description: Description) -> 
         ensemble=description.name,
         version=description.version,
         request_id=request.caller.request_id,
-        prediction=_write_prediction(answer.fused, request, description),
+        prediction=_write(answer.fused, request, description),
         members=[
             _write_member(member, name.name, request, description)
             for member, name in zip(answer.members, description.members, strict=True)
@@ -163,26 +163,32 @@ def _write_member(member: MemberAnswer, name: str, request: Request, description
         state=int(member.state),  # type: ignore[arg-type]  # the numbers are the contract's own
         weight=member.weight,
         device_time=None if member.device_seconds is None else write_duration(member.device_seconds),
-        prediction=None if member.output is None else _write_prediction(member.output, request, description),
+        prediction=_write_own(member, request, description),
         error=None if member.error is None else write_error(member.error),
         alone_time=None if member.alone_seconds is None else write_duration(member.alone_seconds),
         captured=member.was_captured,
+        influence=_write_influence(member, request, description),
     )
 
 
-def _write_prediction(values: NDArray[np.float32], request: Request, description: Description) -> ensemble_service_pb2.Prediction:
-    if description.task == "embedding":
-        return ensemble_service_pb2.Prediction(embedding=ensemble_service_pb2.Embedding(values=values.tolist()))
-    best = np.argsort(-values, kind="stable")[: request.top_k or DEFAULT_TOP_K]
-    labels = description.labels
-    return ensemble_service_pb2.Prediction(
-        classification=ensemble_service_pb2.Classification(
-            classes=[
-                ensemble_service_pb2.ScoredClass(index=index, label=labels[index] if labels else "", probability=probability)
-                for index, probability in zip(best.tolist(), values[best].tolist(), strict=True)
-            ]
-        )
-    )
+def _write_influence(member: MemberAnswer, request: Request, description: Description) -> ensemble_service_pb2.Influence | None:
+    influence = member.influence
+    if influence is None:
+        return None
+    return ensemble_service_pb2.Influence(moved=influence.moved, without=_write(influence.without, request, description))
+
+
+def _write_own(member: MemberAnswer, request: Request, description: Description) -> Prediction | None:
+    """Write what the member says by itself; where that is not in the form of the task, as it is."""
+    if member.output is None:
+        return None
+    is_apart = description.task == "similarity" or (description.task == "detection" and member.output.shape[1:] != (6,))
+    return write_tensor(member.output) if is_apart else _write(member.output, request, description)
+
+
+def _write(values: NDArray[np.float32], request: Request, description: Description) -> Prediction:
+    is_ranked = description.compared not in request.inputs
+    return write_prediction(description.task, values, description.labels, request.top_k, is_ranked=is_ranked)
 
 
 def write_error(error: TwinferError) -> error_pb2.Error:
@@ -200,72 +206,3 @@ def write_duration(seconds: float) -> Duration:
     """Turn seconds into a Duration, to the nanosecond."""
     nanos = round(seconds * 1e9)
     return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
-
-
-# --- the description --------------------------------------------------------------------------------------------------
-
-
-def write_description(description: Description) -> ensemble_pb2.Ensemble:
-    """Turn the facts about an ensemble into their message."""
-    limits = description.limits
-    names = [member.name for member in description.members]
-    return ensemble_pb2.Ensemble(
-        name=description.name,
-        version=description.version,
-        task=f"TASK_{description.task.upper()}",
-        labels=description.labels,
-        inputs=[
-            ensemble_pb2.InputSpec(
-                name=entry.name,
-                kind=entry.kind,
-                dtype=_DTYPE_OF_NAME[entry.dtype],  # type: ignore[arg-type]
-                shape=entry.shape,
-                members=entry.members,
-                optional=entry.is_optional,
-                max_tokens=entry.max_tokens,
-                max_samples=entry.max_samples,
-                pair=entry.is_pair,
-            )
-            for entry in description.inputs
-        ],
-        members=[
-            ensemble_pb2.Member(
-                name=member.name,
-                loader=member.loader,
-                precision=member.precision,
-                device=member.device,
-                inputs=member.inputs,
-                output=member.output,
-                parameter_bytes=member.parameter_bytes,
-                not_captured=member.not_captured,
-                capture_bytes=member.capture_bytes,
-                switch=int(member.switch.switch),  # type: ignore[arg-type]  # the numbers are the contract's own
-                switch_reason=member.switch.reason,
-            )
-            for member in description.members
-        ],
-        fusion=ensemble_pb2.Fusion(
-            method=description.fusion_method, weights=dict(description.fusion_weights), version=description.fusion_version
-        ),
-        policy=description.policy,
-        limits=ensemble_pb2.Limits(
-            max_message_bytes=limits.max_message_bytes,
-            max_image_pixels=limits.max_image_pixels,
-            max_text_bytes=limits.max_text_bytes,
-            max_flight_rows=description.max_flight_rows,
-            max_waiting_rows=limits.max_waiting_rows,
-            default_timeout=write_duration(limits.default_timeout_seconds),
-        ),
-        plans=[_write_plan(times, names) for times in description.times],
-    )
-
-
-def _write_plan(times: BucketTimes, names: Sequence[str]) -> ensemble_pb2.BucketPlan:
-    return ensemble_pb2.BucketPlan(
-        rows=times.bucket.samples,
-        tokens=times.bucket.tokens,
-        plan=times.plan,
-        times={plan: write_duration(seconds) for plan, seconds in times.plan_seconds.items()},
-        alone_times={name: write_duration(seconds) for name, seconds in zip(names, times.alone_seconds[times.plan], strict=True)},
-        overlap_ratio=times.overlap_ratio,
-    )

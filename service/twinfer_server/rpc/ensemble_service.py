@@ -12,7 +12,8 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 from ..engine import Engine
 from ..errors import Draining, Loading, TwinferError
 from .boundary import Context, describe_error, fail, parse, unary
-from .codec import MAX_REQUEST_ID_BYTES, read_request, write_answer, write_description, write_error
+from .codec import MAX_REQUEST_ID_BYTES, read_request, write_answer, write_error
+from .describing import write_description
 
 SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleService"].full_name
 

@@ -7,6 +7,7 @@ import typer
 
 from twinfer.cli.describe import describe
 from twinfer.cli.infer import infer
+from twinfer.cli.operate import fusion, member
 from twinfer.cli.server import FORWARDED, demo, fit, serve, validate
 from twinfer.cli.timeline import timeline
 
@@ -19,6 +20,8 @@ app = typer.Typer(
 app.command()(infer)
 app.command()(describe)
 app.command()(timeline)
+app.add_typer(fusion, name="fusion")
+app.add_typer(member, name="member")
 app.command(context_settings=FORWARDED, add_help_option=False)(serve)
 app.command(context_settings=FORWARDED, add_help_option=False)(validate)
 app.command(context_settings=FORWARDED, add_help_option=False)(demo)

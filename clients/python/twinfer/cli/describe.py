@@ -57,8 +57,16 @@ def _print(ensemble: ensemble_pb2.Ensemble) -> None:
             typer.echo(f"{member.name} is not captured: {member.not_captured}")
         elif member.capture_bytes:
             typer.echo(f"{member.name} is captured, in {member.capture_bytes / 1e6:,.1f} MB")
-    weights = ", ".join(f"{name} {weight:.3f}" for name, weight in sorted(ensemble.fusion.weights.items()))
-    typer.echo(f"fusion {ensemble.fusion.method}{f' with weights {weights}' if weights else ''}")
+    for member in described["members"]:
+        if member["switch"] != "ON":
+            typer.secho(
+                f"{member['name']} is switched {member['switch'].lower()}, {member['switch_reason']}", fg=typer.colors.YELLOW
+            )
+        if member["fed_by"]:
+            typer.echo(f"{member['name']} is fed by {', '.join(member['fed_by'])}")
+    typer.echo(describe_fusion(ensemble.fusion))
+    if ensemble.HasField("cascade"):
+        typer.echo(f"cascade: {ensemble.cascade.first} answers alone from a confidence of {ensemble.cascade.gate:.4f}")
     print_table(["limit", ""], [[name, f"{value:,}"] for name, value in described.get("limits", {}).items()])
     if ensemble.plans:
         print_table(
@@ -75,6 +83,15 @@ def _print(ensemble: ensemble_pb2.Ensemble) -> None:
                 for plan in described["plans"]
             ],
         )
+
+
+def describe_fusion(fusion: ensemble_pb2.Fusion) -> str:
+    """Say on one line how the members' outputs become one."""
+    parts = [f"fusion {fusion.method}{', fitted,' if fusion.fitted else ''} version {fusion.version}"]
+    for word, values in (("weights", fusion.weights), ("temperatures", fusion.temperatures)):
+        if values:
+            parts.append(f"{word} " + ", ".join(f"{name} {value:.3f}" for name, value in sorted(values.items())))
+    return "; ".join(parts)
 
 
 def _notes(spec: dict[str, Any]) -> str:

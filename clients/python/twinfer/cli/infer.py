@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from twinfer.answers import Answer, MemberAnswer, Prediction
+from twinfer.answers import Answer, MemberAnswer
 from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
+from twinfer.cli.predictions import says, tables
 from twinfer.cli.report import plain, print_json, print_table
 from twinfer.client import Client
 from twinfer.requests import Options, make_request
@@ -42,11 +43,12 @@ def infer(
     policy: Annotated[PolicyChoice | None, typer.Option(help="What the answer needs: every member, or any.")] = None,
     timeout: Timeout = DEFAULT_TIMEOUT,  # type: ignore[assignment] # typer sends defaults through the parser too
     members: Annotated[bool, typer.Option("--members", help="Show what each member says by itself.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show also how far each member moved the answer.")] = False,
     as_json: Json = False,
 ) -> None:
     """Ask for the fused answer to an image and a text."""
     values = _read_inputs(image, text, inputs or [])
-    options: Options = {"member_predictions": members}
+    options: Options = {"member_predictions": members, "explain": explain}
     if top_k is not None:
         options["top_k"] = top_k
     if policy is not None:
@@ -60,7 +62,7 @@ def infer(
     if as_json:
         print_json(_summary(answer) | plain(answer.message))
     else:
-        _print(answer, members)
+        _print(answer, members or explain, explain)
 
 
 def _read_inputs(image: str | None, text: str | None, inputs: list[str]) -> dict[str, Any]:
@@ -109,16 +111,16 @@ def _summary(answer: Answer) -> dict[str, Any]:
     return {"label": answer.label, "probability": answer.probability}
 
 
-def _print(answer: Answer, with_members: bool) -> None:
-    typer.secho(_says(answer.prediction), bold=True)
+def _print(answer: Answer, with_members: bool, is_explained: bool) -> None:
+    typer.secho(says(answer.prediction), bold=True)
     if answer.degraded:
         absent = [f"{name} {member.state}" for name, member in answer.members.items() if member.error is not None]
         typer.secho(f"degraded: {', '.join(absent)}", fg=typer.colors.YELLOW)
-    if answer.prediction.classes:
-        classes = answer.prediction.classes
-        print_table(["class", "probability"], [[one.label or str(one.index), f"{one.probability:.4f}"] for one in classes])
-    columns = ["member", "state", "weight", "device"] + ["says"] * with_members + ["why"] * answer.degraded
-    print_table(columns, [_member_row(member, with_members, answer.degraded) for member in answer.members.values()])
+    for columns, rows in tables(answer.prediction):
+        print_table(columns, rows)
+    columns = ["member", "state", "weight", "device"] + ["says"] * with_members
+    columns += ["moved", "without it"] * is_explained + ["why"] * answer.degraded
+    print_table(columns, [_member_row(member, with_members, is_explained, answer.degraded) for member in answer.members.values()])
     timings = answer.timings
     parts = f"decode {timings.decode_ms:.2f}, queue {timings.queue_ms:.2f}, device {timings.device_ms:.2f}"
     overlap = "" if timings.overlap_ratio is None else f"; overlap {timings.overlap_ratio:.2f}"
@@ -126,21 +128,17 @@ def _print(answer: Answer, with_members: bool) -> None:
         typer.echo(f"disagreement {answer.disagreement:.3f}")
     plan = f", plan {timings.plan}" if timings.plan else ""
     typer.echo(f"{timings.total_ms:.2f} ms on the server: {parts}; rows in the flight: {timings.flight_rows}{plan}{overlap}")
-    typer.echo(f"{answer.ensemble} version {answer.version}")
+    typer.echo(f"{answer.ensemble} version {answer.version}, fusion version {answer.fusion_version}")
 
 
-def _member_row(member: MemberAnswer, with_prediction: bool, with_error: bool) -> list[str]:
+def _member_row(member: MemberAnswer, with_prediction: bool, is_explained: bool, with_error: bool) -> list[str]:
     row = [member.name, member.state, f"{member.weight:.3f}"]
     row.append("" if member.device_ms is None else f"{member.device_ms:.2f} ms")
     if with_prediction:
-        row.append("" if member.prediction is None else _says(member.prediction))
+        row.append("" if member.prediction is None else says(member.prediction))
+    if is_explained:
+        influence = member.influence
+        row += ["", ""] if influence is None else [f"{influence.moved:.4f}", says(influence.without)]
     if with_error:
         row.append("" if member.error is None else member.error.text)
     return row
-
-
-def _says(prediction: Prediction) -> str:
-    if prediction.classes:
-        return f"{prediction.label or prediction.best.index}  {prediction.probability:.4f}"
-    head = ", ".join(f"{value:.4f}" for value in prediction.embedding[:8])
-    return f"{len(prediction.embedding)} values: {head}{', ...' * (len(prediction.embedding) > 8)}"

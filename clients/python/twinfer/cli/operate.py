@@ -1,0 +1,112 @@
+"""`twinfer fusion` and `twinfer member`: what operators change on a running server, over its --admin-listen address."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
+
+import grpc
+import typer
+
+from twinfer import channel
+from twinfer.cli.describe import describe_fusion
+from twinfer.cli.options import Json, failures_reported
+from twinfer.cli.report import plain, print_json
+from twinfer.statuses import error_from_call
+from twinfer.v1 import ensemble_admin_service_pb2 as pb
+from twinfer.v1 import ensemble_pb2
+from twinfer.v1.ensemble_admin_service_pb2_grpc import EnsembleAdminServiceStub
+
+TIMEOUT_SECONDS = 60.0
+Reply = TypeVar("Reply")
+
+fusion = typer.Typer(help="Change how the members' outputs become one, while the server answers.", no_args_is_help=True)
+member = typer.Typer(help="Switch members off and on, while the server answers.", no_args_is_help=True)
+
+Admin = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's --admin-listen address.")]
+Numbers = Annotated[list[str] | None, typer.Option(metavar="MEMBER=NUMBER", help="Repeatable; members left out: see the contract.")]
+
+
+@fusion.command("update")
+def update(
+    server: Admin,
+    weight: Numbers = None,
+    temperature: Numbers = None,
+    method: Annotated[str, typer.Option(help="Another method.")] = "",
+    fitted: Annotated[bool, typer.Option("--fitted", help="What `twinfer fit` has written into the ensemble's folder.")] = False,
+    expected_version: Annotated[int, typer.Option(min=0, help="Fail if another version is in use by now; 0: any.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Put another version of the fusion to use; no call fails of it."""
+    request = pb.UpdateFusionRequest(
+        expected_version=expected_version,
+        method=method,
+        weights=_read_numbers("--weight", weight),
+        temperatures=_read_numbers("--temperature", temperature),
+        fitted=fitted,
+    )
+    _show(_call(server, as_json, lambda stub: stub.UpdateFusion(request, timeout=TIMEOUT_SECONDS).fusion), as_json)
+
+
+@fusion.command("rollback")
+def rollback(
+    server: Admin,
+    version: Annotated[int, typer.Option(min=0, help="The version to go back to; 0: the one before.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Go back to an earlier version of the fusion."""
+    request = pb.RollbackFusionRequest(version=version)
+    _show(_call(server, as_json, lambda stub: stub.RollbackFusion(request, timeout=TIMEOUT_SECONDS).fusion), as_json)
+
+
+@member.command("on")
+def on(name: str, server: Admin, as_json: Json = False) -> None:
+    """Let a member take part in flights again."""
+    _switch(name, ensemble_pb2.MEMBER_SWITCH_ON, server, as_json)
+
+
+@member.command("off")
+def off(name: str, server: Admin, as_json: Json = False) -> None:
+    """Keep a member out of flights until it is switched on again."""
+    _switch(name, ensemble_pb2.MEMBER_SWITCH_OFF, server, as_json)
+
+
+def _switch(name: str, switch: ensemble_pb2.MemberSwitch, server: str, as_json: bool) -> None:
+    request = pb.SetMemberRequest(member=name, switch=switch)
+    found: ensemble_pb2.Member = _call(server, as_json, lambda stub: stub.SetMember(request, timeout=TIMEOUT_SECONDS).member)
+    described = plain(found)
+    if as_json:
+        print_json(described)
+    else:
+        typer.echo(f"{name} is switched {described['switch'].lower()}{', ' * bool(found.switch_reason)}{found.switch_reason}")
+
+
+def _show(found: ensemble_pb2.Fusion, as_json: bool) -> None:
+    if as_json:
+        print_json(plain(found))
+    else:
+        typer.echo(describe_fusion(found))
+
+
+def _call(server: str, as_json: bool, call: Callable[[Any], Reply]) -> Reply:
+    with failures_reported(as_json), _stub(server) as stub:
+        try:
+            return call(stub)
+        except grpc.RpcError as failure:
+            raise error_from_call(failure) from None
+
+
+@contextmanager
+def _stub(server: str) -> Iterator[Any]:
+    with grpc.insecure_channel(server, channel.channel_options(channel.DEFAULT_MAX_MESSAGE_BYTES, 1)) as connection:
+        yield EnsembleAdminServiceStub(connection)
+
+
+def _read_numbers(option: str, texts: list[str] | None) -> dict[str, float]:
+    numbers = {}
+    for text in texts or []:
+        name, _, value = text.partition("=")
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"{text[:60]!r} is not MEMBER=NUMBER.", param_hint=option) from None
+    return numbers

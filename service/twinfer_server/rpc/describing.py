@@ -1,0 +1,92 @@
+"""What is served, as messages."""
+
+from collections.abc import Sequence
+
+from twinfer.v1 import ensemble_pb2
+
+from ..engine import Description, FusionDescription, MemberDescription
+from ..ensemble import BucketTimes
+from .codec import DTYPE_OF_NAME, write_duration
+
+
+def write_description(description: Description) -> ensemble_pb2.Ensemble:
+    """Turn the facts about an ensemble into their message."""
+    limits = description.limits
+    names = [member.name for member in description.members]
+    cascade = description.cascade
+    return ensemble_pb2.Ensemble(
+        name=description.name,
+        version=description.version,
+        task=f"TASK_{description.task.upper()}",
+        labels=description.labels,
+        inputs=[
+            ensemble_pb2.InputSpec(
+                name=entry.name,
+                kind=entry.kind,
+                dtype=DTYPE_OF_NAME[entry.dtype],  # type: ignore[arg-type]
+                shape=entry.shape,
+                members=entry.members,
+                optional=entry.is_optional,
+                max_tokens=entry.max_tokens,
+                max_samples=entry.max_samples,
+                pair=entry.is_pair,
+            )
+            for entry in description.inputs
+        ],
+        members=[write_member(member) for member in description.members],
+        fusion=write_fusion(description.fusion),
+        cascade=ensemble_pb2.Cascade(first=cascade.first, gate=cascade.gate) if cascade else None,
+        policy=description.policy,
+        limits=ensemble_pb2.Limits(
+            max_message_bytes=limits.max_message_bytes,
+            max_image_pixels=limits.max_image_pixels,
+            max_text_bytes=limits.max_text_bytes,
+            max_flight_rows=description.max_flight_rows,
+            max_waiting_rows=limits.max_waiting_rows,
+            default_timeout=write_duration(limits.default_timeout_seconds),
+        ),
+        plans=[_write_plan(times, names) for times in description.times],
+    )
+
+
+def _write_plan(times: BucketTimes, names: Sequence[str]) -> ensemble_pb2.BucketPlan:
+    return ensemble_pb2.BucketPlan(
+        rows=times.bucket.samples,
+        tokens=times.bucket.tokens,
+        plan=times.plan,
+        times={plan: write_duration(seconds) for plan, seconds in times.plan_seconds.items()},
+        alone_times={name: write_duration(seconds) for name, seconds in zip(names, times.alone_seconds[times.plan], strict=True)},
+        overlap_ratio=times.overlap_ratio,
+    )
+
+
+def write_member(member: MemberDescription) -> ensemble_pb2.Member:
+    """Turn the facts about a member into their message."""
+    return ensemble_pb2.Member(
+        name=member.name,
+        loader=member.loader,
+        precision=member.precision,
+        device=member.device,
+        inputs=member.inputs,
+        output=member.output,
+        parameter_bytes=member.parameter_bytes,
+        not_captured=member.not_captured,
+        capture_bytes=member.capture_bytes,
+        switch=int(member.switch.switch),  # type: ignore[arg-type]  # the numbers are the contract's own
+        switch_reason=member.switch.reason,
+        fed_by=member.fed_by,
+        staging_bytes=member.staging_bytes,
+        activation_bytes=member.activation_bytes,
+        shared_bytes=member.shared_bytes,
+    )
+
+
+def write_fusion(fusion: FusionDescription) -> ensemble_pb2.Fusion:
+    """Turn the facts about a fusion into their message."""
+    return ensemble_pb2.Fusion(
+        method=fusion.method,
+        weights=dict(fusion.weights),
+        version=fusion.version,
+        temperatures=dict(fusion.temperatures),
+        fitted=fusion.is_fitted,
+    )
