@@ -63,19 +63,19 @@ def test_a_row_that_is_not_finite_is_fused_without_its_member(example: Example, 
     fusion = example.build()
     outputs = example.outputs(2, torch.Generator().manual_seed(0))
     outputs[1].view(2, -1)[0, -1] = value
-    weights, samples = EQUAL.expand(2, 2), BOTH.expand(2, 2)
+    weights, samples = EQUAL.expand(2, 2), example.most_samples(2)
     fused: Fused = fusion(outputs, weights, samples)
     assert fused.present.tolist() == [[True, False], [True, True]]
     assert fused.weights.tolist() == [[1.0, 0.0], [0.5, 0.5]]
     assert fused.disagreement[0].isnan()
-    assert_same(fused, fusion(outputs, weights, torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)))
+    assert_same(fused, fusion(outputs, weights, samples * torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)))
     assert fused.prediction.isfinite().all()
 
 
 @every_fusion
 def test_presence_may_be_told_by_flags(example: Example) -> None:
     outputs, weights, samples = make_rows(example, 4)
-    assert_same(example.build()(outputs, weights, samples > 0), example.build()(outputs, weights, samples))
+    assert_same(example.build()(outputs, weights, samples > 0), example.build()(outputs, weights, (samples > 0).to(torch.int32)))
 
 
 @every_opinion
@@ -104,22 +104,22 @@ def test_a_member_that_weighs_nothing_is_still_present() -> None:
 @every_fusion
 def test_members_that_only_feed_others_have_no_vote(example: Example) -> None:
     kinds = tuple(member.output.kind for member in example.spec.members.values())
-    crowd = replace(example, shapes=((3, 4), *example.shapes, (1,)), kinds=("features", *kinds, "features"), fitted=None)
+    crowd = replace(example, shapes=((3, 4), *example.shapes), kinds=("features", *kinds))
     if example.fitted is not None:
         crowd = replace(crowd, fitted=replace(example.fitted, temperatures={"right": 2.0, "third": 0.5}))
     outputs, weights, samples = make_rows(example, 4)
     fused: Fused = crowd.build()(
-        [torch.full((4, 3, 4), math.nan), *outputs, torch.ones(4, 1)],
-        torch.nn.functional.pad(weights, (1, 1), value=0.5),
-        torch.nn.functional.pad(samples, (1, 1), value=1),
+        [torch.full((4, 3, 4), math.nan), *outputs],
+        torch.nn.functional.pad(weights, (1, 0), value=0.5),
+        torch.nn.functional.pad(samples, (1, 0), value=1),
     )
     expected: Fused = example.build()(outputs, weights, samples)
     assert_same(
         fused,
         replace(
             expected,
-            weights=torch.nn.functional.pad(expected.weights, (1, 1)),
-            present=torch.nn.functional.pad(expected.present, (1, 1)),
+            weights=torch.nn.functional.pad(expected.weights, (1, 0)),
+            present=torch.nn.functional.pad(expected.present, (1, 0)),
         ),
     )
 

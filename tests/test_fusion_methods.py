@@ -8,6 +8,7 @@ from twinfer_server.fusion import METHODS, Fusion, find_method
 from twinfer_server.spec import FusionSpec
 
 OPINIONS: tuple[str, ...] = ("classification", "multi_label")
+BOXES = frozenset({"iou", "min_score", "max_boxes"})
 LEARNT = frozenset({"temperatures", "fitted"})
 
 
@@ -16,11 +17,16 @@ def test_the_table_holds_every_method_with_its_tasks_and_keys() -> None:
         name: (tuple(method.builds), method.takes) for name, method in METHODS.items()
     }
     assert found == {
-        "weighted_mean": (OPINIONS, LEARNT | {"weights"}),
+        "weighted_mean": ((*OPINIONS, "tensor"), LEARNT | {"weights"}),
         "log_opinion_pool": (OPINIONS, LEARNT | {"weights"}),
         "maximum": (OPINIONS, LEARNT),
         "stacking": (OPINIONS, LEARNT),
+        "reciprocal_rank": (("classification",), {"weights", "temperatures", "k"}),
         "concatenation": (("embedding",), {"weights", "projection"}),
+        "cosine": (("similarity",), {"query", "texts", "scale", "bias", "activation"}),
+        "nms": (("detection",), BOXES),
+        "weighted_boxes": (("detection",), BOXES | {"weights"}),
+        "classify_crops": (("detection",), {"temperatures", "min_score", "max_boxes"}),
     }
 
 

@@ -1,17 +1,17 @@
 """Members: one model each, with the inputs it takes and the slots of its lane."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..device import Device
-from ..errors import InvalidEnsemble
 from ..inputs import FedInput, Feed, InputKind, Staging
 from ..loaders import LoadedModel
 from ..rows import Samples
 from ..spec import MemberSpec
 from .bucket import MIN_TOKENS, Bucket, doublings, round_up
+from .output import read_output, select_output
 from .slot import SLOTS_PER_LANE, Slot
 
 
@@ -96,7 +96,9 @@ class Member:
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
         outputs = module(*arguments)
-        return [self._select(outputs, select).float() for select in (self.spec.output.select, *self.taps)]
+        key = f"members.{self.name}.output.select"
+        taps = [select_output(key, outputs, select).float() for select in self.taps]
+        return [read_output(self.name, self.spec, outputs), *taps]
 
     def feed(self, slot: Slot, bucket: Bucket, outputs: Sequence[Tensor], samples: Tensor | None = None) -> Feed:
         """Give what members are fed with, of what `compute_all` has made of `slot`, in the order of `samples` (None: as it is)."""
@@ -112,26 +114,3 @@ class Member:
             if isinstance(kind, FedInput) and kind.feeder == feeder:
                 slot.receive(position, kind.take(feed)[:total])
             position += len(kind.staging)
-
-    def _select(self, outputs: object, select: int | str) -> Tensor:
-        """Pick an output: by position in a tuple, by name in a mapping or as an attribute."""
-        found: object = outputs
-        if isinstance(select, str):
-            found = outputs.get(select) if isinstance(outputs, Mapping) else getattr(outputs, select, None)
-        elif isinstance(outputs, tuple | list):
-            found = outputs[select] if -len(outputs) <= select < len(outputs) else None
-        elif isinstance(outputs, Mapping):
-            found = list(outputs.values())[select] if select < len(outputs) else None
-        if not isinstance(found, Tensor):
-            raise InvalidEnsemble(
-                f"members.{self.name}.output.select: {select!r} finds no tensor; found outputs {_outline(outputs)}"
-            )
-        return found
-
-
-def _outline(outputs: object) -> str:
-    if isinstance(outputs, Mapping):
-        return str(sorted(str(key) for key in outputs))
-    if isinstance(outputs, tuple | list):
-        return f"{len(outputs)} of type {[type(output).__name__ for output in outputs]}"
-    return type(outputs).__name__

@@ -1,8 +1,52 @@
 """How far apart two fused predictions are."""
 
+import torch
 from torch import Tensor
 
+from ..spec import Task
+from .boxes import measure_overlaps
+from .embedding import measure_length
+from .similarity import measure_cosines
+from .weights import TINY
 
-def moved(task: str, one: Tensor, other: Tensor) -> Tensor:
-    """Give half the sum of the differences (total variation), float32 [rows]; both are probabilities [rows, classes]."""
-    return (one - other).abs().sum(-1) / 2
+SAME_PLACE = 0.5
+"""The intersection over union from which a box lies over another."""
+
+
+def moved(task: Task, one: Tensor, other: Tensor) -> Tensor:
+    """Say how far apart two predictions for the same rows are, float32 [rows], 0 to 1.
+
+    one, other: float32, predictions of `task` as `Fused.prediction` has them, of the same shape (of similarities, either may have
+    more places).
+    Classes: half the sum of the differences of their probabilities (total variation). Labels, likenesses: the mean difference of
+    their probabilities. Embeddings: half of 1 less the cosine. Boxes: the part of all scores that belongs to boxes without a box of
+    their class over them in the other. Tensors: the distance of the two over the sum of their lengths.
+    """
+    if task == "classification":
+        return (one - other).abs().sum(-1) / 2
+    if task == "multi_label":
+        return (one - other).abs().mean(-1)
+    if task == "embedding":
+        return (1 - measure_cosines(one, other.unsqueeze(1)).squeeze(-1)) / 2
+    if task == "similarity":
+        return _apart(one, other)
+    if task == "detection":
+        lone = _lone_scores(one, other) + _lone_scores(other, one)
+        return lone / (one[..., 4] + other[..., 4]).sum(-1).clamp_min(TINY)
+    one, other = one.reshape(len(one), -1), other.reshape(len(other), -1)
+    return (measure_length(one - other) / (measure_length(one) + measure_length(other))).float()
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    """Average the differences of the probabilities over the places that either has: [rows, places, 2], 0 where nothing is."""
+    places = max(one.shape[1], other.shape[1])
+    one, other = (torch.nn.functional.pad(values, (0, 0, 0, places - values.shape[1])) for values in (one, other))
+    is_used = ((one != 0) | (other != 0)).any(-1)
+    return (one - other)[..., 1].abs().sum(-1) / is_used.sum(-1).clamp_min(1)
+
+
+def _lone_scores(boxes: Tensor, others: Tensor) -> Tensor:
+    """Add up the scores of boxes without one of their class over them among the others: float32 [rows]."""
+    is_over = measure_overlaps(boxes, others) >= SAME_PLACE
+    is_over &= (boxes[..., 5].unsqueeze(-1) == others[..., 5].unsqueeze(-2)) & (others[..., 4] > 0).unsqueeze(-2)
+    return boxes[..., 4].masked_fill(is_over.any(-1), 0.0).sum(-1)

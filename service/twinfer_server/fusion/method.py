@@ -9,25 +9,31 @@ from torch import Tensor
 
 from ..errors import InvalidEnsemble, quote
 from ..spec import EnsembleSpec, FusionSpec, Task
-from .construction import Parts, build_concatenation, build_pool, build_stacking
+from .boxes import nms, weighted_boxes_fusion
+from .compatibility import check_crops, check_members, check_pair
+from .construction import (
+    Parts,
+    build_concatenation,
+    build_crops,
+    build_detection,
+    build_mean_tensor,
+    build_pool,
+    build_reciprocal_rank,
+    build_similarity,
+    build_stacking,
+)
 from .fitted import Fitted, use_fitted
 from .fusion import Fusion
-from .pool import log_opinion_pool, maximum, weighted_mean
-from .voters import list_voters
-
-OPINIONS = ("logits", "probabilities")
+from .pool import Pool, log_opinion_pool, maximum, weighted_mean
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to fuse: how it is built for each task that it serves, and which keys of `[fusion]` it takes.
-
-    `kinds` are the output kinds that the voting members may have; empty where the task says it.
-    """
+    """A way to fuse: how it is built for each task that it serves, which keys of `[fusion]` it takes, what it asks of members."""
 
     builds: Mapping[Task, Callable[[Parts], Fusion]]
     takes: frozenset[str]
-    kinds: tuple[str, ...] = ()
+    check: Callable[[EnsembleSpec], None] = check_members
 
     @property
     def takes_weights(self) -> bool:
@@ -35,35 +41,26 @@ class Method:
         return "weights" in self.takes
 
 
-METHODS: dict[str, Method] = {
-    "weighted_mean": Method(
-        dict.fromkeys(("classification", "multi_label"), partial(build_pool, weighted_mean)),
-        frozenset({"weights", "temperatures", "fitted"}),
-    ),
-    "log_opinion_pool": Method(
-        dict.fromkeys(("classification", "multi_label"), partial(build_pool, log_opinion_pool)),
-        frozenset({"weights", "temperatures", "fitted"}),
-    ),
-    "maximum": Method(
-        dict.fromkeys(("classification", "multi_label"), partial(build_pool, maximum)),
-        frozenset({"temperatures", "fitted"}),
-    ),
-    "stacking": Method(
-        dict.fromkeys(("classification", "multi_label"), build_stacking),
-        frozenset({"temperatures", "fitted"}),
-    ),
-    "concatenation": Method({"embedding": build_concatenation}, frozenset({"weights", "projection"})),
-}
+_POOL_KEYS = frozenset({"weights", "temperatures", "fitted"})
+_BOX_KEYS = frozenset({"iou", "min_score", "max_boxes"})
 
-KINDS: dict[Task, tuple[str, ...]] = {
-    "classification": OPINIONS,
-    "multi_label": OPINIONS,
-    "embedding": ("embedding",),
-    "similarity": ("embedding",),
-    "detection": ("detections",),
-    "tensor": ("tensor",),
+
+def _pool_opinions(pool: Pool) -> dict[Task, Callable[[Parts], Fusion]]:
+    return dict.fromkeys(("classification", "multi_label"), partial(build_pool, pool))
+
+
+METHODS: dict[str, Method] = {
+    "weighted_mean": Method({**_pool_opinions(weighted_mean), "tensor": build_mean_tensor}, _POOL_KEYS),
+    "log_opinion_pool": Method(_pool_opinions(log_opinion_pool), _POOL_KEYS),
+    "maximum": Method(_pool_opinions(maximum), _POOL_KEYS - {"weights"}),
+    "reciprocal_rank": Method({"classification": build_reciprocal_rank}, frozenset({"weights", "temperatures", "k"})),
+    "stacking": Method(dict.fromkeys(("classification", "multi_label"), build_stacking), frozenset({"temperatures", "fitted"})),
+    "concatenation": Method({"embedding": build_concatenation}, frozenset({"weights", "projection"})),
+    "cosine": Method({"similarity": build_similarity}, frozenset({"query", "texts", "scale", "bias", "activation"}), check_pair),
+    "nms": Method({"detection": partial(build_detection, nms)}, _BOX_KEYS),
+    "weighted_boxes": Method({"detection": partial(build_detection, weighted_boxes_fusion)}, _BOX_KEYS | {"weights"}),
+    "classify_crops": Method({"detection": build_crops}, frozenset({"temperatures", "min_score", "max_boxes"}), check_crops),
 }
-"""The output kinds that a task fuses."""
 
 
 def find_method(spec: EnsembleSpec) -> Method:
@@ -79,9 +76,11 @@ def find_method(spec: EnsembleSpec) -> Method:
         raise InvalidEnsemble(f"fusion.method: found {quote(name)}{why}; allowed for task {spec.task!r}: {allowed}")
     for key in FusionSpec.model_fields:
         found = getattr(spec.fusion, key)
-        if key != "method" and key not in method.takes and found not in (None, {}):
+        # A tensor has no temperature, though its mean has weights.
+        is_taken = key in method.takes and (spec.task != "tensor" or key == "weights")
+        if key != "method" and not is_taken and found not in (None, {}):
             raise InvalidEnsemble(f"fusion.{key}: found {quote(found)[1:-1]}; allowed: none, {name!r} takes no {key}")
-    _check_kinds(spec, method.kinds or KINDS[spec.task])
+    method.check(spec)
     return method
 
 
@@ -100,22 +99,3 @@ def build_fusion(
     if spec.fusion.method == "stacking" and fitted is None:
         raise InvalidEnsemble("fusion.fitted: found nothing; allowed: what `twinfer fit` has written, 'stacking' is learnt")
     return method.builds[spec.task](Parts(use_fitted(spec, fitted), tuple(shapes), fitted, cached_texts, folder))
-
-
-def _check_kinds(spec: EnsembleSpec, kinds: Sequence[str]) -> None:
-    """Refuse output kinds that do not fit, and members that the fusion names although they do not vote."""
-    allowed = ", ".join(map(repr, kinds))
-    voters = list_voters(spec)
-    if not voters:
-        raise InvalidEnsemble(f"members: all outputs are of kind 'features'; allowed: at least one of {allowed}")
-    names = list(spec.members)
-    for name in (names[index] for index in voters):
-        kind = spec.members[name].output.kind
-        if kind not in kinds:
-            raise InvalidEnsemble(
-                f"members.{name}.output.kind: found {kind!r}; allowed for task {spec.task!r}: {allowed}, or 'features'"
-            )
-    for key in ("weights", "temperatures"):
-        for name in getattr(spec.fusion, key):
-            if names.index(name) not in voters:
-                raise InvalidEnsemble(f"fusion.{key}.{name}: the member's output is of kind 'features'; allowed: members that vote")

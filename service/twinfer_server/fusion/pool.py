@@ -13,6 +13,9 @@ from torch import Tensor
 Pool = Callable[[Tensor, Tensor], Tensor]
 """(logits float [members, rows, classes], weights float [rows, members]) -> log-probabilities float [rows, classes]."""
 
+RANK_CONSTANT = 60.0
+"""What Cormack et al. have found to do well."""
+
 MIN_EXPONENT = 0.05
 """However little several members may be believed together: a belief to the power of 0 would say nothing."""
 
@@ -64,6 +67,23 @@ def maximum(logits: Tensor, weights: Tensor) -> Tensor:
     absent = weights.t().unsqueeze(-1).logical_not()
     beliefs = logits.log_softmax(-1).masked_fill(absent, torch.finfo(logits.dtype).min)
     return beliefs.amax(0).log_softmax(-1)
+
+
+def reciprocal_rank(logits: Tensor, weights: Tensor, k: float = RANK_CONSTANT) -> Tensor:
+    """Score every class by its places in the members' rankings, whatever their beliefs, and normalise the scores.
+
+    logits: float [members, rows, classes], before softmax.
+    weights: float [rows, members]; 0 for an absent member; each row sums to 1, or is all 0.
+    k: how little the first places stand out.
+    Returns float [rows, classes], the logarithms of scores that sum to 1; a row of all-0 weights is uniform.
+    score = sum_m w_m / (k + rank_m), ranks from 1; of equal logits the class with the lower index ranks first.
+    Source: Cormack, Clarke & Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods".
+    """
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    ranks = order.argsort(dim=-1, stable=True) + 1  # the inverse of a permutation is what sorts it
+    scores = (weights.t().unsqueeze(-1) / (k + ranks)).sum(0)
+    nobody = weights.sum(-1, keepdim=True).logical_not()
+    return scores.masked_fill(nobody, 1.0).log().log_softmax(-1)
 
 
 def sharpen(beliefs: Tensor, weights: Tensor, sharpness: Tensor) -> Tensor:
