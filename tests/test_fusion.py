@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fusions import CLASSES, EXAMPLES, UNTIMED, Example, assert_same, make_rows, pick
@@ -14,6 +14,7 @@ from twinfer_server.fusion import Fused, Fusion, log_opinion_pool, measure_disag
 
 EQUAL = torch.tensor([[0.5, 0.5]])
 BOTH = torch.tensor([[1, 1]], dtype=torch.int32)
+FEW = settings(UNTIMED, max_examples=15)
 every_fusion = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 every_opinion = pytest.mark.parametrize(
     "example", [pytest.param(one, id=name) for name, one in EXAMPLES.items() if one.task in ("classification", "multi_label")]
@@ -35,7 +36,7 @@ def test_an_answer_holds_prediction_weights_disagreement_and_presence() -> None:
 
 
 @every_fusion
-@UNTIMED
+@FEW
 @given(rows=st.integers(1, 6), seed=st.integers(0, 1000))
 def test_a_row_alone_is_the_same_as_in_a_batch(example: Example, rows: int, seed: int) -> None:
     fusion = example.build()
@@ -47,7 +48,7 @@ def test_a_row_alone_is_the_same_as_in_a_batch(example: Example, rows: int, seed
 
 
 @every_fusion
-@UNTIMED
+@FEW
 @given(seed=st.integers(0, 1000), data=st.data())
 def test_the_order_of_the_rows_does_not_matter(example: Example, seed: int, data: st.DataObject) -> None:
     fusion = example.build()

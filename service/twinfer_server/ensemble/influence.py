@@ -18,7 +18,10 @@ def find_influences(flight: Flight, rows: Sequence[Row], fused: Fused, places: S
     if task == "similarity":
         return found
     present = fused.present[list(places)]
+    needs = flight.crew.version.host_fusion.needs
     for member in flight.crew.members:
+        if member.index in needs:  # the others would have no answer
+            continue
         others = present.clone()
         others[:, member.index] = False
         is_judged = (present[:, member.index] & others.any(-1)).tolist()
