@@ -192,6 +192,8 @@ def test_the_inputs_of_a_member_must_bring_as_many_samples(tmp_path: Path) -> No
     toml += ["[members.both]", f'model = "{register(Scripted(lambda x, y: pair_of(x + y)))}"']
     for name in ("x", "y"):
         toml += [f"[members.both.input.{name}]", 'kind = "tensor"', 'dtype = "float32"', "shape = [1]", "max_samples = 3"]
+    toml += ["[members.both.output]", 'kind = "features"', "[members.voter]", f'model = "{register(Opinion())}"']
+    toml += ["[members.voter.input.z]", 'kind = "tensor"', 'dtype = "float32"', "shape = [1]"]
     ensemble = load(write_ensemble(tmp_path, "\n".join(toml)))
     three, two = np.zeros((3, 1), np.float32), np.zeros((2, 1), np.float32)
     assert [len(array) for array in ensemble.prepare(Request({"x": three, "y": three}, arrived_at=0.0))[0]] == [3, 3]
