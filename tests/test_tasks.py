@@ -56,6 +56,13 @@ class Echo(nn.Module):
         return x * self.factor
 
 
+class Share(nn.Module):
+    """Answers what it is given, where that is a probability, and the nearest one elsewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0.0, 1.0)
+
+
 def vector(*values: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.array(values, dtype=np.float32)
 
@@ -64,7 +71,7 @@ def vector(*values: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 def test_labels_have_a_probability_each(tmp_path: Path) -> None:
-    toml = 'task = "multi_label"\nlabels = "labels.txt"\n' + members("probabilities", 3, one=Echo(), other=Echo())
+    toml = 'task = "multi_label"\nlabels = "labels.txt"\n' + members("probabilities", 3, one=Share(), other=Share())
     toml += '[fusion]\nmethod = "weighted_mean"\n'
     with serving(tmp_path, toml, {"labels.txt": "ant\nbee\ncat\n"}) as client:
         answer = client.infer({"one": vector(0.5, 0.75, 0.0), "other": vector(0.25, 0.75, 0.5)}, top_k=2, explain=True)

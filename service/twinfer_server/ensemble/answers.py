@@ -121,12 +121,12 @@ def _judge_member(
             error = MemberLate("the member was not ready when the row had to be answered", member=member.name)
     if error is None and not is_aboard and part is None:
         return MemberAnswer(State.SKIPPED)
-    if error is None and not is_present:
+    if error is None and not is_present and member.is_voter:
         error = NotFinite("the member answered with NaN or an infinity", member=member.name)
     if error is not None:
         return MemberAnswer(STATE_OF_ERROR[type(error)], device_seconds=seconds, error=error)
     output = None
-    if row.request.wants_member_predictions or row.request.wants_explanation:
+    if member.is_voter and (row.request.wants_member_predictions or row.request.wants_explanation):
         output = _believe(facts, row, index)
     if part is not None:
         return MemberAnswer(State.OK, weight, seconds, output, None, part.alone_seconds, part.was_captured, influence)
