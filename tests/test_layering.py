@@ -20,7 +20,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"commands", "serve", "demo", "validate", "picture", "metrics", "fitting", "terminal"}, set()),
     ({"rpc"}, {"torch"}),
     ({"engine"}, WIRE),
-    ({"ensemble", "fusion", "inputs", "loaders"}, WIRE),
+    ({"ensemble", "fusion", "inputs", "loaders", "tuning"}, WIRE),
     ({"rows", "spec", "settings", "trust"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),

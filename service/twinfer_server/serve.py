@@ -63,8 +63,8 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
     logger.info("computing on %s", device.fingerprint)
     trust = Trust.read(settings.trust_code, settings.trust_list)
     limits = InputLimits(settings.max_image_pixels, settings.max_text_bytes)
-    ensemble = load_ensemble(folder, device, trust, limits)
     cache = Path(settings.cache_dir).expanduser() if settings.cache_dir else None
+    ensemble = load_ensemble(folder, device, trust, limits, cache=cache)
     warm_up(ensemble, read_times(cache, folder, ensemble) if cache else None, on_progress)
     if cache:
         write_times(cache, folder, ensemble)

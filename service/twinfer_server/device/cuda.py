@@ -104,6 +104,7 @@ class CudaDevice:
     def __init__(self, torch_device: torch.device) -> None:
         """Use the GPU `torch_device`, for instance `cuda:0`."""
         self.torch_device = torch_device
+        torch.backends.cudnn.allow_tf32 = False  # torch's default rounds convolutions; here "fp32" means it, and "tf32" asks for it
         driver = Path("/proc/driver/nvidia/version")
         version = driver.read_text(encoding="utf-8").splitlines()[0] if driver.is_file() else "unknown driver"
         self.fingerprint = f"cuda {torch.cuda.get_device_name(torch_device)} {version} {torch.version.cuda}"

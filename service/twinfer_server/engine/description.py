@@ -34,6 +34,10 @@ class MemberDescription:
     name: str
     loader: str
     precision: str
+    acceleration: str
+    speed_up: float
+    largest_error: float
+    refused: Mapping[str, str]
     device: str
     inputs: tuple[str, ...]
     output: str
@@ -121,7 +125,11 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
             MemberDescription(
                 name=member.name,
                 loader=member.model.loader,
-                precision=member.spec.precision,
+                precision=member.tuned.choice.precision,
+                acceleration=member.tuned.choice.acceleration,
+                speed_up=member.tuned.speed_up,
+                largest_error=member.tuned.largest_error,
+                refused=member.tuned.refused,
                 device=str(ensemble.device.torch_device),
                 inputs=tuple(kind.name for kind in member.inputs),
                 output=member.spec.output.kind,

@@ -11,21 +11,25 @@ from ..inputs import InputLimits, make_input
 from ..loaders import SharedStorages, load
 from ..spec import EnsembleSpec, FedInputSpec, read_labels, read_spec
 from ..trust import Trust
+from ..tuning import Tuner
 from .chain import find_taps, make_fed_input
 from .crew import Crew, FusionBuilder
 from .ensemble import Ensemble
 from .meaning import check_meaning
 from .member import Member
 from .probe import probe_member
+from .sampling import make_probe_samples
 from .texts import embed_texts
 
 
 def load_ensemble(
-    folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None
+    folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None,
+    cache: Path | None = None,
 ) -> Ensemble:  # fmt: skip
     """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared.
 
-    `spec` is what to load instead of what the folder's file says, of the same members.
+    `spec` is what to load instead of what the folder's file says, of the same members. `cache` is where choices of precision and
+    compiled code are kept.
     """
     spec = spec or read_spec(folder)
     find_method(spec)
@@ -34,6 +38,7 @@ def load_ensemble(
     labels = read_labels(folder, spec)
     members: list[Member] = []
     storages = SharedStorages()
+    tuner = Tuner(device, cache)
     for index, (name, member_spec) in enumerate(spec.members.items()):
         inputs = [
             make_fed_input(f"members.{name}.input.{input_name}", input_name, input_spec, members)
@@ -48,9 +53,11 @@ def load_ensemble(
             index, name, member_spec, model, inputs, max_rows=spec.batching.max_rows, taps=find_taps(name, spec),
             is_deterministic=spec.deterministic, device=device,
         )  # fmt: skip
-        member.shared_bytes = storages.share(model)
         with torch.inference_mode():
             check_meaning(member, spec.task, probe_member(member))
+            if member_spec.is_tuned:
+                member.tune(tuner, make_probe_samples(member))
+        member.shared_bytes = storages.share(member.model)
         for slot in member.slots:
             slot.make_host_outputs(device, member.output_shape)
         members.append(member)

@@ -10,6 +10,7 @@ from ..inputs import FedInput, Feed, InputKind, Staging
 from ..loaders import LoadedModel
 from ..rows import Samples
 from ..spec import MemberSpec
+from ..tuning import ProbeSamples, Tuned, Tuner
 from .bucket import MIN_TOKENS, Bucket, doublings, round_up
 from .output import read_output, select_output
 from .slot import SLOTS_PER_LANE, Slot
@@ -29,7 +30,8 @@ class Member:
         self.index = index
         self.name = name
         self.spec = spec
-        self.model = model
+        self.tuned = Tuned(model)
+        """The model as it computes: as it was loaded, or at another precision."""
         self.inputs = tuple(inputs)
         self.stagings: tuple[Staging, ...] = tuple(staging for kind in self.inputs for staging in kind.staging)
         self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, FedInput))
@@ -75,6 +77,15 @@ class Member:
         count = sum(len(sample[0]) for sample in samples)
         return Bucket(round_up(count, self.row_sizes) if self.row_sizes else count, round_up(tokens, self.token_sizes))
 
+    @property
+    def model(self) -> LoadedModel:
+        """The model as it computes."""
+        return self.tuned.model
+
+    def tune(self, tuner: Tuner, samples: ProbeSamples) -> None:
+        """Give the model the precision and acceleration of the spec; raises InvalidEnsemble. Before the first flight."""
+        self.tuned = tuner.tune(f"members.{self.name}", self.spec, self.model, samples)
+
     def example(self, seed: int, tokens: int) -> Samples:
         """Make one sample of random content, as many tokens long as asked, for probing and warm-up."""
         return tuple(array for kind in self.inputs for array in kind.example(seed, min(tokens, kind.max_tokens)))
@@ -89,13 +100,20 @@ class Member:
     def compute_all(self, slot: Slot, bucket: Bucket, *, is_checked: bool = False) -> list[Tensor]:
         """Compute the member's output that counts, and behind it those of `taps`: float32 [samples, ...] each."""
         module = self.model.checked if is_checked and self.model.checked else self.model.module
+        return self.read(module(*self.arguments(slot, bucket)))
+
+    def arguments(self, slot: Slot, bucket: Bucket) -> tuple[Tensor, ...]:
+        """Give what the model is called with for what `slot` holds."""
         staged = slot.staged(bucket)
         arguments: list[Tensor] = []
         for kind in self.inputs:
             count = len(kind.staging)
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
-        outputs = module(*arguments)
+        return tuple(arguments)
+
+    def read(self, outputs: object) -> list[Tensor]:
+        """Find, in what the model answers, the output that counts and those of `taps`: float32 [samples, ...] each."""
         key = f"members.{self.name}.output.select"
         taps = [select_output(key, outputs, select).float() for select in self.taps]
         return [read_output(self.name, self.spec, outputs), *taps]

@@ -60,6 +60,7 @@ def _path(cache: Path, folder: Path, ensemble: Ensemble) -> Path | None:
         torch.__version__,
         ensemble.device.fingerprint,
         *digests,
+        *(str(member.tuned.choice) for member in ensemble.members),
         (folder / SPEC_FILE).read_text(encoding="utf-8"),
     ]
     return cache / f"plans-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, FiniteFloat, ValidationInfo, model_validator
 
 from .directory import PREFIX, complete_member
 from .files import Name, Strict
@@ -38,7 +38,14 @@ class MemberSpec(Strict):
     """Of an `hf:` directory without a head: how features become one vector. Default: what the directory says."""
     provider: Literal["cpu"] = "cpu"
     """Of an `.onnx` file: where ONNX Runtime computes. Its CUDA provider is not supported yet."""
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "int8_weight_only", "int8_dynamic", "fp8", "auto"] = "fp32"
+    """The numbers that it computes in; `auto` tries what the device has, and keeps the fastest within `tolerance`."""
+    acceleration: Literal["eager", "compile", "tensorrt", "auto"] = "eager"
+    """What makes it fast: nothing, Inductor (which needs a C++ compiler where the server runs), or torch-tensorrt."""
+    tolerance: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    """The largest error that counts as agreement with fp32 eager, as a part of the largest absolute output.
+
+    None: whatever it is, where precision and acceleration are named; 1e-4 where one of them is `auto`."""
     capture: bool = True
     """Whether the member may be captured as a CUDA graph."""
     priority: Literal["normal", "high"] = "normal"
@@ -61,3 +68,8 @@ class MemberSpec(Strict):
                 # Boxes are parts of what the member sees, and nothing turns them back into parts of the picture yet.
                 raise ValueError(f"input.{name}.fit is {spec.fit!r} for output.kind 'detections'; allowed: 'stretch'")
         return self
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the model is to compute otherwise than as it was loaded."""
+        return (self.precision, self.acceleration) != ("fp32", "eager")

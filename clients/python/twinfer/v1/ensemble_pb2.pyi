@@ -93,7 +93,7 @@ class InputSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., members: _Optional[_Iterable[str]] = ..., optional: bool = ..., max_tokens: _Optional[int] = ..., max_samples: _Optional[int] = ..., pair: bool = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("name", "loader", "precision", "device", "inputs", "output", "parameter_bytes", "not_captured", "capture_bytes", "switch", "switch_reason", "fed_by", "staging_bytes", "activation_bytes", "shared_bytes")
+    __slots__ = ("name", "loader", "precision", "device", "inputs", "output", "parameter_bytes", "not_captured", "capture_bytes", "switch", "switch_reason", "fed_by", "acceleration", "speed_up", "largest_error", "staging_bytes", "activation_bytes", "shared_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LOADER_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,9 @@ class Member(_message.Message):
     SWITCH_FIELD_NUMBER: _ClassVar[int]
     SWITCH_REASON_FIELD_NUMBER: _ClassVar[int]
     FED_BY_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATION_FIELD_NUMBER: _ClassVar[int]
+    SPEED_UP_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_ERROR_FIELD_NUMBER: _ClassVar[int]
     STAGING_BYTES_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -121,10 +124,13 @@ class Member(_message.Message):
     switch: MemberSwitch
     switch_reason: str
     fed_by: _containers.RepeatedScalarFieldContainer[str]
+    acceleration: str
+    speed_up: float
+    largest_error: float
     staging_bytes: int
     activation_bytes: int
     shared_bytes: int
-    def __init__(self, name: _Optional[str] = ..., loader: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., not_captured: _Optional[str] = ..., capture_bytes: _Optional[int] = ..., switch: _Optional[_Union[MemberSwitch, str]] = ..., switch_reason: _Optional[str] = ..., fed_by: _Optional[_Iterable[str]] = ..., staging_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., shared_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., loader: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., not_captured: _Optional[str] = ..., capture_bytes: _Optional[int] = ..., switch: _Optional[_Union[MemberSwitch, str]] = ..., switch_reason: _Optional[str] = ..., fed_by: _Optional[_Iterable[str]] = ..., acceleration: _Optional[str] = ..., speed_up: _Optional[float] = ..., largest_error: _Optional[float] = ..., staging_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., shared_bytes: _Optional[int] = ...) -> None: ...
 
 class Fusion(_message.Message):
     __slots__ = ("method", "weights", "version", "temperatures", "fitted")
