@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .drafting.command import init_command
 from .errors import InvalidEnsemble
 from .fitting.command import fit_command
 from .serve import Observer, end_process, prepare_ensemble, serve, stop_on_signals
@@ -96,6 +97,7 @@ def demo_command(
 
 
 app.command("fit")(fit_command)
+app.command("init")(init_command)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""`serve`, `validate`, `demo` and `fit`: shown here, done by the service package, which the `server` extra brings.
+"""`serve`, `validate`, `init`, `demo` and `fit`: shown here, done by the service package, which the `server` extra brings.
 
 Nothing of it is imported before one of them is called, so that `infer` and `describe` start without torch.
 """
@@ -55,6 +55,11 @@ def demo(context: typer.Context) -> None:
 def fit(context: typer.Context) -> None:
     """Fit the fusion of an ensemble folder to labelled rows, and report (needs the `fit` extra)."""
     _forward("fit", context.args, FIT_MODULES, INSTALL_FIT)
+
+
+def init(context: typer.Context) -> None:
+    """Make an ensemble folder of models that you have (needs the `server` extra)."""
+    _forward("init", context.args)
 
 
 def _forward(command: str, arguments: list[str], modules: frozenset[str] = MODULES, install: str = INSTALL) -> None:

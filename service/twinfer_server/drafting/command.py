@@ -1,0 +1,39 @@
+"""`twinfer init`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import plain_errors
+from .draft import CannotDraft, draft_member, draft_towers
+from .folder import write_folder
+
+
+def init_command(
+    folder: Annotated[Path, typer.Argument(help="The ensemble folder to make.")],
+    member: Annotated[
+        list[str],
+        typer.Option("--member", metavar="NAME=SOURCE", help="hf:DIR or FILE.onnx; repeatable. A CLIP-like hf:DIR: both towers."),
+    ],
+    fusion: Annotated[str, typer.Option("--fusion", metavar="METHOD", help="How to fuse. Default: what suits the task.")] = "",
+    task: Annotated[str, typer.Option(help="Of .onnx files: classification, embedding or tensor.")] = "",
+) -> None:
+    """Make an ensemble folder of models that you have; the file in it explains itself."""
+    with plain_errors():
+        sources = dict(_split(text) for text in member)
+        try:
+            towers = draft_towers(next(iter(sources.values()))) if len(sources) == 1 else None
+            drafts = towers or [draft_member(name, source, task) for name, source in sources.items()]
+            write_folder(folder, drafts, fusion)
+        except CannotDraft as error:
+            raise RuntimeError(str(error)) from None
+    typer.echo(f"{folder / 'ensemble.toml'}: {len(drafts)} members, task {drafts[0].task}")
+    typer.echo(f"next: twinfer validate {folder}")
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, found, source = text.partition("=")
+    if not found or not source:
+        raise typer.BadParameter(f"{text[:60]!r} is not NAME=SOURCE.", param_hint="--member")
+    return name, source

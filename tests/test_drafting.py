@@ -1,0 +1,146 @@
+"""`twinfer init`: the folder that it writes is served as it is, and answers what the models' own library answers."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.models import as_any
+from tests.pretrained import make_image, save, save_bert, save_clip, save_siglip, save_vit
+from tests.servers import running
+from twinfer import Client
+from twinfer_server.commands import app
+from twinfer_server.drafting import CannotDraft, draft_member, draft_towers, write_folder
+from twinfer_server.spec import read_spec
+
+TEXTS = ["word1 word2 word3", "word4 word5", "word6"]
+
+
+def png() -> bytes:
+    content = io.BytesIO()
+    make_image(width=36, height=36).save(content, "PNG")
+    return content.getvalue()
+
+
+def draft(folder: Path, sources: dict[str, str], method: str = "", task: str = "") -> Path:
+    write_folder(folder, [draft_member(name, source, task) for name, source in sources.items()], method)
+    return folder
+
+
+def test_a_picture_and_a_text_classifier_become_a_pair_that_is_served_without_trust(tmp_path: Path) -> None:
+    save_vit(tmp_path / "vit")
+    save_bert(tmp_path / "bert")
+    folder = tmp_path / "my-pair"
+    arguments = [
+        "--member",
+        f"image=hf:{tmp_path / 'vit'}",
+        "--member",
+        f"text=hf:{tmp_path / 'bert'}",
+        "--fusion",
+        "weighted_mean",
+    ]
+    result = CliRunner().invoke(app, ["init", str(folder), *arguments])
+    assert result.exit_code == 0, result.output
+    assert f"next: twinfer validate {folder}" in result.stdout
+    spec = read_spec(folder)
+    assert (spec.name, spec.task, spec.fusion.method) == ("my-pair", "classification", "weighted_mean")
+    assert (folder / "labels.txt").read_text().splitlines() == [f"LABEL_{number}" for number in range(5)]
+    with running(folder) as server, Client(server.address, attempts=1) as client:
+        answer = client.infer({"image": png(), "text": TEXTS[0]})
+        assert {name: str(member.state) for name, member in answer.members.items()} == {"image": "OK", "text": "OK"}
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_one_directory_of_two_towers_becomes_a_similarity_that_matches_like_the_library(tmp_path: Path, kind: str) -> None:
+    model = (save_clip if kind == "clip" else save_siglip)(tmp_path / kind)
+    with torch.no_grad():
+        model.logit_scale.fill_(1.25)
+        if kind == "siglip":
+            model.logit_bias.fill_(-0.5)
+    save(tmp_path / kind, model)
+    towers = draft_towers(f"hf:{tmp_path / kind}")
+    assert towers is not None
+    write_folder(tmp_path / "towers", towers, "")
+    with running(tmp_path / "towers") as server, Client(server.address, attempts=1) as client:
+        matches = client.infer({"image": png(), "text": TEXTS}).prediction.matches
+    expected = probabilities_of(tmp_path / kind, model, TEXTS)
+    assert [match.probability for match in matches] == pytest.approx(expected, abs=1e-3)
+
+
+def probabilities_of(directory: Path, model: Any, texts: Sequence[str]) -> list[float]:
+    """What the library makes of the picture and the texts."""
+    import transformers
+
+    processor = transformers.AutoImageProcessor.from_pretrained(directory, backend="pil")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    is_siglip = hasattr(model, "logit_bias")
+    padding: Any = "max_length" if is_siglip else True
+    tokens = tokenizer(list(texts), return_tensors="pt", padding=padding, truncation=True)
+    with torch.no_grad():
+        pixels = processor(make_image(width=36, height=36), return_tensors="pt")
+        names = ("input_ids",) if is_siglip else ("input_ids", "attention_mask")
+        logits = model(**pixels, **{name: tokens[name] for name in names}).logits_per_image[0]
+        found: list[float] = (logits.sigmoid() if is_siglip else logits.softmax(-1)).tolist()
+    return found
+
+
+def write_onnx(path: Path, rows: str | int = "rows") -> Path:
+    """Write a graph that answers its input as it is: float32 [rows, 3]."""
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [rows, 3]) for name in ("x.1", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x.1"], ["y"])], "identity", values[:1], values[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_graph_says_what_it_takes_and_people_say_what_it_gives(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    folder = draft(tmp_path / "graphs", {"one": str(path), "other": str(path)}, task="classification")
+    with running(folder) as server, Client(server.address, attempts=1) as client:
+        tensor = as_any(torch.tensor([0.0, 2.0, 0.0]).numpy())
+        assert client.infer({"x_1": tensor}).prediction.best.index == 1
+
+
+def test_every_line_of_the_file_that_needs_a_word_has_one(tmp_path: Path) -> None:
+    save_vit(tmp_path / "vit")
+    folder = draft(tmp_path / "one", {"image": f"hf:{tmp_path / 'vit'}"})
+    text = (folder / "ensemble.toml").read_text()
+    for key in ("version", "labels", "policy", "kind", "max_rows"):
+        assert any(line.startswith(f"{key} = ") and "#" in line for line in text.splitlines()), key
+    assert f"twinfer validate {folder}" in text
+
+
+def test_models_of_different_tasks_are_refused(tmp_path: Path) -> None:
+    save_vit(tmp_path / "vit")
+    path = write_onnx(tmp_path / "model.onnx")
+    with pytest.raises(CannotDraft, match=r"different tasks.*image: classification, other: embedding"):
+        draft(tmp_path / "folder", {"image": f"hf:{tmp_path / 'vit'}", "other": str(path)}, task="embedding")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        pytest.param("model.pt2", "hf:DIR or FILE.onnx", id="a program"),
+        pytest.param("hf:nowhere", "config.json cannot be read", id="a directory that is not there"),
+        pytest.param("nowhere.onnx", "no such file", id="a graph that is not there"),
+    ],
+)
+def test_a_source_that_says_too_little_is_refused(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(CannotDraft, match=message):
+        draft(tmp_path / "folder", {"one": source}, task="classification")
+
+
+def test_a_folder_that_has_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    with pytest.raises(CannotDraft, match="not empty"):
+        draft(tmp_path, {"one": str(path)}, task="tensor")
+
+
+def test_a_graph_whose_task_nobody_says_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotDraft, match="--task"):
+        draft(tmp_path / "folder", {"one": str(write_onnx(tmp_path / "model.onnx"))})
