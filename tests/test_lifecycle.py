@@ -150,9 +150,10 @@ def test_a_broken_folder_is_refused_in_plain_words(folder: Path) -> None:
 def test_a_model_that_does_not_fit_is_refused_with_every_word_of_the_reason(folder: Path) -> None:
     (folder / "models.py").write_text(
         "import torch\nclass Numbers(torch.nn.Module):\n    def forward(self, x): return x[:, :, None]\n"
+        "class Zeros(torch.nn.Module):\n    def forward(self, x): return torch.zeros(len(x), 3)\n"
     )
     found = run("serve", str(folder), "--listen", "127.0.0.1:0", "--trust-code")
-    check_plain_error(found, "members.numbers.output", "[3, 1]", "allowed: [classes] or [features]")
+    check_plain_error(found, "members.numbers.output", "[3, 1]", "allowed: [classes]")
 
 
 def test_programs_that_nobody_trusts_do_not_run(folder: Path) -> None:
