@@ -1,0 +1,183 @@
+"""Opinions, calibrated and put together: temperatures, labels as questions of their own, and the stacking head."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
+from scipy.special import erf, expit, log_softmax, logit, softmax
+
+from tests.fusions import UNTIMED, Example, example_head
+from twinfer_server.fusion import Fused, StackingHead, measure_disagreement, renormalise, sharpen, stacking_features
+
+LOGITS = st.floats(-15, 15, width=32)
+TEMPERATURES = {"left": 2.0, "right": 0.5}
+WARMTH = np.array([2.0, 0.5])[:, None, None]
+Floats = NDArray[np.float64]
+
+
+def draw_rows(data: st.DataObject, outputs: int) -> tuple[NDArray[np.float32], torch.Tensor, torch.Tensor]:
+    """Draw logits [2, rows, outputs], NaN where absent, weights that sum to 1, and presence."""
+    rows = data.draw(st.integers(1, 4))
+    logits = data.draw(arrays.arrays(np.float32, (2, rows, outputs), elements=LOGITS))
+    shares = data.draw(arrays.arrays(np.float32, (rows, 2), elements=st.floats(0.0009765625, 1, width=32)))
+    present = data.draw(arrays.arrays(np.bool_, (rows, 2)))
+    logits[~present.T] = np.nan
+    return logits, renormalise(torch.from_numpy(shares), torch.from_numpy(present)), torch.from_numpy(present).to(torch.int32)
+
+
+def pool_labels(method: str, chances: Floats, weights: Floats) -> Floats:
+    """Pool the chances of one row's present members, [members, labels], label by label."""
+    if method == "weighted_mean":
+        return np.asarray(weights @ chances)
+    if method == "log_opinion_pool":
+        return np.asarray(expit(weights @ logit(chances)))
+    most, least = chances.max(0), (1 - chances).max(0)
+    return np.asarray(most / (most + least))
+
+
+@pytest.mark.parametrize("method", ["weighted_mean", "log_opinion_pool", "maximum"])
+@UNTIMED
+@given(data=st.data(), labels=st.integers(1, 4))
+def test_every_label_is_pooled_by_itself(method: str, data: st.DataObject, labels: int) -> None:
+    logits, weights, samples = draw_rows(data, labels)
+    fusion = Example(method, "multi_label", ((labels,),) * 2, options={"temperatures": TEMPERATURES}).build()
+    fused: Fused = fusion(list(torch.from_numpy(logits)), weights, samples)
+    chances = expit(logits.astype(np.float64) / WARMTH)
+    for row, (found, shares) in enumerate(zip(fused.prediction.numpy(), weights.double().numpy(), strict=True)):
+        kept = shares > 0
+        expected = pool_labels(method, chances[kept, row], shares[kept]) if kept.any() else np.full(labels, 0.5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["weighted_mean", "log_opinion_pool", "maximum"])
+@UNTIMED
+@given(data=st.data())
+def test_a_label_of_logits_and_one_of_probabilities_say_the_same(method: str, data: st.DataObject) -> None:
+    logits, weights, samples = draw_rows(data, 3)
+    example = Example(method, "multi_label", ((3,), (3,)), options={"temperatures": TEMPERATURES})
+    expected: Fused = example.build()(list(torch.from_numpy(logits)), weights, samples)
+    mixed = [torch.from_numpy(logits[0]), torch.from_numpy(expit(logits[1].astype(np.float64))).float()]
+    fused: Fused = replace(example, kinds=("logits", "probabilities")).build()(mixed, weights, samples)
+    # A probability near 1 has few digits left to say how near, and the temperature of 0.5 doubles the error.
+    torch.testing.assert_close(fused.prediction, expected.prediction, rtol=1e-3, atol=1e-3)
+
+
+def test_labels_disagree_by_the_mean_of_their_disagreements() -> None:
+    logits = [torch.tensor([[50.0, 0.0]]), torch.tensor([[-50.0, 0.0]])]
+    fused: Fused = Example("weighted_mean", "multi_label", ((2,), (2,))).build()(
+        logits, torch.tensor([[0.5, 0.5]]), torch.tensor([[1, 1]])
+    )
+    torch.testing.assert_close(fused.disagreement, torch.tensor([0.5]))
+
+
+def test_impossible_chances_fail_the_row_for_their_member() -> None:
+    fusion = Example("weighted_mean", "multi_label", ((2,), (2,)), ("probabilities", "probabilities")).build()
+    outputs = [torch.tensor([[0.5, 1.5], [0.5, -0.5], [0.0, 1.0]]), torch.full((3, 2), 0.5)]
+    fused: Fused = fusion(outputs, torch.full((3, 2), 0.5), torch.ones(3, 2, dtype=torch.int32))
+    assert fused.present.tolist() == [[False, True], [False, True], [True, True]]
+    torch.testing.assert_close(fused.prediction, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]]))
+
+
+@UNTIMED
+@given(data=st.data())
+def test_temperatures_divide_the_logits(data: st.DataObject) -> None:
+    logits, weights, samples = draw_rows(data, 4)
+    fusion = Example("log_opinion_pool", "classification", ((4,), (4,)), options={"temperatures": TEMPERATURES}).build()
+    fused: Fused = fusion(list(torch.from_numpy(logits)), weights, samples)
+    cooled = logits.astype(np.float64) / WARMTH
+    for row, shares in enumerate(weights.double().numpy()):
+        kept = shares > 0
+        expected = softmax(shares[kept] @ cooled[kept, row]) if kept.any() else np.full(4, 0.25)
+        np.testing.assert_allclose(fused.prediction[row], expected, rtol=1e-4, atol=1e-6)
+    expected_apart = measure_disagreement(torch.from_numpy(cooled).float(), weights)
+    torch.testing.assert_close(fused.disagreement, expected_apart, equal_nan=True)
+
+
+def test_a_belief_is_calibrated() -> None:
+    fusion = Example("weighted_mean", "classification", ((2,), (2,)), options={"temperatures": {"left": 2.0}}).build()
+    torch.testing.assert_close(fusion.belief(0, torch.tensor([[4.0, 0.0]])), torch.tensor([[2.0, 0.0]]).softmax(-1))
+    probabilities = Example(
+        "weighted_mean", "classification", ((2,), (2,)), ("probabilities",) * 2, {"temperatures": {"left": 2.0}}
+    )
+    torch.testing.assert_close(probabilities.build().belief(0, torch.tensor([[0.9, 0.1]])), torch.tensor([[0.75, 0.25]]))
+    labels = Example("weighted_mean", "multi_label", ((1,), (1,)), options={"temperatures": {"left": 2.0}}).build()
+    torch.testing.assert_close(labels.belief(0, torch.tensor([[4.0]])), torch.tensor([[2.0]]).sigmoid())
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label"])
+def test_a_fitted_pool_is_sharpened(task: str) -> None:
+    example = Example("log_opinion_pool", task, ((2,), (2,)))  # type: ignore[arg-type]
+    fitted = replace(example_head(), method="log_opinion_pool", tensors={}, temperatures={}, sharpness=1.0)
+    logits = [torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, 0.5]])]
+    weights, samples = torch.tensor([[0.5, 0.5]]), torch.tensor([[1, 1]])
+    fused: Fused = replace(example, fitted=fitted).build()(logits, weights, samples)
+    total = logits[0] + logits[1]  # equal weights and sharpness 1 are the product of the beliefs
+    torch.testing.assert_close(fused.prediction, total.sigmoid() if task == "multi_label" else total.softmax(-1))
+    flat: Fused = example.build()(logits, weights, samples)
+    if task == "classification":
+        torch.testing.assert_close(fused.prediction, sharpen(flat.prediction.log(), weights, torch.tensor(1.0)).exp())
+
+
+def reference_features(logits: Floats, present: NDArray[np.bool_], *, is_multi_label: bool) -> Floats:
+    """Write out one row's opinions, [members, outputs], as the head takes them."""
+    opinions = np.clip(logits, -20, 20) if is_multi_label else np.maximum(log_softmax(logits, axis=-1), -20)
+    return np.concatenate([*np.where(present[:, None], opinions, 0.0), present.astype(np.float64)])
+
+
+def reference_head(features: Floats, head: StackingHead) -> Floats:
+    weight, bias = (parameter.double().numpy() for parameter in head.out.parameters())
+    if head.hidden is not None:
+        inner, offset = (parameter.double().numpy() for parameter in head.hidden.parameters())
+        inside = inner @ features + offset
+        features = inside * (1 + erf(inside / math.sqrt(2))) / 2
+    return np.asarray(weight @ features + bias)
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label"])
+@pytest.mark.parametrize("hidden", [0, 7], ids=["linear", "a hidden layer"])
+@UNTIMED
+@given(data=st.data())
+def test_the_head_equals_the_plain_reference(task: str, hidden: int, data: st.DataObject) -> None:
+    logits, weights, samples = draw_rows(data, 5)
+    fitted = example_head(hidden=hidden)
+    head = StackingHead(2, 5, hidden).requires_grad_(requires_grad=False)
+    head.load_state_dict(dict(fitted.tensors))
+    fusion = Example("stacking", task, fitted=fitted).build()  # type: ignore[arg-type]
+    fused: Fused = fusion(list(torch.from_numpy(logits)), weights, samples)
+    for row, present in enumerate(samples.numpy() > 0):
+        features = reference_features(
+            logits[:, row].astype(np.float64) / WARMTH[:, 0], present, is_multi_label=task == "multi_label"
+        )
+        fused_logits = reference_head(features, head)
+        expected = expit(fused_logits) if task == "multi_label" else softmax(fused_logits)
+        np.testing.assert_allclose(fused.prediction[row], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_member_without_weight_is_absent_to_the_head() -> None:
+    fusion = Example("stacking", "classification", fitted=example_head()).build()
+    outputs, everyone = (
+        [torch.randn(1, 5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)],
+        torch.tensor([[1, 1]]),
+    )
+    alone: Fused = fusion(outputs, torch.tensor([[1.0, 1.0]]), torch.tensor([[1, 0]]))
+    without: Fused = fusion(outputs, torch.tensor([[1.0, 0.0]]), everyone)
+    torch.testing.assert_close(without.prediction, alone.prediction)
+
+
+def test_a_head_can_learn() -> None:
+    """The head is trained on the features that it is served with, and the gradient reaches all of it."""
+    head = StackingHead(2, 3, hidden=4)
+    logits = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    logits[1, 0] = math.nan
+    present = torch.ones(6, 2, dtype=torch.bool)
+    present[0, 1] = False
+    loss = torch.nn.functional.cross_entropy(head(stacking_features(logits, present)), torch.tensor([0, 1, 2, 0, 1, 2]))
+    loss.backward()
+    gradients = [parameter.grad for parameter in head.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
