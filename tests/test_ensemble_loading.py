@@ -100,6 +100,14 @@ def test_labels_must_be_as_many_as_the_classes(tmp_path: Path, labels: str) -> N
         load(folder)
 
 
+def test_another_gpu_is_refused_where_the_ensemble_is_on_a_cpu(tmp_path: Path) -> None:
+    folder = write_members(tmp_path, {"left": Opinion(), "right": Opinion()})
+    spec = folder / "ensemble.toml"
+    spec.write_text(spec.read_text().replace("[members.right]", '[members.right]\ndevice = "cuda:1"'))
+    with pytest.raises(InvalidEnsemble, match=r"members.right.device: found 'cuda:1'; allowed: none, the ensemble is on cpu"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [

@@ -55,7 +55,7 @@ def write_wide(folder: Path, memory: str = "") -> Path:
 def test_every_part_of_a_members_memory_is_measured(tmp_path: Path) -> None:
     device = CpuDevice(lanes=1)
     ensemble = load_ensemble(write_wide(tmp_path), device, Trust(runs_any_code=True), InputLimits())
-    memory = measure_memory(ensemble.members, device)["wide"]
+    memory = measure_memory(ensemble.members)["wide"]
     assert memory.parameters == 4 * (5 * WIDE + (WIDE + 1) * CLASSES)
     assert memory.staging == 2 * ROWS * 4 * 4
     assert memory.captures == 0
@@ -156,6 +156,6 @@ def test_a_backbone_that_two_members_have_lies_in_memory_once_and_both_answer_as
     assert one.head.weight.data_ptr() != other.head.weight.data_ptr()
     large = 4 * WIDE * 4  # the bias of 4,000 bytes is not worth the looking
     assert [member.shared_bytes for member in ensemble.members] == [0, large]
-    memory = measure_memory(ensemble.members, device)
+    memory = measure_memory(ensemble.members)
     assert memory["one"].parameters - memory["other"].parameters == large
     assert all((model(x) == answer).all() for model, answer in zip((one, other), expected, strict=True))

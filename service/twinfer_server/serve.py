@@ -68,7 +68,7 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
     warm_up(ensemble, read_times(cache, folder, ensemble) if cache else None, on_progress)
     if cache:
         write_times(cache, folder, ensemble)
-    ensemble.memory = measure_memory(ensemble.members, ensemble.device)
+    ensemble.memory = measure_memory(ensemble.members)
     check_budget(ensemble.memory, _find_budget(ensemble, settings))
     return ensemble
 

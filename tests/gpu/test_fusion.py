@@ -51,6 +51,22 @@ def test_a_changed_fusion_answers_like_the_cpus_and_goes_back(tmp_path: Path, pl
         assert again.fusion_version == 1
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="it takes two GPUs, and torch finds fewer")
+@pytest.mark.parametrize("plan", ["serial", "lanes"])
+def test_a_member_on_another_gpu_answers_like_one_at_home(tmp_path: Path, plan: str) -> None:
+    folder = copy_digits(tmp_path / "digits", f'plan = "{plan}"')
+    spec = folder / "ensemble.toml"
+    text = spec.read_text(encoding="utf-8")
+    spec.write_text(text.replace("[members.language]", '[members.language]\ndevice = "cuda:1"', 1), encoding="utf-8")
+    ours, theirs = load(folder, cuda()), load(copy_digits(tmp_path / "other", 'plan = "serial"'), CpuDevice(lanes=2))
+    assert [str(member.device.torch_device) for member in ours.members] == ["cuda:0", "cuda:1"]
+    assert "graph" not in ours.plans
+    for slot in (0, 1):
+        for ours_now, theirs_now in zip(fly(ours, make_rows(ours, MIX), slot), fly(theirs, make_rows(theirs, MIX)), strict=True):
+            assert ours_now.fused == pytest.approx(theirs_now.fused, abs=1e-4)
+            assert [member.state for member in ours_now.members] == [member.state for member in theirs_now.members]
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_chain_answers_like_the_cpus(tmp_path: Path, plan: str) -> None:
     mix: list[tuple[float | None, float | None]] = [(n / 8, -n / 16) for n in range(7)]

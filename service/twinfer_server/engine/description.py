@@ -130,7 +130,7 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
                 speed_up=member.tuned.speed_up,
                 largest_error=member.tuned.largest_error,
                 refused=member.tuned.refused,
-                device=str(ensemble.device.torch_device),
+                device=str(member.device.torch_device),
                 inputs=tuple(kind.name for kind in member.inputs),
                 output=member.spec.output.kind,
                 parameter_bytes=member.model.parameter_bytes,

@@ -97,7 +97,7 @@ def record_flight(flight: Flight, landed_at: float) -> FlightRecord:
     def at(event: Event) -> float:
         return anchor - flight.landed.seconds_since(event)
 
-    is_seen = is_whole and flight.capture is None
+    is_seen = is_whole and flight.capture is None and not flight.is_spread
     members = tuple(
         MemberRecord(
             name=run.member.name,

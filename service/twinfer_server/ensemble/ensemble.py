@@ -42,7 +42,7 @@ class Ensemble:
         self.times: TimesTable | None = None
         self.memory: Mapping[str, MemberMemory] = {}
         """What each member takes, by name; known once the ensemble is warm."""
-        self.plans = make_plans(device, {name: member.priority == "high" for name, member in spec.members.items()})
+        self.plans = make_plans(device, crew.members)
         self.flight_captures: dict[tuple[int, Bucket], FlightCapture] = {}
         """By slot number and bucket: whole flights that are faster as one graph."""
         self.captured_fusion = CapturedFusion(crew.version)

@@ -57,6 +57,7 @@ class Flight:
         self.is_launched = False
         self._fused: Fused | None = None
         self._kept: set[int] = set()
+        self._home = device
         self._device = device.torch_device
         self._make_event = device.event
         self._numbers = {id(row): number for number, row in enumerate(self.rows)}
@@ -77,8 +78,10 @@ class Flight:
             return
         for run in self.runs:
             run.slot.write(run.samples, run.bucket, is_fed=bool(run.feeders))
-            plan.copy.run(lambda run=run: run.slot.copy_in(run.bucket, is_fed=bool(run.feeders)))  # type: ignore[misc]
-            plan.copy.record(run.staged)
+            # What travels to another device does so on the member's own lane there.
+            lane = plan.copy if run.member.device is self._home else plan.members[run.member.index]
+            lane.run(lambda run=run: run.slot.copy_in(run.bucket, is_fed=bool(run.feeders)))  # type: ignore[misc]
+            lane.record(run.staged)
         for run in self.runs:
             if run.claim():
                 run.queue_on(plan.members[run.member.index])
@@ -144,14 +147,20 @@ class Flight:
         return self._fused if self.capture is None else self.capture.read_fused(len(self.rows))
 
     @property
+    def is_spread(self) -> bool:
+        """Whether some of its members are on another device than the fusion."""
+        return any(run.member.device is not self._home for run in self.runs)
+
+    @property
     def join_seconds(self) -> float | None:
         """The time from fork to join: the first member's start to the last one's end. None unless all ran to their end.
 
-        Of a captured flight all there is to see from outside is the whole, copies and fusion included.
+        Of a captured flight all there is to see from outside is the whole, copies and fusion included; the same where members are
+        on several devices, whose clocks cannot be compared.
         """
         if not self.runs or not all(run.has_output for run in self.runs):
             return None
-        if self.capture is not None:
+        if self.capture is not None or self.is_spread:
             return self.landed.seconds_since(self.started)
         fork = self.runs[0].started
         starts = [run.started.seconds_since(fork) for run in self.runs]

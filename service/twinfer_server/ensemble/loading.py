@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from ..device import Device
+from ..device import CudaDevice, Device
 from ..errors import InvalidEnsemble
 from ..fusion import find_method
 from ..inputs import InputLimits, make_input
 from ..loaders import SharedStorages, load
-from ..spec import EnsembleSpec, FedInputSpec, read_labels, read_spec
+from ..spec import EnsembleSpec, FedInputSpec, MemberSpec, read_labels, read_spec
 from ..trust import Trust
 from ..tuning import Tuner
 from .chain import find_taps, make_fed_input
@@ -38,7 +38,6 @@ def load_ensemble(
     labels = read_labels(folder, spec)
     members: list[Member] = []
     storages = SharedStorages()
-    tuner = Tuner(device, cache)
     for index, (name, member_spec) in enumerate(spec.members.items()):
         inputs = [
             make_fed_input(f"members.{name}.input.{input_name}", input_name, input_spec, members)
@@ -46,20 +45,21 @@ def load_ensemble(
             else make_input(name, input_name, input_spec, folder, limits)
             for input_name, input_spec in member_spec.input.items()
         ]
+        place = _find_place(name, member_spec, device)
         for kind in inputs:
-            kind.to(device.torch_device)
-        model = load(member_spec, folder, device.torch_device, trust, f"members.{name}")
+            kind.to(place.torch_device)
+        model = load(member_spec, folder, place.torch_device, trust, f"members.{name}")
         member = Member(
             index, name, member_spec, model, inputs, max_rows=spec.batching.max_rows, taps=find_taps(name, spec),
-            is_deterministic=spec.deterministic, device=device,
+            is_deterministic=spec.deterministic, device=place,
         )  # fmt: skip
         with torch.inference_mode():
             check_meaning(member, spec.task, probe_member(member))
             if member_spec.is_tuned:
-                member.tune(tuner, make_probe_samples(member))
-        member.shared_bytes = storages.share(member.model)
+                member.tune(Tuner(place, cache), make_probe_samples(member))
+        member.shared_bytes = storages.share(member.model) if place is device else 0
         for slot in member.slots:
-            slot.make_host_outputs(device, member.output_shape)
+            slot.make_host_outputs(place, member.output_shape)
         members.append(member)
     with torch.inference_mode():
         texts = embed_texts(spec, folder, members)
@@ -69,3 +69,14 @@ def load_ensemble(
         allowed = f"one for each of the {ensemble.classes} {'texts' if spec.task == 'similarity' else 'classes'}"
         raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: {allowed if ensemble.classes else 'none for this task'}")
     return ensemble
+
+
+def _find_place(name: str, spec: MemberSpec, device: Device) -> Device:
+    """Find where a member computes: on the ensemble's device, or on another GPU; raises InvalidEnsemble where that is not there."""
+    if spec.device in (None, str(device.torch_device)):
+        return device
+    gpus = [f"'cuda:{index}'" for index in range(torch.cuda.device_count())] if device.torch_device.type == "cuda" else []
+    if f"'{spec.device}'" not in gpus:
+        allowed = ", ".join(gpus) or f"none, the ensemble is on {device.torch_device}"
+        raise InvalidEnsemble(f"members.{name}.device: found {spec.device!r}; allowed: {allowed}")
+    return CudaDevice(torch.device(spec.device))

@@ -28,6 +28,8 @@ class Member:
         `taps` select further outputs, beside the one that counts, for members that are fed with them.
         """
         self.index = index
+        self.device = device
+        """Where it computes: the ensemble's device, or another GPU."""
         self.name = name
         self.spec = spec
         self.tuned = Tuned(model)

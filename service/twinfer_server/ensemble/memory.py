@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..device import Device
 from ..errors import InvalidEnsemble
 from .bucket import Bucket
 from .member import Member
@@ -31,19 +30,19 @@ class MemberMemory:
         return self.parameters + self.staging + self.captures + self.activations
 
 
-def measure_memory(members: Sequence[Member], device: Device) -> dict[str, MemberMemory]:
+def measure_memory(members: Sequence[Member]) -> dict[str, MemberMemory]:
     """Measure every warm member, by name; with nothing in the air, on a thread that the device has prepared."""
     with torch.inference_mode():
-        return {member.name: _measure(device, member) for member in members}
+        return {member.name: _measure(member) for member in members}
 
 
-def _measure(device: Device, member: Member) -> MemberMemory:
+def _measure(member: Member) -> MemberMemory:
     """Compute the member once at its largest bucket on samples of its own, outside its captures."""
     slot, bucket = member.slots[0], Bucket(member.max_samples, member.token_sizes[-1])
     example = tuple(array[:1] for array in member.example(0, bucket.tokens))
     slot.write([example] * bucket.samples, bucket)
     slot.copy_in(bucket)
-    activations = device.peak_bytes(lambda: member.compute(slot, bucket))
+    activations = member.device.peak_bytes(lambda: member.compute(slot, bucket))
     staging = sum(slot.device_bytes for slot in member.slots)
     return MemberMemory(member.model.parameter_bytes - member.shared_bytes, staging, member.capture_bytes, activations)
 

@@ -78,7 +78,8 @@ class Run:
         """Give the output where it lies, for the host only if the member has answered; None where there is none."""
         if device.type == "cpu":
             return self.host_output if self.has_output else None
-        return self.output
+        # From another device it comes on the lane that asks, which has waited for `done`.
+        return None if self.output is None else self.output.to(device, non_blocking=True)
 
     def sample_of(self, row: int) -> NDArray[np.float32]:
         """Copy what the member gave for the row with the number `row`, float32 [samples, ...]; it must have answered."""

@@ -101,9 +101,9 @@ class _WarmUp:
             sizes = self._sample_sizes(member)
             buckets = [Bucket(samples, tokens) for samples in sizes for tokens in member.token_sizes]
             lane = self._ensemble.plans["lanes"].members[member.index]
-            before = self._device.memory_bytes()
-            member.why_not_captured = capture_member(member, buckets, lane, self._device)
-            member.capture_bytes = max(0, self._device.memory_bytes() - before)
+            before = member.device.memory_bytes()
+            member.why_not_captured = capture_member(member, buckets, lane, member.device)
+            member.capture_bytes = max(0, member.device.memory_bytes() - before)
             if member.why_not_captured:
                 logger.warning("member %s is not captured: %s", member.name, member.why_not_captured)
             else:

@@ -46,6 +46,8 @@ class MemberSpec(Strict):
     """The largest error that counts as agreement with fp32 eager, as a part of the largest absolute output.
 
     None: whatever it is, where precision and acceleration are named; 1e-4 where one of them is `auto`."""
+    device: Annotated[str, Field(pattern=r"^cuda:\d+$")] | None = None
+    """Another GPU than the one that the ensemble is on, where the fusion is. Default: the ensemble's."""
     capture: bool = True
     """Whether the member may be captured as a CUDA graph."""
     priority: Literal["normal", "high"] = "normal"
