@@ -18,8 +18,8 @@ BoxPool = Callable[[Sequence[Tensor], Tensor, float, int], Tensor]
 def measure_overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     """Give the intersection over union of every box with every other: float [..., n, 4] and [..., m, 4] -> [..., n, m]."""
     one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
-    sides = (torch.minimum(one[..., 2:4], other[..., 2:4]) - torch.maximum(one[..., :2], other[..., :2])).clamp_min(0.0)
-    shared = sides[..., 0] * sides[..., 1]
+    sides = torch.minimum(one[..., 2:4], other[..., 2:4]) - torch.maximum(one[..., :2], other[..., :2])
+    shared = sides.clamp_min(0.0).prod(-1)
     return shared / (_area(one) + _area(other) - shared).clamp_min(TINY)
 
 
@@ -64,24 +64,25 @@ def weighted_boxes_fusion(boxes: Sequence[Tensor], weights: Tensor, iou: float, 
     Source: Solovyev, Wang & Gabruseva 2021, "Weighted boxes fusion"; as the package `ensemble-boxes` computes it ("avg").
     """
     everything, shares = _join([best_boxes(one, min(max_boxes, one.shape[1])) for one in boxes], weights)
-    scores = everything[..., 4] * shares
-    scores, order = scores.sort(dim=-1, descending=True, stable=True)
-    everything = everything.gather(1, order.unsqueeze(-1).expand(-1, -1, 6))
+    scores, order = (everything[..., 4] * shares).sort(dim=-1, descending=True, stable=True)
+    boxes_in_order = everything.gather(1, order.unsqueeze(-1).expand(-1, -1, 6))
     rows, count, _ = everything.shape
     places = torch.arange(count, device=everything.device)
-    # Of every merged box the sums of w s x (4 edges), of w s, and of 1; its edges, its class, and how many there are.
-    sums, edges = everything.new_zeros(rows, count, 6), everything.new_zeros(rows, count, 4)
-    classes, used = everything.new_full((rows, count), -1.0), places.new_zeros(rows)
-    for number in range(count):
-        box, score = everything[:, number], scores[:, number, None]
-        overlap = measure_overlaps(box[:, None], edges).squeeze(1).masked_fill(classes != box[:, 5:], -1.0)
-        best, place = overlap.max(-1)
+    is_box, ones = scores > 0, torch.ones_like(scores)
+    # What a box adds to the one it joins, [rows, boxes, 6]: w s x for its 4 edges, w s, and 1.
+    shares_of = torch.cat([scores.unsqueeze(-1) * boxes_in_order[..., :4], scores.unsqueeze(-1), ones.unsqueeze(-1)], dim=-1)
+    sums, classes = torch.zeros_like(shares_of), torch.full_like(scores, -1.0)
+    used = places.new_zeros(rows, 1)
+    for box, share, is_one in zip(boxes_in_order.split(1, dim=1), shares_of.split(1, dim=1), is_box.split(1, dim=1), strict=True):
+        edges = sums[..., :4] / sums[..., 4:5].clamp_min(TINY)
+        overlap = measure_overlaps(box, edges).squeeze(1).masked_fill(classes != box[..., 5], -1.0)
+        best, place = overlap.max(-1, keepdim=True)
         is_new = best <= iou
-        is_joined = (places == torch.where(is_new, used, place).unsqueeze(-1)) & (score > 0)
-        sums = sums + is_joined.unsqueeze(-1) * torch.cat([score * box[:, :4], score, torch.ones_like(score)], dim=-1)[:, None]
-        edges = torch.where(is_joined.unsqueeze(-1), sums[..., :4] / sums[..., 4:5].clamp_min(TINY), edges)
-        classes = torch.where(is_joined, box[:, 5:], classes)
-        used = used + (is_new & (score[:, 0] > 0))
+        is_joined = (places == torch.where(is_new, used, place)) & is_one
+        sums = torch.addcmul(sums, is_joined.unsqueeze(-1).to(share.dtype), share)
+        classes = torch.where(is_joined, box[..., 5], classes)
+        used = used + (is_new & is_one)
+    edges = sums[..., :4] / sums[..., 4:5].clamp_min(TINY)
     members = (weights > 0).sum(-1, keepdim=True).float()
     merged = sums[..., 4] / sums[..., 5].clamp_min(1.0) * torch.minimum(sums[..., 5], members)
     return best_boxes(torch.cat([edges, merged.clamp_max(1.0).unsqueeze(-1), classes.unsqueeze(-1)], dim=-1), max_boxes)
@@ -95,5 +96,4 @@ def _join(boxes: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _area(boxes: Tensor) -> Tensor:
-    sides = boxes[..., 2:4] - boxes[..., :2]
-    return sides[..., 0] * sides[..., 1]
+    return (boxes[..., 2:4] - boxes[..., :2]).prod(-1)
