@@ -19,7 +19,7 @@ from tests.recording import RecordingDevice
 from twinfer_server.engine.batcher import Batcher
 from twinfer_server.engine.queue import RowQueue
 from twinfer_server.ensemble import Ensemble
-from twinfer_server.errors import MemberFailed, TwinferError
+from twinfer_server.errors import MemberFailed, MemberOff, TwinferError
 from twinfer_server.rows import Answer, Policy, Priority, Request, Row, State
 from twinfer_server.settings import ServerSettings
 
@@ -292,6 +292,17 @@ def test_only_who_is_stuck_is_switched_off_and_nobody_who_waits_behind_it(tmp_pa
         assert desk.put_both(0.25).answer().members[0].state is State.OFF
         desk.left.release()
         assert not stuck.answer().is_degraded
+
+
+def test_rows_that_wait_for_a_member_that_is_switched_off_wait_no_longer(tmp_path: Path) -> None:
+    with open_desk(tmp_path, "lanes") as desk, in_the_air(desk):
+        strict, alone, either = desk.put(left=0.1, right=0.2, policy=Policy.REQUIRE_ALL), desk.put(left=0.1), desk.put_both(0.3)
+        desk.batcher.set_member(0, is_on=False)
+        for ticket in (strict, alone):  # while the member still computes
+            with pytest.raises(MemberOff, match="an operator has switched it off") as failure:
+                ticket.answer()
+            assert failure.value.member == "left"
+        assert either.answer().members[0].state is State.OFF
 
 
 def test_a_probe_that_gets_stuck_has_failed_although_it_ends_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,8 @@
 """Circuit breakers: a member that fails or stalls is switched off, tried and switched on again; operators can do it by hand."""
 
 import itertools
+import json
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +13,14 @@ from typing import Any, Literal
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typer.testing import CliRunner
 
 from tests.calls import connect, failure_of
 from tests.models import Opinion, chance, number, write_members
 from tests.servers import running
 from twinfer import Answer, Client, TwinferError
-from twinfer.errors import MemberOff
+from twinfer.cli import app
+from twinfer.errors import MemberOff, Stage
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
 from twinfer.v1 import ensemble_pb2
@@ -38,6 +42,7 @@ class Served:
     admin: Any
     health: Any
     metrics_address: str
+    admin_address: str
 
     def ask(self, policy: Literal["require_all", "best_effort"] = "best_effort", **options: Any) -> Answer:
         return self.client.infer({"sick": number(1.0), "well": number(0.5)}, policy=policy, **options)
@@ -78,6 +83,7 @@ def serving(folder: Path, policy: str = "best_effort", **settings: Any) -> Itera
             admin_grpc.EnsembleAdminServiceStub(admin),
             health_pb2_grpc.HealthStub(health),
             server.metrics_address,
+            server.admin_address,
         )
 
 
@@ -135,6 +141,34 @@ def test_probes_that_fail_come_less_often_and_at_least_once_a_minute() -> None:
         breaker.note_probe("no")
     steps = [later - earlier for earlier, later in itertools.pairwise(waits)]
     assert steps == pytest.approx([8, 16, 28, 0], abs=1.0)
+
+
+def test_a_member_that_only_probes_get_right_is_tried_less_often_until_it_has_held() -> None:
+    breaker = make_breaker(breaker_probe_seconds=8.0)
+    waits = []
+    for flights in (0, 3, 4, 0):  # that go well before it trips again; the window is 4
+        for _ in range(flights):
+            breaker.note_flight("")
+        breaker.trip("tried")
+        waits.append(breaker.seconds_to_probe(time.monotonic()))
+        breaker.note_probe("")
+    assert waits == pytest.approx([8, 16, 8, 16], abs=1.0)
+
+
+def test_switched_on_again_by_hand_it_has_nothing_held_against_it() -> None:
+    breaker = make_breaker()
+    breaker.note_flight("it raised")
+    breaker.set_by_hand(is_on=True)
+    breaker.note_flight("it raised")
+    assert breaker.is_on
+
+
+def test_switched_off_twice_it_is_off_since_the_first_time() -> None:
+    breaker = make_breaker()
+    breaker.set_by_hand(is_on=False)
+    state = breaker.state
+    breaker.set_by_hand(is_on=False)
+    assert breaker.state is state
 
 
 def test_an_operator_wins_over_probes() -> None:
@@ -226,7 +260,18 @@ def test_an_operator_switches_a_member_off_and_on(tmp_path: Path) -> None:
         assert states(served.ask(policy="require_all")) == {"sick": "OK", "well": "OK"}
 
 
-def test_a_call_that_nobody_is_left_to_answer_is_unavailable(tmp_path: Path) -> None:
+def test_what_a_member_that_is_off_is_needed_for_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        served.set("sick", ensemble_pb2.MEMBER_SWITCH_OFF)
+        with pytest.raises(MemberOff) as failure:
+            served.client.infer(
+                {"sick": number(1.0), "well": number(1.0).repeat(2)}, policy="require_all"
+            )  # of no shape that it takes
+        assert (failure.value.member, failure.value.stage) == ("sick", Stage.MEMBER)
+        assert "an operator has switched it off" in failure.value.text
+
+
+def test_a_call_that_nobody_is_left_to_answer_is_unavailable_and_says_why_of_each(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         for name in ("sick", "well"):
             served.set(name, ensemble_pb2.MEMBER_SWITCH_OFF)
@@ -234,6 +279,31 @@ def test_a_call_that_nobody_is_left_to_answer_is_unavailable(tmp_path: Path) -> 
             served.ask()
         assert failure.value.code is grpc.StatusCode.UNAVAILABLE
         assert isinstance(failure.value, MemberOff)
+        assert all(f"{name}: the member is switched off since" in failure.value.text for name in ("sick", "well"))
+
+
+def test_a_row_with_input_for_a_member_that_is_off_alone_is_unavailable(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        served.set("sick", ensemble_pb2.MEMBER_SWITCH_OFF)
+        with pytest.raises(MemberOff) as failure:
+            served.client.infer({"sick": number(1.0)}, policy="best_effort")
+        assert failure.value.member == "sick"
+
+
+def test_the_command_line_switches_members_too(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+
+        def run(*arguments: str) -> tuple[int, str]:
+            result = CliRunner().invoke(app, ["member", *arguments, "--server", served.admin_address])
+            return result.exit_code, result.output
+
+        code, said = run("off", "sick")
+        assert code == 0
+        assert said.startswith("sick is switched off, since ")
+        assert served.switch_of("sick") == OFF
+        assert run("on", "sick") == (0, "sick is switched on\n")
+        assert json.loads(run("off", "sick", "--json")[1])["switch"] == "OFF"
+        assert run("off", "third")[0] == 1
 
 
 @pytest.mark.parametrize(

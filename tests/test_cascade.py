@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.calls import connect
 from tests.models import Opinion, chance, number, write_members
 from tests.servers import running
 from twinfer import Answer, Client, MemberState, TwinferError
-from twinfer.errors import MemberFailed, MemberLate
+from twinfer.errors import MemberFailed, MemberLate, MemberOff
+from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
+from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
+from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF
 from twinfer_server.ensemble import load_ensemble
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.spec import read_spec
@@ -22,8 +26,14 @@ CASCADE = '[cascade]\nfirst = "cheap"\ngate = 0.9'
 class Pair:
     """A served cascade of a cheap opinion and a dear one."""
 
-    def __init__(self, client: Client, cheap: Opinion, dear: Opinion) -> None:
+    def __init__(self, client: Client, admin_address: str, cheap: Opinion, dear: Opinion) -> None:
         self.client, self.cheap, self.dear = client, cheap, dear
+        self._admin_address = admin_address
+
+    def switch_off(self, name: str) -> None:
+        with connect(self._admin_address) as admin:
+            request = admin_pb.SetMemberRequest(member=name, switch=MEMBER_SWITCH_OFF)
+            admin_grpc.EnsembleAdminServiceStub(admin).SetMember(request)
 
     def ask(self, cheap: float | None, dear: float | None, timeout: float = 20.0) -> Answer:
         found = {"cheap": cheap, "dear": dear}
@@ -43,10 +53,13 @@ def first_chance(answer: Answer) -> float:
 def serving(folder: Path, policy: str = "best_effort") -> Iterator[Pair]:
     cheap, dear = Opinion(), Opinion()
     write_members(folder, {"cheap": cheap, "dear": dear}, f'policy = "{policy}"', CASCADE)
-    with running(folder, trust_code=True) as server, Client(server.address, attempts=1) as client:
+    with (
+        running(folder, trust_code=True, admin_listen="127.0.0.1:0") as server,
+        Client(server.address, attempts=1) as client,
+    ):
         cheap.forget()
         dear.forget()
-        yield Pair(client, cheap, dear)
+        yield Pair(client, server.admin_address, cheap, dear)
 
 
 @pytest.fixture(params=["best_effort", "require_all"])
@@ -134,6 +147,32 @@ def test_a_row_that_needs_a_second_member_that_is_late_fails_where_all_are_requi
             pair.ask(UNSURE, 1.0, timeout=0.6)
         assert failure.value.member == "dear"
         assert pair.ask(SURE, 1.0).members["dear"].state is MemberState.SKIPPED
+
+
+def test_with_the_second_member_off_sure_rows_are_whole_and_the_others_are_answered_by_the_first(tmp_path: Path) -> None:
+    with serving(tmp_path) as pair:
+        pair.switch_off("dear")
+        assert states(pair.ask(SURE, 1.0)) == {"cheap": "OK", "dear": "SKIPPED"}
+        answer = pair.ask(UNSURE, 1.0)
+        assert states(answer) == {"cheap": "OK", "dear": "OFF"}
+        assert first_chance(answer) == pytest.approx(chance(UNSURE), abs=1e-6)
+
+
+def test_with_the_first_member_off_the_others_answer_in_its_place(tmp_path: Path) -> None:
+    with serving(tmp_path) as pair:
+        pair.switch_off("cheap")
+        answer = pair.ask(SURE, 1.0)
+        assert states(answer) == {"cheap": "OFF", "dear": "OK"}
+        assert first_chance(answer) == pytest.approx(chance(1.0), abs=1e-6)
+
+
+def test_where_all_are_required_a_member_that_is_off_fails_only_the_rows_that_need_it(tmp_path: Path) -> None:
+    with serving(tmp_path, "require_all") as pair:
+        pair.switch_off("dear")
+        assert states(pair.ask(SURE, 1.0)) == {"cheap": "OK", "dear": "SKIPPED"}
+        with pytest.raises(MemberOff) as failure:
+            pair.ask(UNSURE, 1.0)
+        assert failure.value.member == "dear"
 
 
 @pytest.mark.parametrize(

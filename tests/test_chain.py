@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.calls import connect
 from tests.capturing import CapturingDevice
 from tests.models import chance, number, register
 from tests.servers import running, write_ensemble
 from twinfer import Answer, Client
+from twinfer.errors import MemberOff
+from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
+from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
+from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF
 from twinfer_server.device import CpuDevice, Device
 from twinfer_server.ensemble import Ensemble, answer_rows, load_ensemble, warm_up
 from twinfer_server.ensemble.warmup import _WarmUp
@@ -180,6 +186,24 @@ def test_a_member_whose_feeder_fails_fails_with_it_and_says_so(tmp_path: Path, p
             client.infer({"x": number(1.0), "y": number(0.0)})
         encoder.error = None
         assert states(client.infer({"x": number(1.0), "y": number(0.0)})) == {"encoder": "OK", "head": "OK"}
+
+
+def test_with_its_feeder_switched_off_a_member_cannot_answer_either_and_health_says_so(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path, Encoder())
+    with (
+        running(folder, trust_code=True, admin_listen="127.0.0.1:0") as server,
+        Client(server.address, attempts=1) as client,
+        connect(server.address) as channel,
+        connect(server.admin_address) as admin,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        request = admin_pb.SetMemberRequest(member="encoder", switch=MEMBER_SWITCH_OFF)
+        admin_grpc.EnsembleAdminServiceStub(admin).SetMember(request)
+        with pytest.raises(MemberOff) as failure:
+            client.infer({"x": number(1.0), "y": number(0.0)})
+        assert failure.value.member == "encoder"
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_a_member_without_its_feeders_input_has_none_itself(tmp_path: Path) -> None:

@@ -61,7 +61,17 @@ ENSEMBLE: dict[str, Any] = {
         {"name": "image", "kind": "image", "dtype": "DATA_TYPE_FP32", "shape": [1, 8, 8], "members": ["vision"]},
         {"name": "text", "kind": "text", "dtype": "DATA_TYPE_INT64", "shape": [-1], "optional": True, "max_tokens": 32},
     ],
-    "members": [{"name": "vision", "loader": "pt2", "precision": "fp32", "device": "cpu", "parameter_bytes": 2_660}],
+    "members": [
+        {
+            "name": "vision",
+            "loader": "pt2",
+            "precision": "fp32",
+            "device": "cpu",
+            "parameter_bytes": 2_660,
+            "switch": "MEMBER_SWITCH_OFF",
+            "switch_reason": "since 2031: an operator",
+        }
+    ],
     "fusion": {"method": "log_opinion_pool", "weights": {"vision": 0.25, "language": 0.75}},
     "policy": "best_effort",
     "limits": {"max_message_bytes": 33_554_432, "default_timeout": {"seconds": 30}},
@@ -239,6 +249,7 @@ def test_describe_prints_the_ensemble_for_people(service: DigitsService) -> None
     assert "image image vision FP32 [1, 8, 8]" in lines
     assert "text text INT64 [-1] may be left out, at most 32 tokens" in lines
     assert "vision pt2 fp32 cpu 2.7 kB" in lines
+    assert "vision is switched off, since 2031: an operator" in lines
     assert "fusion log_opinion_pool version 0; weights language 0.750, vision 0.250" in lines
     assert "max_message_bytes 33,554,432" in lines
     assert "32 16 lanes lanes 0.25, serial 0.40 vision 0.20 1.60" in lines
@@ -288,7 +299,9 @@ main()
 def test_all_commands_are_shown_without_the_server() -> None:
     done = python(WITHOUT.format(absent={"twinfer_server", "torch", "numpy", "PIL"}), "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(f" {command} " in done.stdout for command in ("infer", "describe", "serve", "validate", "demo", "fit"))
+    assert all(
+        f" {command} " in done.stdout for command in ("infer", "describe", "timeline", "member", "serve", "validate", "demo", "fit")
+    )
 
 
 @pytest.mark.parametrize("command", ["serve", "validate", "demo"])

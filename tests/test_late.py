@@ -57,7 +57,8 @@ def plan(request: pytest.FixtureRequest) -> str:
 def served(request: pytest.FixtureRequest, plan: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     pair = Pair(tmp_path_factory.mktemp("pair"), plan, request.param)
     # The default margin is for a server that need not share its cores with its callers and with other tests.
-    with running(pair.folder, trust_code=True, reply_margin_seconds=0.1) as server:
+    # However long the tests hold the member, it is late and not off.
+    with running(pair.folder, trust_code=True, reply_margin_seconds=0.1, breaker_stall_seconds=3600.0) as server:
         yield Served(pair.stuck, server.address)
 
 
