@@ -30,7 +30,7 @@ from twinfer_server.tuning.pace import Paces, pace
 
 MAX_ROWS = 32
 TOKENS = 64
-ROUNDS = 3
+ROUNDS = 2
 """How often all ways are timed at each number of rows, in turns."""
 WAYS = {
     "fp32 eager": "",

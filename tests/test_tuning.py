@@ -295,3 +295,26 @@ def test_a_member_is_fp32_and_eager_unless_the_file_says_otherwise(tmp_path: Pat
     [member] = load_folder(write_served(tmp_path, "")).members
     assert member.tuned.choice == Choice()
     assert isinstance(member.model.module, Perceptron)
+
+
+class Pointwise(nn.Module):
+    """A convolution of one pixel, whose weights look alike in both layouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(FEATURES, 256, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.convolution(x[:, :, None, None]).flatten(1)
+        return logits
+
+
+def test_members_that_are_cast_share_what_they_have_alike(tmp_path: Path) -> None:
+    lines = ['name = "twins"', "version = 1", 'task = "classification"']
+    for name in ("one", "two"):
+        lines += [f"[members.{name}]", f'model = "{register(Pointwise())}"', 'precision = "bf16"', f"[members.{name}.input.x]"]
+        lines += ['kind = "tensor"', 'dtype = "float32"', f"shape = [{FEATURES}]"]
+    folder = write_ensemble(tmp_path, "\n".join([*lines, "[fusion]", 'method = "weighted_mean"', "[batching]", "max_rows = 4"]))
+    one, two = load_folder(folder).members
+    assert (one.shared_bytes, two.shared_bytes) == (0, FEATURES * 256 * 2)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .comparison.command import compare_command
 from .drafting.command import init_command
 from .errors import InvalidEnsemble
 from .fitting.command import fit_command
@@ -97,6 +98,7 @@ def demo_command(
 
 
 app.command("fit")(fit_command)
+app.command("compare")(compare_command)
 app.command("init")(init_command)
 
 

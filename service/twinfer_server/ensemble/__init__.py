@@ -12,6 +12,7 @@ from .memory import MEGABYTE, MemberMemory, check_budget, measure_memory
 from .plan import Plan
 from .plan_cache import read_times, write_times
 from .run import Run
+from .sampling import make_probe_samples
 from .slot import Slot
 from .times import BucketTimes
 from .trial import Trial, fly_blank, make_blank_row
@@ -40,6 +41,7 @@ __all__ = [
     "fusion_failure",
     "load_ensemble",
     "make_blank_row",
+    "make_probe_samples",
     "measure_memory",
     "pending_members",
     "read_times",

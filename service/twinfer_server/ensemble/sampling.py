@@ -1,8 +1,10 @@
 """Sampling: the made-up samples on which a member's precision and acceleration are tried."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..inputs import FedInput, InputKind
+from ..rows import Samples
 from ..tuning import ProbeSamples
 from .bucket import Bucket
 from .member import Member
@@ -16,13 +18,17 @@ FEW = 3
 """A number of samples that stands for any other; no size that means something else, as 1 does."""
 
 
-def make_probe_samples(member: Member) -> ProbeSamples:
-    """Stage a member's samples in its first slot, which nothing else may use until it is tuned."""
+def make_probe_samples(member: Member, rows: Sequence[Samples] = ()) -> ProbeSamples:
+    """Stage a member's samples in its first slot, which nothing else may use until it is tuned.
+
+    They are those of `rows`, as far as they go and from the first again; without rows they are made up.
+    """
     least = member.samples_per_row if member.has_fixed_samples else 1
     most = max(least, min(member.max_samples, MOST_SAMPLES) // least * least)
     longest, shortest = member.token_sizes[-1], member.token_sizes[0]
     slot = member.slots[0]
-    examples = [tuple(array[:1] for array in member.example(seed, longest)) for seed in range(min(SEEDS, most))]
+    given = [tuple(array[place : place + 1] for array in row) for row in rows for place in range(len(row[0]))]
+    examples = given or [tuple(array[:1] for array in member.example(seed, longest)) for seed in range(min(SEEDS, most))]
     whole = Bucket(most, longest)
     slot.write([examples[number % len(examples)] for number in range(most)], whole)
     slot.copy_in(whole)

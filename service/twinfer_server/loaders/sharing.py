@@ -31,6 +31,8 @@ class SharedStorages:
             return 0
         saved: dict[int, int] = {}
         for tensor in [*module.parameters(), *module.buffers()]:
+            if type(tensor) not in (Tensor, nn.Parameter):
+                continue  # a quantised one is made of several
             if tensor.nbytes < MIN_SHARED_BYTES or tensor.nbytes != tensor.untyped_storage().nbytes():
                 continue
             pointer = tensor.untyped_storage().data_ptr()
@@ -42,5 +44,6 @@ class SharedStorages:
 
 
 def _find_key(tensor: Tensor) -> Key:
-    content = tensor.detach().contiguous().cpu().view(torch.uint8).numpy()
+    # Flat, for the strides of a dimension of 1 mean nothing, and what has channels last has others there.
+    content = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(content.tobytes()).hexdigest(), tensor.dtype, tuple(tensor.shape), tensor.stride()

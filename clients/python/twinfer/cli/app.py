@@ -8,7 +8,7 @@ import typer
 from twinfer.cli.describe import describe
 from twinfer.cli.infer import infer
 from twinfer.cli.operate import fusion, member
-from twinfer.cli.server import FORWARDED, demo, fit, init, serve, validate
+from twinfer.cli.server import FORWARDED, compare, demo, fit, init, serve, validate
 from twinfer.cli.timeline import timeline
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command(context_settings=FORWARDED, add_help_option=False)(serve)
 app.command(context_settings=FORWARDED, add_help_option=False)(validate)
 app.command(context_settings=FORWARDED, add_help_option=False)(demo)
 app.command(context_settings=FORWARDED, add_help_option=False)(fit)
+app.command(context_settings=FORWARDED, add_help_option=False)(compare)
 app.command(context_settings=FORWARDED, add_help_option=False)(init)
 
 

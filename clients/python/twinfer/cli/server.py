@@ -62,6 +62,11 @@ def init(context: typer.Context) -> None:
     _forward("init", context.args)
 
 
+def compare(context: typer.Context) -> None:
+    """Try every precision and acceleration on an ensemble folder (a picture and --data need the `fit` extra)."""
+    _forward("compare", context.args, MODULES | FIT_MODULES)
+
+
 def _forward(command: str, arguments: list[str], modules: frozenset[str] = MODULES, install: str = INSTALL) -> None:
     try:
         status = importlib.import_module("twinfer_server.commands").main([command, *arguments])
