@@ -280,6 +280,39 @@ def test_crops_of_what_a_detector_finds_are_classified_on_the_device(tmp_path: P
         assert [member.fed_by for member in client.describe().members] == [[], ["finder"]]
 
 
+class Shades(nn.Module):
+    """Classifies a crop into one of six shades of grey: logits that are as far apart as its mean brightness."""
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return crops.mean((1, 2, 3)).unsqueeze(-1) * torch.arange(6.0, device=crops.device)
+
+
+def test_a_classifier_of_crops_says_probabilities_even_of_as_many_classes_as_a_box_has_numbers(tmp_path: Path) -> None:
+    toml = 'task = "detection"\nlabels = "labels.txt"\n' + DETECTOR.format(name="finder", model=register(Finder(0.0)))
+    toml += f"""
+        [members.namer]
+        model = "{register(Shades())}"
+        [members.namer.input.crops]
+        kind = "crops"
+        member = "finder"
+        size = [4, 4]
+        max_crops = 2
+        [fusion]
+        method = "classify_crops"
+    """
+    with serving(tmp_path, toml, {"labels.txt": "black\ndark\ndim\nlight\nbright\nwhite\n"}) as client:
+        members = client.infer({"image": picture()}, member_predictions=True).members
+        finder, namer = members["finder"].prediction, members["namer"].prediction
+        assert finder is not None
+        assert namer is not None
+        assert [box.label for box in finder.boxes] == ["black", "dark"]
+        assert namer.boxes == ()
+        assert namer.tensor is not None
+        beliefs = np.frombuffer(namer.tensor.data, "<f4").reshape(namer.tensor.shape)
+        assert beliefs[0] == pytest.approx([1 / 6] * 6)
+        assert beliefs[1] == pytest.approx(torch.arange(6.0).softmax(0).numpy(), abs=1e-5)
+
+
 # --- members that only feed others ----------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from twinfer.v1 import ensemble_service_pb2, error_pb2, tensor_pb2
 from twinfer.v1.ensemble_service_pb2 import Prediction
 
-from ..engine import Description
+from ..engine import Description, MemberDescription
 from ..errors import InvalidInput, InvalidOption, TwinferError, quote
 from ..rows import Answer, Array, Caller, MemberAnswer, Policy, Priority, RawInput, Request
 from .predictions import write_prediction, write_tensor
@@ -138,8 +138,8 @@ def write_answer(answer: Answer, request: Request, description: Description) -> 
         request_id=request.caller.request_id,
         prediction=_write(answer.fused, request, description),
         members=[
-            _write_member(member, name.name, request, description)
-            for member, name in zip(answer.members, description.members, strict=True)
+            _write_member(member, facts, request, description)
+            for member, facts in zip(answer.members, description.members, strict=True)
         ],
         degraded=answer.is_degraded,
         fusion_version=answer.fusion_version,
@@ -157,13 +157,15 @@ def write_answer(answer: Answer, request: Request, description: Description) -> 
     )
 
 
-def _write_member(member: MemberAnswer, name: str, request: Request, description: Description) -> ensemble_service_pb2.MemberResult:
+def _write_member(
+    member: MemberAnswer, facts: MemberDescription, request: Request, description: Description
+) -> ensemble_service_pb2.MemberResult:  # fmt: skip
     return ensemble_service_pb2.MemberResult(
-        name=name,
+        name=facts.name,
         state=int(member.state),  # type: ignore[arg-type]  # the numbers are the contract's own
         weight=member.weight,
         device_time=None if member.device_seconds is None else write_duration(member.device_seconds),
-        prediction=_write_own(member, request, description),
+        prediction=_write_own(member, facts, request, description),
         error=None if member.error is None else write_error(member.error),
         alone_time=None if member.alone_seconds is None else write_duration(member.alone_seconds),
         captured=member.was_captured,
@@ -178,11 +180,13 @@ def _write_influence(member: MemberAnswer, request: Request, description: Descri
     return ensemble_service_pb2.Influence(moved=influence.moved, without=_write(influence.without, request, description))
 
 
-def _write_own(member: MemberAnswer, request: Request, description: Description) -> Prediction | None:
+def _write_own(
+    member: MemberAnswer, facts: MemberDescription, request: Request, description: Description
+) -> Prediction | None:  # fmt: skip
     """Write what the member says by itself; where that is not in the form of the task, as it is."""
     if member.output is None:
         return None
-    is_apart = description.task == "similarity" or (description.task == "detection" and member.output.shape[1:] != (6,))
+    is_apart = description.task == "similarity" or (description.task == "detection" and facts.output != "detections")
     return write_tensor(member.output) if is_apart else _write(member.output, request, description)
 
 
