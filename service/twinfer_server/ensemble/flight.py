@@ -216,8 +216,12 @@ class Flight:
 
     def _weights(self, rows: Sequence[Row]) -> Tensor:
         """Give the rows' weights, float32 [rows, members]: their own, or those of this flight's version of the fusion."""
-        own = self.crew.version.weights
-        return torch.from_numpy(np.stack([own if row.weights is None else row.weights for row in rows]).astype(np.float32))
+        weights = np.empty((len(rows), len(self.crew.members)), dtype=np.float32)
+        weights[:] = self.crew.version.weights
+        for place, row in enumerate(rows):
+            if row.weights is not None:
+                weights[place] = row.weights
+        return torch.from_numpy(weights)
 
     def _gather(self, rows: Sequence[Row], device: torch.device) -> tuple[list[Tensor], NDArray[np.int32]]:
         numbered = {self._numbers[id(row)]: row for row in rows}

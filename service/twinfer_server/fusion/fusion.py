@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +41,27 @@ class Votes:
     values: one float32 [rows, ...] per voter, as `Fusion.read` gives it; an absent voter's rows may hold anything.
     shares: float32 [rows, voters]; 0 for the absent, summing to 1 over the present, all 0 where nobody is.
     counts: int32 [rows, voters]; how many samples a voter has for the row, 0 for the absent.
+    present: bool [rows, voters]; who is there.
     """
 
     values: Sequence[Tensor]
     shares: Tensor
     counts: Tensor
+    present: Tensor
+
+
+class Outcome(Protocol):
+    """Who counts, and how much: all that an answer says of votes, of whatever kind they are."""
+
+    @property
+    def shares(self) -> Tensor:
+        """float32 [rows, voters]."""
+        ...
 
     @property
     def present(self) -> Tensor:
-        """Say who is there, bool [rows, voters]."""
-        return self.counts > 0
+        """Bool [rows, voters]."""
+        ...
 
 
 class Fusion(nn.Module):
@@ -96,10 +108,11 @@ class Fusion(nn.Module):
         """Gather what the voters bring; arguments as in `forward`."""
         counts = self._of_voters(samples.to(torch.int32))
         values = [self.read(member, outputs[member], counts[:, place]) for place, member in enumerate(self.voters)]
-        counts = counts * torch.stack([_is_finite(value) for value in values], dim=-1)
-        return Votes(values, renormalise(self._of_voters(weights), counts > 0), counts)
+        counts = counts * torch.stack([is_finite(value) for value in values], dim=-1)
+        present = counts > 0
+        return Votes(values, renormalise(self._of_voters(weights), present), counts, present)
 
-    def conclude(self, votes: Votes, members: int, prediction: Tensor, disagreement: Tensor | None = None) -> Fused:
+    def conclude(self, votes: Outcome, members: int, prediction: Tensor, disagreement: Tensor | None = None) -> Fused:
         """Put an answer together for an ensemble of `members`; without `disagreement`, float32 [rows], it is NaN."""
         if disagreement is None:
             disagreement = votes.shares.new_full(votes.shares.shape[:1], torch.nan)
@@ -120,6 +133,6 @@ class Fusion(nn.Module):
         return torch.stack([values[:, places[member]] if member in places else nothing for member in range(members)], dim=-1)
 
 
-def _is_finite(values: Tensor) -> Tensor:
+def is_finite(values: Tensor) -> Tensor:
     """Say which rows of float32 [rows, ...] hold only finite numbers: bool [rows]. A NaN compares as false."""
     return values.abs().reshape(len(values), -1).amax(-1).le(MAX_MAGNITUDE)

@@ -1,17 +1,33 @@
 """Fusing opinions: members that hold beliefs about the same classes, or about the same labels."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .disagreement import measure_disagreement
-from .fusion import Fused, Fusion
+from .fusion import Fused, Fusion, is_finite
 from .pool import Pool, sharpen
+from .weights import renormalise
 
 MIN_LOG_PROBABILITY = -87.0
 """What log 0 becomes, near the smallest normal fp32: one member's 0 all but rules a class out, and members that rule
 out every class between them still have a pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opinions:
+    """What the voting members believe of some rows; one column for each of them, in the order of `Fusion.voters`.
+
+    logits: float32 [voters, rows, classes], or [voters, rows, labels, 2], calibrated; an absent voter's rows may hold anything.
+    shares: float32 [rows, voters]; 0 for the absent, summing to 1 over the present, all 0 where nobody is.
+    present: bool [rows, voters]; who is there.
+    """
+
+    logits: Tensor
+    shares: Tensor
+    present: Tensor
 
 
 class OpinionFusion(Fusion):
@@ -36,13 +52,22 @@ class OpinionFusion(Fusion):
 
         A probability below 0, or a label's above 1, becomes NaN, so the row counts as not finite.
         """
+        return self._logits(member, output) / self.temperatures[member]
+
+    def hear_opinions(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> Opinions:
+        """Do what `hear` does for all opinions at once: in as many kernels for several members as for one."""
+        counts = self._of_voters(samples)
+        logits = torch.stack([self._logits(member, outputs[member]) for member in self.voters])
+        logits = logits / self._of_voters(self.temperatures.unsqueeze(0)).view(-1, *[1] * (logits.ndim - 1))
+        present = (counts > 0) & is_finite(logits.flatten(0, 1)).view(len(logits), -1).t()
+        return Opinions(logits, renormalise(self._of_voters(weights), present), present)
+
+    def _logits(self, member: int, output: Tensor) -> Tensor:
         output = output.float()
         if self.kinds[member] == "probabilities":
             beliefs = torch.stack([torch.log1p(-output), output.log()], dim=-1) if self.is_multi_label else output.log()
-            logits = beliefs.clamp_min(MIN_LOG_PROBABILITY)
-        else:
-            logits = torch.stack([torch.zeros_like(output), output], dim=-1) if self.is_multi_label else output
-        return logits / self.temperatures[member]
+            return beliefs.clamp_min(MIN_LOG_PROBABILITY)
+        return torch.stack([torch.zeros_like(output), output], dim=-1) if self.is_multi_label else output
 
     def belief(self, member: int, output: Tensor) -> Tensor:
         """Give the member's calibrated probabilities, float32 [rows, classes or labels]; NaN in a row that is not finite."""
@@ -74,15 +99,14 @@ class PoolFusion(OpinionFusion):
 
     def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> Fused:
         """Pool the members' beliefs; see `Fusion.forward`."""
-        votes = self.hear(outputs, weights, samples)
-        logits = torch.stack(list(votes.values))
-        questions, shares = flatten_questions(logits, votes.shares)
+        votes = self.hear_opinions(outputs, weights, samples)
+        questions, shares = flatten_questions(votes.logits, votes.shares)
         pooled = self.pool(questions, shares)
         if self.sharpness is not None:
             pooled = sharpen(pooled, shares, self.sharpness)
-        beliefs = pooled.exp().view(logits.shape[1:])
+        beliefs = pooled.exp().view(votes.logits.shape[1:])
         prediction = beliefs[..., 1] if self.is_multi_label else beliefs
-        return self.conclude(votes, weights.shape[1], prediction, self.disagree(logits, votes.shares))
+        return self.conclude(votes, weights.shape[1], prediction, self.disagree(votes.logits, votes.shares))
 
 
 def flatten_questions(logits: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

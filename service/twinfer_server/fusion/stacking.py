@@ -62,8 +62,7 @@ class StackingFusion(OpinionFusion):
 
     def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> Fused:
         """Have the head judge the members' opinions; see `Fusion.forward`."""
-        votes = self.hear(outputs, weights, samples)
-        logits = torch.stack(list(votes.values))
-        fused = self.head(stacking_features(logits, votes.shares > 0))
+        votes = self.hear_opinions(outputs, weights, samples)
+        fused = self.head(stacking_features(votes.logits, votes.shares > 0))
         prediction = fused.sigmoid() if self.is_multi_label else fused.softmax(-1)
-        return self.conclude(votes, weights.shape[1], prediction, self.disagree(logits, votes.shares))
+        return self.conclude(votes, weights.shape[1], prediction, self.disagree(votes.logits, votes.shares))
