@@ -32,7 +32,7 @@ def compile_module(module: nn.Module, device: torch.device, samples: ProbeSample
 
     Raises Refused without a compiler, and for modules that torch cannot compile.
     """
-    if isinstance(module, torch.jit.ScriptModule):
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise Refused("torch.compile does not look into TorchScript; save the model with torch.export")
     with _keeping_in(cache):
         _require_compiler()

@@ -1,5 +1,6 @@
 """Pace: how long calls take beside each other, and for what part of a call nobody else may run Python."""
 
+import math
 import statistics
 import threading
 import time
@@ -14,6 +15,9 @@ SECONDS = 1.0
 """How long one comparison may take, unless its `MIN_ROUNDS` take longer."""
 TICK_SECONDS = 0.0005
 CALLS = 3
+
+MEDIANS_ERROR = 1.4826 * 1.2533
+"""From the median deviation to the standard one, and from the error of a mean to that of a median, for normal scatter."""
 
 Call = Callable[[], object]
 
@@ -30,10 +34,11 @@ class Paces:
         return [statistics.median(times) for times in self.seconds]
 
     def ratio(self, over: int, under: int) -> tuple[float, float]:
-        """Give the time of one call over that of another, the median of the rounds, and how far the rounds lie around it."""
+        """Give the time of one call over that of another, the median of the rounds, and the standard error of that median."""
         ratios = [one / other for one, other in zip(self.seconds[over], self.seconds[under], strict=True)]
         middle = statistics.median(ratios)
-        return middle, statistics.median(abs(ratio - middle) for ratio in ratios)
+        scatter = statistics.median(abs(ratio - middle) for ratio in ratios)
+        return middle, MEDIANS_ERROR * scatter / math.sqrt(len(ratios))
 
 
 def pace(calls: Sequence[Call], device: torch.device) -> Paces:

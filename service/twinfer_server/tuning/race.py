@@ -20,14 +20,14 @@ class Race:
     """How a converted model did.
 
     By number of samples, `seconds` are the medians of its calls, `reference_seconds` those of fp32 eager beside it, and `speed_ups`
-    how many times as fast it was, as the median of pairs; `scatters` is how far the pairs lie around that. `held` is the part of a
+    how many times as fast it was, as the median of pairs; `errors` are the standard errors of those. `held` is the part of a
     call in which no other thread may run Python, 0 to 1.
     """
 
     seconds: Mapping[int, float]
     reference_seconds: Mapping[int, float]
     speed_ups: Mapping[int, float]
-    scatters: Mapping[int, float]
+    errors: Mapping[int, float]
     held: float
 
     @property
@@ -45,14 +45,14 @@ def judge(reference: LoadedModel, converted: LoadedModel, samples: ProbeSamples,
 
 def run_race(reference: LoadedModel, converted: LoadedModel, samples: ProbeSamples, device: torch.device) -> Race:
     """Time both in turns at one sample and at the most; nothing else may compute meanwhile."""
-    seconds, reference_seconds, speed_ups, scatters, held = {}, {}, {}, {}, 0.0
+    seconds, reference_seconds, speed_ups, errors, held = {}, {}, {}, {}, 0.0
     for count in samples.paced:
         paces = pace([_call(model, samples, count) for model in (reference, converted)], device)
         reference_seconds[count], seconds[count] = paces.medians
-        speed_ups[count], scatters[count] = paces.ratio(0, 1)
+        speed_ups[count], errors[count] = paces.ratio(0, 1)
         if device.type == "cpu" and seconds[count] > LONG_ENOUGH_SECONDS:
             held = max(held, hold_share(_call(converted, samples, count)))
-    return Race(seconds, reference_seconds, speed_ups, scatters, held)
+    return Race(seconds, reference_seconds, speed_ups, errors, held)
 
 
 def _call(model: LoadedModel, samples: ProbeSamples, count: int) -> Callable[[], object]:

@@ -163,7 +163,7 @@ def _require_worth(trial: Trial, tolerance: float, best: Tuned) -> None:
     for count, ratio in race.speed_ups.items():
         if ratio * WORTH_A_SWITCH < 1:
             raise Refused(f"it is {ratio:.2f} times as fast as fp32 eager at {count} samples")
-    if race.speed_up - max(race.scatters.values()) < WORTH_A_SWITCH:
+    if race.speed_up - max(race.errors.values()) < WORTH_A_SWITCH:
         raise Refused(f"it is {race.speed_up:.2f} times as fast as fp32 eager, which may be chance")
     if race.speed_up <= best.speed_up:
         raise Refused(f"{best.choice} is faster")
