@@ -1,5 +1,6 @@
 """The command line: what it prints, what it exits with, and what it does without."""
 
+import base64
 import json
 import os
 import subprocess
@@ -52,6 +53,28 @@ ANSWER = ensemble_service_pb2.InferResponse(
     timings={"total": {"nanos": 2_000_000}, "flight_rows": 4, "overlap_ratio": 1.5},
 )
 
+EXPLAINED = ensemble_service_pb2.InferResponse(
+    ensemble="digits",
+    prediction={"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": 0.75}]}},
+    members=[
+        {
+            "name": name,
+            "state": "MEMBER_STATE_OK",
+            "weight": weight,
+            "prediction": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": belief}]}},
+            "influence": {
+                "moved": moved,
+                "without": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": without}]}},
+            },
+        }
+        for name, weight, belief, moved, without in (("vision", 0.25, 0.375, 0.125, 0.875), ("language", 0.75, 0.875, 0.375, 0.375))
+    ],
+    fusion_version=7,
+)
+TENSOR = ensemble_service_pb2.InferResponse(
+    prediction={"tensor": {"dtype": "DATA_TYPE_FP32", "shape": [2], "data": np.array([0.5, -2.0], "<f4").tobytes()}}
+)
+
 ENSEMBLE: dict[str, Any] = {
     "name": "digits",
     "version": 3,
@@ -94,6 +117,7 @@ class DigitsService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
     def __init__(self) -> None:
         self.requests: list[ensemble_service_pb2.InferRequest] = []
         self.address = ""
+        self.answer = ANSWER
 
     def Infer(self, request: ensemble_service_pb2.InferRequest, context: grpc.ServicerContext) -> Any:
         self.requests.append(request)
@@ -101,7 +125,7 @@ class DigitsService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
             error = error_pb2.Error(code=3, reason="REASON_INVALID_INPUT", stage="STAGE_DECODE", text="inputs['text']: no")
             context.set_trailing_metadata((("twinfer-error-bin", error.SerializeToString()),))
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.text)
-        return ANSWER
+        return self.answer
 
     def GetEnsemble(self, request: ensemble_service_pb2.GetEnsembleRequest, context: grpc.ServicerContext) -> Any:
         return ensemble_service_pb2.GetEnsembleResponse(ensemble=ENSEMBLE)
@@ -164,6 +188,35 @@ def test_infer_prints_one_json_object_for_programs(service: DigitsService) -> No
     assert answer["members"][1]["error"]["reason"] == "MEMBER_LATE"
     assert answer["timings"] == {"total_ms": 2.0, "flight_rows": 4, "overlap_ratio": 1.5, "plan": ""}
     assert result.stderr == ""
+
+
+def test_infer_explains_the_answer_member_by_member(service: DigitsService) -> None:
+    service.answer = EXPLAINED
+    result = run("infer", "--text", "fve", "--server", service.address, "--explain")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert service.requests[0].options.explain
+    assert lines[0] == "bee 0.7500"
+    assert "member state weight device says moved without it" in lines
+    assert "vision OK 0.250 bee 0.3750 0.1250 bee 0.8750" in lines
+    assert "language OK 0.750 bee 0.8750 0.3750 bee 0.3750" in lines
+    assert lines[-1] == "digits version 0, fusion version 7"
+
+
+def test_an_explained_answer_is_json_too(service: DigitsService) -> None:
+    service.answer = EXPLAINED
+    answer = json.loads(run("infer", "--text", "fve", "--server", service.address, "--explain", "--json").stdout)
+    assert answer["fusion_version"] == 7
+    assert answer["members"][0]["influence"]["moved"] == 0.125
+    assert answer["members"][0]["influence"]["without"]["multi_label"]["labels"][0]["probability"] == 0.875
+
+
+def test_a_tensor_is_base64_for_programs_and_its_first_numbers_for_people(service: DigitsService) -> None:
+    service.answer = TENSOR
+    answer = json.loads(run("infer", "--text", "fve", "--server", service.address, "--json").stdout)
+    tensor = answer["prediction"]["tensor"]
+    assert (tensor["dtype"], tensor["shape"]) == ("FP32", [2])
+    assert np.frombuffer(base64.b64decode(tensor["data"]), "<f4").tolist() == [0.5, -2.0]
+    assert run("infer", "--text", "fve", "--server", service.address).stdout.startswith("tensor [2]: 0.5000, -2.0000\n")
 
 
 def test_infer_reads_the_image_from_stdin(service: DigitsService) -> None:

@@ -42,10 +42,20 @@ def test_a_change_that_the_server_refuses_ends_with_1_and_the_reason(server: Run
     assert json.loads(late.stdout)["error"]["reason"] == "FUSION_VERSION"
 
 
-def test_what_is_no_number_never_leaves(server: RunningServer) -> None:
-    result = operate(server, "fusion", "update", "--weight", "left=much")
+@pytest.mark.parametrize(
+    ("numbers", "said"), [(["left=much"], "'left=much' is not MEMBER=NUMBER"), (["left=1", "left=2"], "'left' is given twice")]
+)
+def test_what_is_no_number_or_a_second_one_never_leaves(server: RunningServer, numbers: list[str], said: str) -> None:
+    result = operate(server, "fusion", "update", *(argument for number in numbers for argument in ("--weight", number)))
     assert result.exit_code == 2
-    assert "'left=much' is not MEMBER=NUMBER" in result.stderr
+    assert said in result.stderr
+
+
+def test_whoever_may_call_may_see_the_fusion(server: RunningServer) -> None:
+    operate(server, "fusion", "update", "--weight", "left=3", "--weight", "right=1")
+    shown = [CliRunner().invoke(app, ["fusion", "show", "--server", server.address, *options]) for options in ([], ["--json"])]
+    assert shown[0].stdout.startswith("fusion weighted_mean version 2; weights left 0.750, right 0.250; ")
+    assert json.loads(shown[1].stdout)["weights"] == {"left": 0.75, "right": 0.25}
 
 
 def test_a_member_is_switched_off_and_on(server: RunningServer) -> None:

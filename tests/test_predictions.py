@@ -47,9 +47,9 @@ def test_vectors_and_tensors_come_as_they_are() -> None:
 
 SHOWN = {
     "classification": ([0.25, 0.75], "bee  0.7500"),
-    "multi_label": ([0.25, 0.75], "bee  0.7500, of 2 labels shown"),
+    "multi_label": ([0.25, 0.75], "bee  0.7500, ant  0.2500"),
     "similarity": ([[0.5, 0.25], [0.75, 0.5]], "nearest bee  cosine 0.7500, probability 0.5000"),
-    "detection": ([[0, 0, 1, 1, 0.5, 1]], "1 boxes"),
+    "detection": ([[0, 0, 1, 1, 0.5, 1]] * 5, "bee  0.5000, bee  0.5000, bee  0.5000, 2 more"),
     "embedding": ([0.5] * 9, "9 values: " + ", ".join(["0.5000"] * 8) + ", ..."),
     "tensor": ([[0.5, 1.0]], "tensor [1, 2]: 0.5000, 1.0000"),
 }
@@ -63,3 +63,7 @@ def test_people_are_shown_every_task(task: str) -> None:
     for columns, rows in tables(prediction):
         assert all(len(row) == len(columns) for row in rows)
     assert bool(list(tables(prediction))) == (task not in ("embedding", "tensor"))
+
+
+def test_people_are_told_that_nothing_was_found() -> None:
+    assert says(read("detection", [[0, 0, 0, 0, 0, 0]])) == "no boxes"

@@ -1,4 +1,4 @@
-"""`twinfer fusion` and `twinfer member`: what operators change on a running server, over its --admin-listen address."""
+"""`twinfer fusion` and `twinfer member`: what operators see and change on a running server, over its --admin-listen address."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +9,9 @@ import typer
 
 from twinfer import channel
 from twinfer.cli.describe import describe_fusion
-from twinfer.cli.options import Json, failures_reported
+from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
 from twinfer.cli.report import plain, print_json
+from twinfer.client import Client
 from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
 from twinfer.v1 import ensemble_pb2
@@ -23,14 +24,34 @@ fusion = typer.Typer(help="Change how the members' outputs become one, while the
 member = typer.Typer(help="Switch members off and on, while the server answers.", no_args_is_help=True)
 
 Admin = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's --admin-listen address.")]
-Numbers = Annotated[list[str] | None, typer.Option(metavar="MEMBER=NUMBER", help="Repeatable; members left out: see the contract.")]
+NUMBER = "MEMBER=NUMBER"
+
+
+@fusion.command("show")
+def show(
+    server: Server = DEFAULT_SERVER,
+    timeout: Timeout = DEFAULT_TIMEOUT,  # type: ignore[assignment] # typer sends defaults through the parser too
+    as_json: Json = False,
+) -> None:
+    """Show the fusion that is in use. Callers may ask that, so it goes to the address that `twinfer infer` takes."""
+    with failures_reported(as_json), Client(server) as client:
+        ensemble = client.describe(timeout=timeout)
+    _show(ensemble.fusion, as_json)
 
 
 @fusion.command("update")
 def update(
     server: Admin,
-    weight: Numbers = None,
-    temperature: Numbers = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=NUMBER, help="A member's weight, once for each; members that are left out weigh 0. None: as they are."
+        ),
+    ] = None,
+    temperature: Annotated[
+        list[str] | None,
+        typer.Option(metavar=NUMBER, help="A member's temperature, once for each; those left out are 1. None: as they are."),
+    ] = None,
     method: Annotated[str, typer.Option(help="Another method.")] = "",
     fitted: Annotated[bool, typer.Option("--fitted", help="What `twinfer fit` has written into the ensemble's folder.")] = False,
     expected_version: Annotated[int, typer.Option(min=0, help="Fail if another version is in use by now; 0: any.")] = 0,
@@ -102,11 +123,13 @@ def _stub(server: str) -> Iterator[Any]:
 
 
 def _read_numbers(option: str, texts: list[str] | None) -> dict[str, float]:
-    numbers = {}
+    numbers: dict[str, float] = {}
     for text in texts or []:
         name, _, value = text.partition("=")
+        if name in numbers:
+            raise typer.BadParameter(f"{name[:60]!r} is given twice.", param_hint=option)
         try:
             numbers[name] = float(value)
         except ValueError:
-            raise typer.BadParameter(f"{text[:60]!r} is not MEMBER=NUMBER.", param_hint=option) from None
+            raise typer.BadParameter(f"{text[:60]!r} is not {NUMBER}.", param_hint=option) from None
     return numbers

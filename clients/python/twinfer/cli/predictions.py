@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from twinfer.answers import Prediction
 
 SHOWN = 8
+"""Of a vector's numbers, on one line."""
+NAMED = 3
+"""Of labels and boxes, on one line."""
 Table = tuple[list[str], list[list[str]]]
 """The columns' names, and the rows."""
 
@@ -15,8 +18,7 @@ def says(prediction: Prediction) -> str:
     if prediction.classes:
         return f"{prediction.label or prediction.best.index}  {prediction.probability:.4f}"
     if prediction.labels:
-        best = prediction.labels[0]
-        return f"{best.label or best.index}  {best.probability:.4f}, of {len(prediction.labels)} labels shown"
+        return _best((label.label or label.index, label.probability) for label in prediction.labels)
     if prediction.matches:
         nearest = max(prediction.matches, key=lambda one: one.cosine)
         return f"nearest {nearest.label or nearest.index}  cosine {nearest.cosine:.4f}, probability {nearest.probability:.4f}"
@@ -24,7 +26,7 @@ def says(prediction: Prediction) -> str:
         return f"tensor {list(prediction.tensor.shape)}: {_head(array.array('f', prediction.tensor.data))}"
     if prediction.embedding:
         return f"{len(prediction.embedding)} values: {_head(prediction.embedding)}"
-    return f"{len(prediction.boxes)} boxes"
+    return _best((box.label or box.index, box.score) for box in prediction.boxes) or "no boxes"
 
 
 def tables(prediction: Prediction) -> Iterator[Table]:
@@ -42,6 +44,11 @@ def tables(prediction: Prediction) -> Iterator[Table]:
 
 def _numbers(box: object) -> Iterable[str]:
     return [f"{getattr(box, name):.4f}" for name in ("score", "x_min", "y_min", "x_max", "y_max")]
+
+
+def _best(scored: Iterable[tuple[str | int, float]]) -> str:
+    named = [f"{name}  {score:.4f}" for name, score in scored]
+    return ", ".join(named[:NAMED]) + f", {len(named) - NAMED} more" * (len(named) > NAMED)
 
 
 def _head(values: Sequence[float]) -> str:

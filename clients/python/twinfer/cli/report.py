@@ -1,5 +1,6 @@
 """What the commands print: one JSON object, or tables for people."""
 
+import base64
 import json
 from collections.abc import Iterable, MutableMapping, MutableSequence
 from typing import Any
@@ -44,8 +45,8 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 def plain(message: Message) -> dict[str, Any]:
     """Return a message of the contract as plain values under the contract's names; unset optional fields are left out.
 
-    Unlike protobuf's own JSON: integers stay integers, enums are named without their prefix, and a span becomes
-    milliseconds under its name with `_ms` at the end.
+    Like protobuf's own JSON: bytes, such as a tensor's, become base64. Unlike it: integers stay integers, enums are named without
+    their prefix, and a span becomes milliseconds under its name with `_ms` at the end.
     """
     values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
@@ -73,6 +74,8 @@ def _plain_value(field: Any, value: Any) -> Any:
         return value.ToNanoseconds() / 1e6
     if isinstance(value, Message):
         return plain(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if field.enum_type is not None:
         return _enum_name(field.enum_type, value)
     return value
