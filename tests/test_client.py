@@ -20,7 +20,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from PIL import Image
 
 import twinfer
-from twinfer import AsyncClient, Client, MemberState, Outcome, Reason, Stage, errors, make_request
+from twinfer import (
+    AsyncClient,
+    Client,
+    Influence,
+    MemberState,
+    Outcome,
+    Prediction,
+    Reason,
+    ScoredClass,
+    Stage,
+    Tensor,
+    errors,
+    make_request,
+)
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2, ensemble_service_pb2_grpc, error_pb2, tensor_pb2
 from twinfer_server import errors as server_errors
 
@@ -68,7 +81,13 @@ class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
 
     def GetEnsemble(self, request: ensemble_service_pb2.GetEnsembleRequest, context: Context) -> Any:
         self.seconds_left.append(context.time_remaining())
-        return ensemble_service_pb2.GetEnsembleResponse(ensemble=ensemble_pb2.Ensemble(name="digits", labels=["zero"]))
+        ensemble = ensemble_pb2.Ensemble(
+            name="digits",
+            labels=["zero"],
+            fusion={"version": 7, "temperatures": {"vision": 2.0}, "fitted": True},
+            cascade={"first": "vision", "gate": 0.75},
+        )
+        return ensemble_service_pb2.GetEnsembleResponse(ensemble=ensemble)
 
 
 def stream_answer(request_id: str) -> ensemble_service_pb2.InferStreamResponse:
@@ -225,6 +244,26 @@ def test_an_answer_reads_as_plain_values(caller: Caller) -> None:
     assert answer.message == ANSWER
 
 
+def test_an_explained_answer_reads_as_plain_values(caller: Caller) -> None:
+    two, one = [{"index": 0, "probability": 0.5}, {"index": 1, "probability": 0.5}], [{"index": 1, "probability": 0.75}]
+    explained = ensemble_service_pb2.InferResponse(
+        prediction={"multi_label": {"labels": two}},
+        members=[
+            {"name": "vision", "prediction": {"tensor": {"dtype": "DATA_TYPE_FP32", "shape": [1, 2], "data": b"\0" * 8}}},
+            {"name": "language", "influence": {"moved": 0.25, "without": {"multi_label": {"labels": one}}}},
+        ],
+        fusion_version=7,
+    )
+    with serving(ScriptedService(lambda request, context: explained)) as address:
+        answer = caller.infer(address, explain=True)
+    assert answer.fusion_version == 7
+    assert [label.probability for label in answer.prediction.labels] == [0.5, 0.5]
+    vision, language = answer.members.values()
+    assert vision.prediction == Prediction(tensor=Tensor((1, 2), b"\0" * 8))
+    assert vision.influence is None
+    assert language.influence == Influence(0.25, Prediction(labels=(ScoredClass(1, "", 0.75),)))
+
+
 def test_an_embedding_has_no_label() -> None:
     answer = twinfer.Answer.from_message(ensemble_service_pb2.InferResponse(prediction={"embedding": {"values": [1.0, 0.5]}}))
     assert answer.embedding == (1.0, 0.5)
@@ -241,6 +280,7 @@ def test_describe_returns_the_ensemble(caller: Caller) -> None:
     with serving(ScriptedService()) as address:
         ensemble = caller.call("describe", address)
     assert (ensemble.name, list(ensemble.labels)) == ("digits", ["zero"])
+    assert (ensemble.fusion.version, dict(ensemble.fusion.temperatures), ensemble.cascade.first) == (7, {"vision": 2.0}, "vision")
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -349,6 +389,7 @@ def test_every_option_arrives(caller: Caller) -> None:
             priority="high",
             top_k=2,
             member_predictions=True,
+            explain=True,
             fusion_weights={"vision": 1.0},
         )
     assert service.requests == [
@@ -362,6 +403,7 @@ def test_every_option_arrives(caller: Caller) -> None:
                 "priority": "PRIORITY_HIGH",
                 "top_k": 2,
                 "member_predictions": True,
+                "explain": True,
                 "fusion_weights": {"vision": 1.0},
             },
         )

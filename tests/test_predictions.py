@@ -1,11 +1,18 @@
 """Predictions of every task: from arrays to messages, and from messages to the client's plain values."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from tests.fusions import UNTIMED
 from twinfer import DetectedBox, Prediction, ScoredClass, ScoredMatch, Tensor
 from twinfer.cli.predictions import says, tables
+from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
 from twinfer_server.rpc.predictions import write_prediction, write_tensor
 
 LABELS = ("ant", "bee", "cat")
@@ -45,6 +52,56 @@ def test_vectors_and_tensors_come_as_they_are() -> None:
     assert read("tensor", values).tensor == Prediction.from_message(write_tensor(values)).tensor == expected
 
 
+# --- whatever the numbers are -------------------------------------------------------------------------------------------
+
+CHANCES = arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 1, width=32))
+PAIRS = arrays(np.float32, st.tuples(st.integers(1, 12), st.just(2)), elements=st.floats(-1, 1, width=32))
+BOXES = arrays(np.float32, st.tuples(st.integers(1, 12), st.just(6)), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+NUMBERS = arrays(np.float32, array_shapes(min_dims=0, max_dims=4, min_side=0), elements=st.floats(width=32, allow_nan=False))
+
+
+def best_first(values: Sequence[float], top_k: int) -> list[int]:
+    """List the places of the best values; of equal ones the first."""
+    return sorted(range(len(values)), key=lambda place: -values[place])[: top_k or 5]
+
+
+@UNTIMED
+@given(values=CHANCES, top_k=st.integers(0, 40))
+def test_the_best_classes_and_labels_come_whatever_the_chances(values: NDArray[np.float32], top_k: int) -> None:
+    expected = tuple(ScoredClass(place, "", float(values[place])) for place in best_first(values.tolist(), top_k))
+    assert read("classification", values, labels=(), top_k=top_k).classes == expected
+    assert read("multi_label", values, labels=(), top_k=top_k).labels == expected
+
+
+@UNTIMED
+@given(values=PAIRS, top_k=st.integers(0, 12))
+def test_likenesses_keep_the_requests_order_or_the_best_come_first(values: NDArray[np.float32], top_k: int) -> None:
+    matches = tuple(ScoredMatch(place, "", cosine, chance) for place, (cosine, chance) in enumerate(values.tolist()))
+    assert read("similarity", values, labels=(), top_k=top_k, is_ranked=False).matches == matches
+    best = tuple(matches[place] for place in best_first(values[:, 0].tolist(), top_k))
+    assert read("similarity", values, labels=(), top_k=top_k).matches == best
+
+
+@UNTIMED
+@given(values=BOXES)
+def test_no_box_is_lost_or_made_up(values: NDArray[np.float32]) -> None:
+    boxes = read("detection", values).boxes
+    found = [[box.x_min, box.y_min, box.x_max, box.y_max, box.score, float(box.index)] for box in boxes]
+    assert found == [[*box[:5], float(int(box[5]))] for box in values.tolist() if box[4] > 0]
+
+
+@UNTIMED
+@given(values=NUMBERS)
+def test_tensors_of_any_shape_come_as_they_are(values: NDArray[np.float32]) -> None:
+    for sent in (values, values.T):  # the latter does not lie row by row
+        tensor = Prediction.from_message(write_tensor(sent)).tensor
+        assert tensor is not None
+        assert tensor.shape == sent.shape
+        np.testing.assert_array_equal(np.frombuffer(tensor.data, "<f4").reshape(tensor.shape), sent)
+
+
+# --- shown --------------------------------------------------------------------------------------------------------------
+
 SHOWN = {
     "classification": ([0.25, 0.75], "bee  0.7500"),
     "multi_label": ([0.25, 0.75], "bee  0.7500, ant  0.2500"),
@@ -67,3 +124,11 @@ def test_people_are_shown_every_task(task: str) -> None:
 
 def test_people_are_told_that_nothing_was_found() -> None:
     assert says(read("detection", [[0, 0, 0, 0, 0, 0]])) == "no boxes"
+
+
+def test_no_task_of_the_contract_is_forgotten() -> None:
+    assert {f"TASK_{task.upper()}" for task in SHOWN} == set(ensemble_pb2.Task.keys()) - {"TASK_UNSPECIFIED"}
+    kinds = {
+        write_prediction(task, np.array(values, np.float32), LABELS, 0).WhichOneof("task") for task, (values, _) in SHOWN.items()
+    }
+    assert kinds == {field.name for field in ensemble_service_pb2.Prediction.DESCRIPTOR.oneofs_by_name["task"].fields}

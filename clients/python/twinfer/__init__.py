@@ -4,21 +4,10 @@ It needs grpcio and protobuf, and nothing else.
 """
 
 from twinfer.aio import AsyncClient
-from twinfer.answers import (
-    Answer,
-    DetectedBox,
-    Influence,
-    MemberAnswer,
-    MemberState,
-    Outcome,
-    Prediction,
-    ScoredClass,
-    ScoredMatch,
-    Tensor,
-    Timings,
-)
+from twinfer.answers import Answer, Influence, MemberAnswer, MemberState, Outcome, Timings
 from twinfer.client import Client
 from twinfer.errors import Reason, Stage, TwinferError
+from twinfer.predictions import DetectedBox, Prediction, ScoredClass, ScoredMatch, Tensor
 from twinfer.requests import make_request
 
 __all__ = [

@@ -1,6 +1,6 @@
 """What the service answers, as plain frozen values; `Answer.message` is what came over the wire."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
@@ -8,6 +8,7 @@ from typing import Self
 from google.protobuf.duration_pb2 import Duration
 
 from twinfer.errors import TwinferError
+from twinfer.predictions import Prediction
 from twinfer.statuses import error_from_message
 from twinfer.v1 import ensemble_service_pb2
 
@@ -22,96 +23,6 @@ class MemberState(StrEnum):
     SKIPPED = "SKIPPED"
     OFF = "OFF"
     NO_INPUT = "NO_INPUT"
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredClass:
-    """A class and its probability, 0 to 1; `label` is empty where the ensemble has none."""
-
-    index: int
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredMatch:
-    """How alike the query is to one of the samples it was compared with; `label` is empty for a sample of the request."""
-
-    index: int
-    label: str
-    cosine: float
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class DetectedBox:
-    """A box around an object; coordinates are parts of the image's width and height, 0 to 1, from its upper left corner."""
-
-    x_min: float
-    y_min: float
-    x_max: float
-    y_max: float
-    score: float
-    index: int
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A float32 tensor: little-endian bytes, row by row, as `numpy.frombuffer(data, "<f4").reshape(shape)` reads them."""
-
-    shape: tuple[int, ...]
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """A prediction, fused or a member's own; what belongs to another task is empty.
-
-    Classification: `classes`, most probable first. Multi-label: `labels`, likewise. Similarity: `matches`. Detection: `boxes`,
-    highest score first.
-    """
-
-    classes: tuple[ScoredClass, ...] = ()
-    embedding: tuple[float, ...] = ()
-    labels: tuple[ScoredClass, ...] = ()
-    matches: tuple[ScoredMatch, ...] = ()
-    boxes: tuple[DetectedBox, ...] = ()
-    tensor: Tensor | None = None
-
-    @classmethod
-    def from_message(cls, message: ensemble_service_pb2.Prediction) -> Self:
-        """Return the prediction that a message holds."""
-        match message.WhichOneof("task"):
-            case "classification":
-                return cls(classes=_scored(message.classification.classes))
-            case "multi_label":
-                return cls(labels=_scored(message.multi_label.labels))
-            case "similarity":
-                found = message.similarity.matches
-                return cls(matches=tuple(ScoredMatch(one.index, one.label, one.cosine, one.probability) for one in found))
-            case "detections":
-                return cls(boxes=tuple(_box(box) for box in message.detections.boxes))
-            case "tensor":
-                return cls(tensor=Tensor(tuple(message.tensor.shape), message.tensor.data))
-        return cls(embedding=tuple(message.embedding.values))
-
-    @property
-    def best(self) -> ScoredClass:
-        """The most probable class. Raises LookupError if the prediction is not a classification."""
-        if not self.classes:
-            raise LookupError("the prediction has no classes; an embedding stands in `embedding`.")
-        return self.classes[0]
-
-    @property
-    def label(self) -> str:
-        """The most probable class's label."""
-        return self.best.label
-
-    @property
-    def probability(self) -> float:
-        """The most probable class's probability."""
-        return self.best.probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +50,8 @@ class MemberAnswer:
     device_ms: float | None
     # What it takes with nothing beside it, as measured at warm-up; None if it did not fly.
     alone_ms: float | None
-    # Its own prediction, if `member_predictions` was asked for and it has one.
+    # Its own prediction, if `member_predictions` or `explain` was asked for and it has one: the task's, or, where its part is
+    # another one (an embedding to compare, probabilities of crops), a tensor.
     prediction: Prediction | None
     # Why it has no output, if it is FAILED, LATE or OFF. Not raised: the answer stands without it.
     error: TwinferError | None
@@ -261,14 +173,6 @@ class Outcome:
         if isinstance(self.result, TwinferError):
             raise self.result
         return self.result
-
-
-def _scored(classes: Iterable[ensemble_service_pb2.ScoredClass]) -> tuple[ScoredClass, ...]:
-    return tuple(ScoredClass(scored.index, scored.label, scored.probability) for scored in classes)
-
-
-def _box(box: ensemble_service_pb2.DetectedBox) -> DetectedBox:
-    return DetectedBox(box.x_min, box.y_min, box.x_max, box.y_max, box.score, box.index, box.label)
 
 
 def _milliseconds(span: Duration) -> float:

@@ -3,7 +3,7 @@
 import array
 from collections.abc import Iterable, Iterator, Sequence
 
-from twinfer.answers import Prediction
+from twinfer.predictions import Prediction
 
 SHOWN = 8
 """Of a vector's numbers, on one line."""
