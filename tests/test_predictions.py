@@ -13,14 +13,14 @@ from tests.fusions import UNTIMED
 from twinfer import DetectedBox, Prediction, ScoredClass, ScoredMatch, Tensor
 from twinfer.cli.predictions import says, tables
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
-from twinfer_server.rpc.predictions import write_prediction, write_tensor
+from twinfer_server.rpc.predictions import write_matches, write_prediction, write_tensor
 
 LABELS = ("ant", "bee", "cat")
 
 
 def read(task: str, values: object, labels: tuple[str, ...] = LABELS, top_k: int = 0, is_ranked: bool = True) -> Prediction:
     array: NDArray[np.float32] = np.array(values, dtype=np.float32)
-    return Prediction.from_message(write_prediction(task, array, labels, top_k, is_ranked=is_ranked))
+    return Prediction.from_message(write_prediction(task, array, labels, top_k) if is_ranked else write_matches(array))
 
 
 def test_classes_and_labels_come_best_first_as_many_as_asked_for() -> None:

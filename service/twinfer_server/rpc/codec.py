@@ -14,8 +14,8 @@ from twinfer.v1.ensemble_service_pb2 import Prediction
 
 from ..engine import Description, MemberDescription
 from ..errors import InvalidInput, InvalidOption, TwinferError, quote
-from ..rows import Answer, Array, Caller, MemberAnswer, Policy, Priority, RawInput, Request
-from .predictions import write_prediction, write_tensor
+from ..rows import Answer, Array, Caller, Influence, MemberAnswer, Policy, Priority, RawInput, Request
+from .predictions import write_matches, write_prediction, write_tensor
 
 E = TypeVar("E", Policy, Priority)
 
@@ -165,34 +165,28 @@ def _write_member(
         state=int(member.state),  # type: ignore[arg-type]  # the numbers are the contract's own
         weight=member.weight,
         device_time=None if member.device_seconds is None else write_duration(member.device_seconds),
-        prediction=_write_own(member, facts, request, description),
+        prediction=None if member.output is None else _write_own(member.output, facts, request, description),
         error=None if member.error is None else write_error(member.error),
         alone_time=None if member.alone_seconds is None else write_duration(member.alone_seconds),
         captured=member.was_captured,
-        influence=_write_influence(member, request, description),
+        influence=None if member.influence is None else _write_influence(member.influence, request, description),
     )
 
 
-def _write_influence(member: MemberAnswer, request: Request, description: Description) -> ensemble_service_pb2.Influence | None:
-    influence = member.influence
-    if influence is None:
-        return None
+def _write_influence(influence: Influence, request: Request, description: Description) -> ensemble_service_pb2.Influence:
     return ensemble_service_pb2.Influence(moved=influence.moved, without=_write(influence.without, request, description))
 
 
-def _write_own(
-    member: MemberAnswer, facts: MemberDescription, request: Request, description: Description
-) -> Prediction | None:  # fmt: skip
-    """Write what the member says by itself; where that is not in the form of the task, as it is."""
-    if member.output is None:
-        return None
+def _write_own(output: NDArray[np.float32], facts: MemberDescription, request: Request, description: Description) -> Prediction:
+    """Write what a member says by itself; where that is not in the form of the task, as it is."""
     is_apart = description.task == "similarity" or (description.task == "detection" and facts.output != "detections")
-    return write_tensor(member.output) if is_apart else _write(member.output, request, description)
+    return write_tensor(output) if is_apart else _write(output, request, description)
 
 
 def _write(values: NDArray[np.float32], request: Request, description: Description) -> Prediction:
-    is_ranked = description.compared not in request.inputs
-    return write_prediction(description.task, values, description.labels, request.top_k, is_ranked=is_ranked)
+    if description.task == "similarity" and description.compared in request.inputs:
+        return write_matches(values)
+    return write_prediction(description.task, values, description.labels, request.top_k)
 
 
 def write_error(error: TwinferError) -> error_pb2.Error:
@@ -209,4 +203,6 @@ def write_error(error: TwinferError) -> error_pb2.Error:
 def write_duration(seconds: float) -> Duration:
     """Turn seconds into a Duration, to the nanosecond."""
     nanos = round(seconds * 1e9)
+    if 0 <= nanos < 1_000_000_000:  # nearly all of an answer's nine or so; a quarter faster than with two fields
+        return Duration(nanos=nanos)
     return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)

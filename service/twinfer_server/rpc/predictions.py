@@ -24,15 +24,14 @@ Values = NDArray[np.float32]
 Labels = Sequence[str]
 
 
-def write_prediction(task: str, values: Values, labels: Labels, top_k: int, *, is_ranked: bool = True) -> Prediction:
-    """Turn a fused prediction, or a member's in the same form, into its message.
-
-    `labels` are the ensemble's, or empty. `is_ranked` says of likenesses whether they are to the ensemble's own texts, listed best
-    first, or to the request's, listed in its order.
-    """
-    if task == "similarity" and not is_ranked:
-        return Prediction(similarity=Similarity(matches=_matches(values, range(len(values)), ())))
+def write_prediction(task: str, values: Values, labels: Labels, top_k: int) -> Prediction:
+    """Turn a fused prediction, or a member's in the same form, into its message; `labels` are the ensemble's, or empty."""
     return _WRITERS[task](values, labels, top_k or DEFAULT_TOP_K)
+
+
+def write_matches(values: Values) -> Prediction:
+    """Turn likenesses to a request's own samples into their message, in the request's order; those to the ensemble's are ranked."""
+    return Prediction(similarity=Similarity(matches=_matches(values, range(len(values)), ())))
 
 
 def write_tensor(values: Values) -> Prediction:
