@@ -23,7 +23,7 @@ class Options(TypedDict, total=False):
     policy: PolicyName
     # Which rows go first when more wait than a flight carries.
     priority: PriorityName
-    # How many classes a classification lists.
+    # How many classes, labels or texts of the ensemble's own are listed.
     top_k: int
     # Whether the members' own predictions come along.
     member_predictions: bool

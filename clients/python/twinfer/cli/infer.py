@@ -39,7 +39,7 @@ def infer(
         ),
     ] = None,
     server: Server = DEFAULT_SERVER,
-    top_k: Annotated[int | None, typer.Option(min=1, help="How many classes to list.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many classes, labels or own texts to list.")] = None,
     policy: Annotated[PolicyChoice | None, typer.Option(help="What the answer needs: every member, or any.")] = None,
     timeout: Timeout = DEFAULT_TIMEOUT,  # type: ignore[assignment] # typer sends defaults through the parser too
     members: Annotated[bool, typer.Option("--members", help="Show what each member says by itself.")] = False,
