@@ -187,6 +187,25 @@ def test_a_likeness_needs_both_of_its_members(tmp_path: Path) -> None:
                 client.infer(inputs)
 
 
+def test_texts_may_be_compared_by_a_member_that_another_one_feeds(tmp_path: Path) -> None:
+    toml = SIMILARITY.format(picture=register(Echo()), words=register(Words()), labels="", texts="")
+    encoder, found, rest = toml.partition("[fusion]")
+    encoder = encoder.removesuffix("\n    ").removesuffix('kind = "embedding"') + 'kind = "features"'
+    head = f"""
+        [members.head]
+        model = "{register(Echo(2.0))}"
+        [members.head.input.features]
+        kind = "output"
+        member = "words"
+        [members.head.output]
+        kind = "embedding"
+    """
+    with serving(tmp_path, encoder + head + found + rest, {"words.json": WORDS}) as client:
+        matches = client.infer({"picture": vector(2.0, 0.0), "texts": ["b b", "a", "a b"]}).prediction.matches
+        assert [match.index for match in matches] == [0, 1, 2]
+        assert [match.cosine for match in matches] == pytest.approx([0.0, 1.0, 0.5**0.5], abs=1e-6)
+
+
 def test_more_texts_than_a_row_may_bring_are_refused(tmp_path: Path) -> None:
     with comparing(tmp_path, with_own_texts=False) as client, pytest.raises(TwinferError, match=r"5.*4"):
         client.infer({"picture": vector(1.0, 0.0), "texts": ["a"] * 5})

@@ -168,9 +168,12 @@ def _describe_fusion(version: FusionVersion) -> FusionDescription:
 
 
 def _find_compared(ensemble: Ensemble) -> str:
-    """Find the input of the member whose embeddings are compared with the query's."""
+    """Find the input that brings what is compared with the query: that of the other member, or of whoever feeds it."""
     if ensemble.spec.task != "similarity":
         return ""
     query = ensemble.spec.fusion.query or next(iter(ensemble.spec.members))
     voters = [ensemble.members[index] for index in ensemble.crew.version.fusion.voters]
-    return next(member.request_inputs[0].name for member in voters if member.name != query and member.request_inputs)
+    member = next(member for member in voters if member.name != query)
+    while not member.request_inputs:
+        member = ensemble.members[member.feeders[0]]
+    return member.request_inputs[0].name

@@ -21,7 +21,7 @@ def make_fed_input(key: str, name: str, spec: FedInputSpec, members: Sequence[Me
         allowed = ", ".join(repr(member.name) for member in members) or "none, this is the first member"
         raise InvalidEnsemble(f"{key}.member: found {quote(spec.member)}; allowed: a member before this one: {allowed}")
     if isinstance(spec, OutputInputSpec):
-        return OutputInput(name, spec, feeder.index, feeder.tap_shapes[feeder.taps.index(spec.select)])
+        return OutputInput(name, spec, feeder.index, feeder.tap_shapes[feeder.taps.index(spec.select)], feeder.samples_per_row)
     return _make_crops(key, name, spec, feeder)
 
 

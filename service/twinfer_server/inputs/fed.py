@@ -30,11 +30,12 @@ class Feed:
 class OutputInput:
     """Another member's output, as it is: one sample for each of that member's."""
 
-    def __init__(self, name: str, spec: OutputInputSpec, feeder: int, shape: tuple[int, ...]) -> None:
-        """Take the output of the member with the index `feeder`, whose samples are float32 of `shape`."""
+    def __init__(self, name: str, spec: OutputInputSpec, feeder: int, shape: tuple[int, ...], max_samples: int = 1) -> None:
+        """Take the output of the member with the index `feeder`: of a row up to `max_samples` samples, float32 of `shape`."""
         self.name = name
         self.feeder = feeder
         self.samples_per_sample = 1
+        self.max_samples = max_samples
         self.staging = (Staging("values", torch.float32, shape, is_fed=True),)
         self.max_tokens = 0
         self._select = spec.select
