@@ -15,7 +15,7 @@ from tests.models import register
 from tests.servers import running, write_ensemble
 from twinfer import Client, TwinferError
 from twinfer.answers import Answer
-from twinfer.errors import InvalidOption, MissingInput
+from twinfer.errors import InvalidOption, MissingInput, NotFinite
 from twinfer_server.errors import InvalidEnsemble
 
 TENSOR_INPUT = """
@@ -204,6 +204,20 @@ def test_texts_may_be_compared_by_a_member_that_another_one_feeds(tmp_path: Path
         matches = client.infer({"picture": vector(2.0, 0.0), "texts": ["b b", "a", "a b"]}).prediction.matches
         assert [match.index for match in matches] == [0, 1, 2]
         assert [match.cosine for match in matches] == pytest.approx([0.0, 1.0, 0.5**0.5], abs=1e-6)
+
+
+def test_texts_whose_member_fails_are_not_answered_with_the_ensembles_own(tmp_path: Path) -> None:
+    words = Words()
+    toml = SIMILARITY.format(
+        picture=register(Echo()), words=register(words), labels='labels = "labels.txt"', texts='texts = "texts.txt"'
+    )
+    files = {"words.json": WORDS, "labels.txt": "first\nsecond\nboth\n", "texts.txt": "a a a\nb\na b\n"}
+    with serving(tmp_path, toml, files) as client:
+        words.forward = lambda *arguments: torch.full((len(arguments[0]), 2), torch.nan)  # type: ignore[method-assign]
+        with pytest.raises(NotFinite) as failure:
+            client.infer({"picture": vector(0.0, 3.0), "texts": ["b", "a"]})
+        assert failure.value.member == "words"
+        assert client.infer({"picture": vector(0.0, 3.0)}).prediction.matches[0].label == "second"
 
 
 def test_more_texts_than_a_row_may_bring_are_refused(tmp_path: Path) -> None:

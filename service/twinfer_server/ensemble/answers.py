@@ -88,7 +88,7 @@ def _judge_row(
     lost = [member.error for member in members if member.state in DEGRADING and member.error is not None]
     if row.policy is Policy.REQUIRE_ALL and lost:
         return lost[0]
-    needed = [members[index] for index in facts.flight.crew.version.host_fusion.needs]
+    needed = [members[index] for index in facts.flight.crew.version.host_fusion.needed_by(row.samples.keys())]
     missing = next((member for member in needed if member.state is not State.OK), None)
     if missing is not None:
         return missing.error or NothingToFuse("a member without which there is no answer has no output for this row")

@@ -93,6 +93,10 @@ class Fusion(nn.Module):
         For similarity it is the embedding itself.
         """
 
+    def needed_by(self, members: Collection[int]) -> frozenset[int]:
+        """Say without whom a row has no answer that has input for `members`, by index."""
+        return self.needs
+
     def count_places(self, samples: Mapping[int, int]) -> int | None:
         """Say how many places of the prediction are a row's own, which has so many samples for each member; None: all of them."""
         return None

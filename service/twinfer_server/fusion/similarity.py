@@ -1,6 +1,6 @@
 """How alike one member's embedding is to each of another's: image-text match, and classification by texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -85,6 +85,10 @@ class SimilarityFusion(Fusion):
         probabilities = match(cosines, count, self.scale, self.bias, self.activation)
         prediction = torch.stack([cosines, probabilities], dim=-1).masked_fill(beyond.unsqueeze(-1), 0.0)
         return self.conclude(votes, weights.shape[1], prediction)
+
+    def needed_by(self, members: Collection[int]) -> frozenset[int]:
+        """Say without whom there is no answer: the other member, too, where the row brings what it is to look at."""
+        return self.needs | ({self.other} & set(members))
 
     def count_places(self, samples: Mapping[int, int]) -> int:
         """Give how many a row compares, which has so many samples for each member: its own, or else the cached texts."""
