@@ -4,28 +4,47 @@ Runs in .venv-protos, whose one pinned generator is old enough for its output to
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).resolve().parent
 
-# Each folder of protos/ and the source root that its Python package lies under.
-ROOTS = {
-    "twinfer": "clients/python",
+
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """Where the stubs of a folder of protos/ go: into `package`, a path below the source root `root`.
+
+    A package of somebody else's, which a process may also have from another distribution, has a descriptor pool to itself: the
+    process's own takes only one definition of each name.
+    """
+
+    root: str
+    package: str
+    has_own_pool: bool = False
+
+
+STUBS = {
+    "twinfer": Stubs("clients/python", "twinfer"),
+    "inference": Stubs("service", "twinfer_server/rpc/oip", has_own_pool=True),
 }
 
 
-def generate(folder: str, root: Path) -> None:
-    """Write the stubs of every proto in one folder under root, after removing those that are there."""
-    root.mkdir(parents=True, exist_ok=True)
-    for stub in (root / folder).rglob("*_pb2*.py*"):
+def generate(folder: str, stubs: Stubs, into: Path) -> None:
+    """Write the stubs of every proto in one folder below `into`, after removing those that are there."""
+    root = into / stubs.root
+    (root / stubs.package).mkdir(parents=True, exist_ok=True)
+    for stub in (root / stubs.package).rglob("*_pb2*.py*"):
         stub.unlink()
-    sources = sorted(str(source.relative_to(PROTOS)) for source in (PROTOS / folder).rglob("*.proto"))
+    sources = sorted(f"{stubs.package}/{source.relative_to(PROTOS / folder)}" for source in (PROTOS / folder).rglob("*.proto"))
     outputs = [f"--{kind}_out={root}" for kind in ("python", "pyi", "grpc_python")]
     well_known = Path(protoc.__file__).parent / "_proto"
-    if protoc.main(["protoc", f"-I{PROTOS}", f"-I{well_known}", *outputs, *sources]):
+    if protoc.main(["protoc", f"-I{stubs.package}={PROTOS / folder}", f"-I{well_known}", *outputs, *sources]):
         raise SystemExit(f"protoc failed for protos/{folder}; its reasons stand above.")
+    if stubs.has_own_pool:
+        for stub in (root / stubs.package).rglob("*_pb2.py"):
+            stub.write_text(stub.read_text().replace("_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()"))
 
 
 def main() -> None:
@@ -33,10 +52,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--into", type=Path, default=PROTOS.parent, help="the tree to write to (this checkout)")
     into = parser.parse_args().into
-    if unknown := {path.parent.relative_to(PROTOS).parts[0] for path in PROTOS.rglob("*.proto")} - ROOTS.keys():
-        raise SystemExit(f"protos/generate.py: say in ROOTS where the stubs of {sorted(unknown)} go.")
-    for folder, root in ROOTS.items():
-        generate(folder, into / root)
+    if unknown := {path.parent.relative_to(PROTOS).parts[0] for path in PROTOS.rglob("*.proto")} - STUBS.keys():
+        raise SystemExit(f"protos/generate.py: say in STUBS where the stubs of {sorted(unknown)} go.")
+    for folder, stubs in STUBS.items():
+        generate(folder, stubs, into)
 
 
 if __name__ == "__main__":

@@ -58,3 +58,27 @@ def test_a_proto_lies_where_its_package_says() -> None:
     for path in (ROOT / "protos").rglob("*.proto"):
         package = ".".join(path.parent.relative_to(ROOT / "protos").parts)
         assert f"\npackage {package};\n" in path.read_text(), path
+
+
+OTHER_DEFINITION = """
+from google.protobuf import descriptor_pool, descriptor_pb2
+other = descriptor_pb2.FileDescriptorProto(name="grpc_service.proto", package="inference", syntax="proto3")
+other.message_type.add(name="ModelInferRequest").field.add(name="model_name", number=9, type=9, label=1)
+first, second = {order}
+first()
+second()
+"""
+IMPORT_OURS = "lambda: __import__('twinfer_server.rpc.oip.grpc_service_pb2')"
+DEFINE_OTHER = "lambda: descriptor_pool.Default().AddSerializedFile(other.SerializeToString())"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [(IMPORT_OURS, DEFINE_OTHER), (DEFINE_OTHER, IMPORT_OURS)],
+    ids=["ours first", "the other's first"],
+)
+def test_the_inference_protocol_lives_beside_a_client_of_somebody_elses(order: tuple[str, str]) -> None:
+    """Whose names are the same, and whose definitions need not be."""
+    code = OTHER_DEFINITION.format(order=", ".join(order))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
