@@ -14,6 +14,7 @@ PATIENCE_SECONDS = 30.0
 
 INFER = "/twinfer.v1.EnsembleService/Infer"
 INFER_STREAM = "/twinfer.v1.EnsembleService/InferStream"
+BATCH_INFER = "/twinfer.v1.EnsembleService/BatchInfer"
 GET_ENSEMBLE = "/twinfer.v1.EnsembleService/GetEnsemble"
 
 
@@ -58,6 +59,15 @@ def infer(channel: grpc.Channel, request: pb.InferRequest, timeout: float = PATI
     """Call Infer."""
     reply = call(channel, INFER, request.SerializeToString(), timeout)
     return reply if isinstance(reply, Failure) else pb.InferResponse.FromString(reply)
+
+
+def batch_infer(
+    channel: grpc.Channel, *requests: pb.InferRequest, timeout: float = PATIENCE_SECONDS, ensemble: str = "", version: int = 0
+) -> pb.BatchInferResponse | Failure:
+    """Call BatchInfer."""
+    message = pb.BatchInferRequest(requests=requests, ensemble=ensemble, version=version)
+    reply = call(channel, BATCH_INFER, message.SerializeToString(), timeout)
+    return reply if isinstance(reply, Failure) else pb.BatchInferResponse.FromString(reply)
 
 
 def stream(channel: grpc.Channel, messages: Any, timeout: float = PATIENCE_SECONDS) -> Any:

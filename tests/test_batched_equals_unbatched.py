@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -70,10 +70,17 @@ MIXES = st.lists(st.one_of(GOOD, GOOD, GOOD, BAD), min_size=2, max_size=40)
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def ask_together(client: Client, asks: Sequence[Ask]) -> list[Result]:
+def ask_as_batch(client: Client, asks: Sequence[Ask]) -> list[Result]:
+    return [outcome.result for outcome in client.infer_batch([ask.request() for ask in asks], timeout=60)]
+
+
+def ask_over_stream(client: Client, asks: Sequence[Ask]) -> list[Result]:
     outcomes = client.infer_many([ask.request() for ask in asks], window=64, timeout=60)
     results = {outcome.index: outcome.result for outcome in outcomes}
     return [results[index] for index in range(len(asks))]
+
+
+WAYS = {"over a stream": ask_over_stream, "in one batch": ask_as_batch}
 
 
 def ask_alone(client: Client, ask: Ask) -> Result:
@@ -95,9 +102,12 @@ def by_class(prediction: ensemble_service_pb2.Prediction) -> list[float]:
     return [scored.probability for scored in sorted(prediction.classification.classes, key=lambda scored: scored.index)]
 
 
+@pytest.mark.parametrize("ask_together", WAYS.values(), ids=WAYS)
 @QUICK
 @given(asks=MIXES)
-def test_a_row_is_answered_among_others_as_it_is_alone(digits_server: DigitsServer, asks: Sequence[Ask]) -> None:
+def test_a_row_is_answered_among_others_as_it_is_alone(
+    digits_server: DigitsServer, ask_together: Callable[..., list[Result]], asks: Sequence[Ask]
+) -> None:
     with Client(digits_server.address) as client:
         for ask, together in zip(asks, ask_together(client, asks), strict=True):
             alone = ask_alone(client, ask)
@@ -116,7 +126,10 @@ def test_a_row_is_answered_among_others_as_it_is_alone(digits_server: DigitsServ
                 assert by_class(our.prediction) == pytest.approx(by_class(their.prediction), abs=1e-5)
 
 
-def test_rows_that_are_asked_together_do_share_flights(digits_server: DigitsServer) -> None:
+@pytest.mark.parametrize("ask_together", WAYS.values(), ids=WAYS)
+def test_rows_that_are_asked_together_do_share_flights(
+    digits_server: DigitsServer, ask_together: Callable[..., list[Result]]
+) -> None:  # fmt: skip
     with Client(digits_server.address) as client:
         results = ask_together(client, [Ask(number, "image+text") for number in range(40)] * 3)
     assert max(result.timings.flight_rows for result in results if isinstance(result, Answer)) > 1
@@ -125,7 +138,7 @@ def test_rows_that_are_asked_together_do_share_flights(digits_server: DigitsServ
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_an_error_of_its_own(digits_server: DigitsServer, fault: str) -> None:
     with Client(digits_server.address) as client:
-        bad, good = ask_together(client, [Ask(0, "image+text", fault), Ask(1, "image+text")])
+        bad, good = ask_over_stream(client, [Ask(0, "image+text", fault), Ask(1, "image+text")])
     assert isinstance(bad, TwinferError)
     assert isinstance(good, Answer)
     assert not good.degraded
@@ -155,7 +168,7 @@ def payload(answer: Answer) -> bytes:
 @given(asks=MIXES)
 def test_a_deterministic_ensemble_answers_the_same_to_the_bit(deterministic_address: str, asks: Sequence[Ask]) -> None:
     with Client(deterministic_address) as client:
-        for ask, together in zip(asks, ask_together(client, asks), strict=True):
+        for ask, together in zip(asks, ask_over_stream(client, asks), strict=True):
             alone = ask_alone(client, ask)
             if isinstance(together, TwinferError):
                 check_error(together, alone)

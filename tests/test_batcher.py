@@ -64,7 +64,7 @@ class Desk:
 
     def put(self, **arguments: Any) -> Ticket:
         ticket = self.make(**arguments)
-        self.batcher.put(ticket.row)
+        self.batcher.put([ticket.row])
         return ticket
 
     def put_both(self, x: float) -> Ticket:
@@ -169,7 +169,7 @@ def test_a_row_of_high_priority_boards_first_and_one_of_low_priority_last(tmp_pa
 
 @given(st.lists(st.tuples(st.integers(0, 640).map(lambda count: count / 64), st.sampled_from(Priority)), max_size=20))
 def test_each_step_of_priority_is_worth_a_second_of_waiting_and_no_more(waiting: list[tuple[float, Priority]]) -> None:
-    queue = RowQueue()
+    queue = RowQueue(flight_rows=4, flight_seconds=0.01)
     for ready_at, priority in waiting:
         request = Request({}, arrived_at=0.0, priority=priority)
         queue.put(Row(request, Policy.BEST_EFFORT, as_any(None), 1e6, as_any(Future()), ready_at=ready_at))
@@ -177,6 +177,35 @@ def test_each_step_of_priority_is_worth_a_second_of_waiting_and_no_more(waiting:
     assert sorted(order) == sorted(waiting)
     for (ready_at, priority), (next_ready_at, next_priority) in itertools.pairwise(order):
         assert ready_at - next_ready_at <= priority - next_priority
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(1, 64),
+    st.floats(0.0, 5.0),
+    st.lists(st.floats(0.0, 100.0), max_size=20),
+)
+def test_what_is_left_of_a_crowd_lets_rows_of_the_next_second_or_of_its_own_flights_pass_and_no_others(
+    count: int, flight_rows: int, flight_seconds: float, singles: list[float]
+) -> None:
+    queue = RowQueue(flight_rows, flight_seconds)
+    request = Request({}, arrived_at=0.0)
+
+    def put(ready_at: float, place: int) -> None:
+        queue.put(Row(request, Policy.BEST_EFFORT, as_any(None), 1e6, as_any(Future()), ready_at=ready_at, place=place))
+
+    for place in range(count):
+        put(0.0, place)
+    for ready_at in singles:
+        put(ready_at, 0)
+    order = list(queue.take_in_order())
+    crowd = [row.place for row in order if row.ready_at == 0.0 and row.place]
+    assert crowd == sorted(crowd)
+    for earlier, later in itertools.combinations(order, 2):
+        if earlier.ready_at > later.ready_at:  # it has passed a row of the crowd
+            flights_before = later.place // flight_rows
+            assert flights_before
+            assert earlier.ready_at <= max(1.0, flights_before * flight_seconds)
 
 
 def test_a_row_past_its_deadline_is_never_launched(desk: Desk) -> None:
@@ -328,7 +357,7 @@ def test_rows_that_cannot_wait_for_the_landing_are_answered_once_and_together(tm
         with in_the_air(desk):
             tickets = [desk.make(left=0.1, right=x / 10) for x in range(3)]
             for ticket in tickets:
-                desk.batcher.put(ticket.row)
+                desk.batcher.put([ticket.row])
         patient = tickets.pop()
         patient.answer()
         desk.left.entered.clear()

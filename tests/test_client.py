@@ -71,6 +71,11 @@ class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
         self.seconds_left.append(context.time_remaining())
         return self.script(request, context)
 
+    def BatchInfer(self, request: ensemble_service_pb2.BatchInferRequest, context: Context) -> Any:
+        self.seconds_left.append(context.time_remaining())
+        self.requests.extend(request.requests)
+        return batch_answer(request)
+
     def InferStream(
         self, request_iterator: Iterator[ensemble_service_pb2.InferStreamRequest], context: Context
     ) -> Iterator[ensemble_service_pb2.InferStreamResponse]:
@@ -88,6 +93,14 @@ class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
             cascade={"first": "vision", "gate": 0.75},
         )
         return ensemble_service_pb2.GetEnsembleResponse(ensemble=ensemble)
+
+
+def batch_answer(request: ensemble_service_pb2.BatchInferRequest) -> ensemble_service_pb2.BatchInferResponse:
+    """Answer every row but those whose text is "bad"."""
+    failure = {"code": 3, "reason": "REASON_INVALID_INPUT", "stage": "STAGE_DECODE", "text": "found bad"}
+    return ensemble_service_pb2.BatchInferResponse(
+        results=[{"error": failure} if row.inputs["text"].text == "bad" else {"response": ANSWER} for row in request.requests]
+    )
 
 
 def stream_answer(request_id: str) -> ensemble_service_pb2.InferStreamResponse:
@@ -454,8 +467,10 @@ def test_every_call_has_a_deadline(caller: Caller) -> None:
         caller.call("describe", address)
         caller.infer_many(address, [{"text": "fve"}])
         caller.infer_many(address, [{"text": "fve"}], stream_timeout=9)
+        caller.call("infer_batch", address, [{"text": "fve"}])
+        caller.call("infer_batch", address, [{"text": "fve"}], timeout=8)
         caller.call("wait_until_ready", address, 11)
-    allowed = [30, 5, 7, 30, 3600, 9, 11]
+    allowed = [30, 5, 7, 30, 3600, 9, 30, 8, 11]
     assert len(service.seconds_left) == len(allowed)
     for left, most in zip(service.seconds_left, allowed, strict=True):
         assert left is not None
@@ -552,10 +567,11 @@ def test_a_reason_that_only_a_newer_server_knows_leaves_the_class_to_the_code(ca
     assert caught.value.reason is Reason.UNSPECIFIED
 
 
-@pytest.mark.parametrize("method", ["infer", "infer_many", "describe"])
+@pytest.mark.parametrize("method", ["infer", "infer_batch", "infer_many", "describe"])
 def test_a_refused_connection_is_unavailable_and_says_where(caller: Caller, refused_address: str, method: str) -> None:
     calls: dict[str, Callable[[], object]] = {
         "infer": lambda: caller.infer(refused_address),
+        "infer_batch": lambda: caller.call("infer_batch", refused_address, [{"text": "fve"}]),
         "infer_many": lambda: caller.infer_many(refused_address, [{"text": "fve"}]),
         "describe": lambda: caller.call("describe", refused_address),
     }
@@ -616,6 +632,55 @@ def test_messages_far_over_the_usual_4_mib_go_both_ways(caller: Caller) -> None:
     with serving(ScriptedService(echo)) as address:
         answer = caller.infer(address, client={"max_message_bytes": 9 * 2**20})
     assert len(answer.embedding) == 2 * 2**20
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_one_call_with_an_outcome_per_row_in_their_order(caller: Caller) -> None:
+    service = ScriptedService()
+    own = make_request({"text": "2"}, request_id="mine", policy="require_all")
+    with serving(service) as address:
+        rows = iter([{"text": "0"}, {"text": "bad"}, own])
+        outcomes: list[Outcome] = caller.call("infer_batch", address, rows, policy="best_effort")
+    assert len(service.seconds_left) == 1
+    assert [(outcome.index, outcome.request_id) for outcome in outcomes] == [(0, "0"), (1, "1"), (2, "mine")]
+    assert [outcome.error and (type(outcome.error), outcome.error.text) for outcome in outcomes] == [
+        None, (errors.InvalidInput, "found bad"), None
+    ]  # fmt: skip
+    assert outcomes[2].answer.label == "five"
+    with pytest.raises(errors.InvalidInput):
+        outcomes[1].answer  # noqa: B018
+    best_effort, require_all = ensemble_service_pb2.POLICY_BEST_EFFORT, ensemble_service_pb2.POLICY_REQUIRE_ALL
+    assert [request.options.policy for request in service.requests] == [best_effort, best_effort, require_all]
+
+
+def test_a_batch_of_files_is_read_on_a_thread(caller: Caller, tmp_path: Path) -> None:
+    (tmp_path / "five.png").write_bytes(b"pixels")
+    service = ScriptedService()
+    with serving(service) as address:
+        caller.call("infer_batch", address, [{"text": "0"}, {"image": tmp_path / "five.png"}])
+    assert service.requests[1].inputs["image"].image == b"pixels"
+
+
+def test_a_batch_over_the_limit_is_not_sent(caller: Caller) -> None:
+    service = ScriptedService()
+    with serving(service) as address, pytest.raises(errors.MessageTooLarge, match="max_message_bytes"):
+        caller.call("infer_batch", address, [{"image": bytes(20 * 2**20)}] * 2)
+    assert service.requests == []
+
+
+def test_a_batch_without_rows_is_no_call(caller: Caller, refused_address: str) -> None:
+    assert caller.call("infer_batch", refused_address, []) == []
+
+
+def test_a_batch_that_is_answered_in_part_is_an_error(caller: Caller) -> None:
+    class Forgetful(ScriptedService):
+        def BatchInfer(self, request: ensemble_service_pb2.BatchInferRequest, context: Context) -> Any:
+            return ensemble_service_pb2.BatchInferResponse(results=[{"response": ANSWER}])
+
+    with serving(Forgetful()) as address, pytest.raises(errors.InternalError, match="answered 1 rows of 2"):
+        caller.call("infer_batch", address, texts(2))
 
 
 # --- many rows --------------------------------------------------------------------------------------------------------

@@ -349,6 +349,50 @@ def test_an_input_that_cannot_be_used_fails_its_row_alone(pair: Pair) -> None:
     asyncio.run(scenario())
 
 
+def test_a_row_that_comes_after_a_large_batch_goes_before_what_no_flight_has_carried_of_it(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            requests = [Request({"left": number(x), "right": number(x)}, time.monotonic()) for x in range(14)]
+            with pair.left.held():
+                batch = asyncio.create_task(pair.engine.infer_batch(requests, 1))
+                await asyncio.to_thread(pair.left.entered.wait)
+                while pair.engine._batcher.waiting_rows < 10:
+                    await asyncio.sleep(0)
+                singles = [asyncio.create_task(pair.ask(left=x, right=x)) for x in (20, 21)]
+                while pair.engine._batcher.waiting_rows < 12:
+                    await asyncio.sleep(0)
+            await asyncio.gather(*singles)
+            answers = await batch
+            assert pair.left.batches == [[0, 1, 2, 3], [20, 21, 4, 5], [6, 7, 8, 9], [10, 11, 12, 13]]
+            for x, answer in enumerate(answers):
+                assert isinstance(answer, Answer)
+                assert answer.fused[0] == pytest.approx(chance(x), abs=1e-6)
+
+    asyncio.run(scenario())
+
+
+def test_the_rows_of_a_batch_share_a_flight_and_a_bad_one_leaves_no_hole(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            requests = [Request({"left": number(x), "right": number(-x)}, time.monotonic()) for x in range(4)]
+            bad = Request({"left": number(math.nan), "right": number(0)}, time.monotonic())
+            with pair.left.held():
+                flying = asyncio.create_task(pair.ask(left=9, right=9))
+                await asyncio.to_thread(pair.left.entered.wait)
+                batch = asyncio.create_task(pair.engine.infer_batch([*requests[:2], bad, *requests[2:]], 1))
+                while pair.engine._batcher.waiting_rows < 4:
+                    await asyncio.sleep(0)
+            await flying
+            first, second, failure, third, fourth = await batch
+            assert isinstance(failure, InvalidInput)
+            for x, answer in enumerate((first, second, third, fourth)):
+                assert isinstance(answer, Answer)
+                assert answer.timings.flight_rows == 4
+                assert answer.fused[0] == pytest.approx(chance(x, -x), abs=1e-6)
+
+    asyncio.run(scenario())
+
+
 def test_no_member_is_entered_by_two_flights_at_once(pair: Pair) -> None:
     async def scenario() -> None:
         async with serving(pair):

@@ -118,6 +118,8 @@ class Row:
     decode_seconds: float = 0.0
     blocked_at: float = 0.0
     """When it was ready, or later, and lanes or slots were busy; 0 if they were not."""
+    place: int = 0
+    """Its place among the rows that came with it, from 0."""
 
     def __post_init__(self) -> None:
         """Have every member that the row has samples for fly, unless somebody has said otherwise."""

@@ -77,7 +77,9 @@ class ServerSettings(BaseSettings):
     max_stream_rows: Count = 64
     """Rows that one InferStream may have in hand; further ones are read when an answer has gone out."""
     max_waiting_rows: Count = 256
-    """Rows in hand at once, waiting or in the air."""
+    """Rows in hand at once, waiting or in the air; the last eighth of the places is kept for rows that come alone."""
+    max_batch_rows: Count = 128
+    """Rows that one BatchInfer may carry; no more than `max_waiting_rows`, whatever this says."""
     max_waiting_bytes: Count = 256 * 2**20
     """Bytes of the requests in hand, over all calls."""
     max_image_pixels: Count = 50_000_000
@@ -109,6 +111,11 @@ class ServerSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
     """Write the log as JSON lines."""
+
+    @property
+    def batch_rows(self) -> int:
+        """The most rows that one BatchInfer may carry."""
+        return min(self.max_batch_rows, self.max_waiting_rows)
 
     @field_validator("breaker_failures")
     @classmethod

@@ -21,6 +21,7 @@ import grpc.aio
 
 from twinfer import channel
 from twinfer.answers import Answer, Outcome
+from twinfer.batch import Batch
 from twinfer.health import CHECK, Readiness
 from twinfer.inputs import Inputs, takes_time
 from twinfer.requests import Options, as_request, check_size
@@ -61,9 +62,17 @@ class AsyncClient:
 
     async def infer(self, inputs: Row, *, timeout: float | None = None, **options: Unpack[Options]) -> Answer:
         """Return the fused answer to one row; see `Client.infer`. Files are read and images compressed on a thread."""
-        request = await _make(inputs, lambda: as_request(inputs, options))
+        request = await _make([inputs], lambda: as_request(inputs, options))
         check_size(request, self._max_message_bytes)
         return Answer.from_message(await self._call(self._stub.Infer, request, timeout))
+
+    async def infer_batch(
+        self, rows: Iterable[Row], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> list[Outcome]:  # fmt: skip
+        """Return an outcome per row, in their order, of one call for all of them; see `Client.infer_batch`."""
+        rows = list(rows)
+        batch = await _make(rows, lambda: Batch(rows, options, self._max_message_bytes))
+        return batch.outcomes(await self._call(self._stub.BatchInfer, batch.message, timeout)) if batch else []
 
     async def infer_many(
         self,
@@ -93,7 +102,7 @@ class AsyncClient:
                     row = await anext(source)
                 except StopAsyncIteration:
                     break
-                message = await _make(row, lambda row=row: sent.add(row))  # type: ignore[misc]
+                message = await _make([row], lambda row=row: sent.add(row))  # type: ignore[misc]
                 if isinstance(message, Outcome):
                     arrivals.put_nowait(message)
                 elif not await _write(call.write(message)):
@@ -161,9 +170,9 @@ class AsyncClient:
         await self.close()
 
 
-async def _make(row: Row, make: Callable[[], Made]) -> Made:
-    """Make a message of a row: here, or on a thread where that would hold the loop."""
-    if isinstance(row, Mapping) and any(takes_time(value) for value in row.values()):
+async def _make(rows: Sequence[Row], make: Callable[[], Made]) -> Made:
+    """Make a message of rows: here, or on a thread where that would hold the loop."""
+    if any(isinstance(row, Mapping) and any(map(takes_time, row.values())) for row in rows):
         return await asyncio.to_thread(make)
     return make()
 

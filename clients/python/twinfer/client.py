@@ -10,6 +10,7 @@ import grpc
 
 from twinfer import channel
 from twinfer.answers import Answer, Outcome
+from twinfer.batch import Batch
 from twinfer.health import CHECK, Readiness
 from twinfer.inputs import Inputs
 from twinfer.requests import Options, as_request, check_size
@@ -69,6 +70,24 @@ class Client:
         request = as_request(inputs, options)
         check_size(request, self._max_message_bytes)
         return Answer.from_message(self._call(self._stub.Infer, request, timeout))
+
+    def infer_batch(
+        self,
+        rows: Iterable[Inputs | ensemble_service_pb2.InferRequest],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> list[Outcome]:
+        """Return an outcome per row, in their order, of one call for all of them: the cheapest way to ask many at once.
+
+        A row that fails is an outcome with an error. The call carries at most `describe().limits.max_batch_rows` rows, and
+        no more bytes than any message; for more there is `infer_many`.
+
+        timeout: seconds until the answers must be here; default: the client's.
+        Raises TwinferError if the call itself fails; TypeError, ValueError or OSError for inputs that cannot be sent.
+        """
+        batch = Batch(rows, options, self._max_message_bytes)
+        return batch.outcomes(self._call(self._stub.BatchInfer, batch.message, timeout)) if batch else []
 
     def infer_many(
         self,

@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
 
 
 def make_request(inputs: Inputs, *, timeout: float | None = None, **options: Unpack[Options]) -> ensemble_service_pb2.InferRequest:
-    """Make a request, ready for `infer` and `infer_many`: one row of many can so have options of its own.
+    """Make a request, ready for `infer`, `infer_batch` and `infer_many`: one row of many can so have options of its own.
 
     timeout: seconds that the server may take for the row, from its arrival.
     Raises TypeError or ValueError for what cannot be sent, OSError for a file that cannot be read.
@@ -68,7 +68,8 @@ def as_request(inputs: Inputs | ensemble_service_pb2.InferRequest, options: Opti
 
 
 def check_size(
-    request: ensemble_service_pb2.InferRequest | ensemble_service_pb2.InferStreamRequest, max_message_bytes: int
+    request: ensemble_service_pb2.InferRequest | ensemble_service_pb2.InferStreamRequest | ensemble_service_pb2.BatchInferRequest,
+    max_message_bytes: int,
 ) -> None:
     """Refuse a message over the limit: gRPC's own refusal would be a RESOURCE_EXHAUSTED that looks like overload.
 

@@ -6,6 +6,8 @@ from ..errors import Draining, Overloaded
 from ..settings import ServerSettings
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.01, 5.0
+KEPT_PART = 8
+"""One place of so many is kept for rows that come alone."""
 
 
 class Admission:
@@ -22,12 +24,15 @@ class Admission:
         self._busy_since = 0.0
         """When the last answers went out, or later, when the server had something in hand again."""
 
-    def enter(self, size_bytes: int) -> None:
-        """Take one row in hand; raises Draining or Overloaded. `leave` must follow."""
+    def enter(self, size_bytes: int, rows: int = 1) -> None:
+        """Take a request of so many rows in hand, all or none; raises Draining or Overloaded. `leave` must follow."""
         if self.is_draining:
             raise Draining("the server is shutting down")
-        if self.rows >= self._max_rows:
-            raise Overloaded(f"{self.rows} rows are in hand; allowed: {self._max_rows}", retry_after_seconds=self._retry_after())
+        # Those who come with many rows leave some places to those who come with one.
+        allowed = self._max_rows if rows == 1 else self._max_rows - self._max_rows // KEPT_PART
+        if self.rows and self.rows + rows > allowed:
+            request = "" if rows == 1 else f" and this request has {rows}"
+            raise Overloaded(f"{self.rows} rows are in hand{request}; allowed: {allowed}", retry_after_seconds=self._retry_after())
         # A request that is alone is never too much: refused now, it would be refused for ever.
         if self.bytes and self.bytes + size_bytes > self._max_bytes:
             raise Overloaded(
@@ -36,12 +41,12 @@ class Admission:
             )
         if not self.rows:
             self._busy_since = time.monotonic()
-        self.rows += 1
+        self.rows += rows
         self.bytes += size_bytes
 
-    def leave(self, size_bytes: int) -> None:
-        """Let go of a row that `enter` took in hand."""
-        self.rows -= 1
+    def leave(self, size_bytes: int, rows: int = 1) -> None:
+        """Let go of what `enter` took in hand."""
+        self.rows -= rows
         self.bytes -= size_bytes
 
     def note_answers(self, count: int) -> None:

@@ -90,12 +90,13 @@ class Batcher:
         if self._waiters is not None:
             self._waiters.close()
 
-    def put(self, row: Row) -> None:
-        """Let a prepared row wait for its flight."""
+    def put(self, rows: Sequence[Row]) -> None:
+        """Let prepared rows wait for their flights."""
         with self._changed:
-            if self._air:
-                row.blocked_at = row.ready_at
-            self._boarding.queue.put(row)
+            for row in rows:
+                if self._air:
+                    row.blocked_at = row.ready_at
+                self._boarding.queue.put(row)
             self._changed.notify()
 
     @contextmanager

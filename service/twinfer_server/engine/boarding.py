@@ -30,7 +30,7 @@ class Boarding:
 
     def __init__(self, ensemble: Ensemble, switchboard: Switchboard) -> None:
         """Begin with no rows, and every lane free."""
-        self.queue = RowQueue()
+        self.queue = RowQueue(ensemble.spec.batching.max_rows, _find_full_seconds(ensemble))
         self.refused: list[tuple[Row, dict[int, MemberOff]]] = []
         """Rows that cannot fly because of members that are off, by index; for the batcher to answer."""
         self._switchboard = switchboard
@@ -170,3 +170,12 @@ class Boarding:
                 text = f"the member would have answered in about {soonest[index]:.3f} s, later than the row could wait"
                 missing[index] = MemberLate(text, member=member.name)
         return missing
+
+
+def _find_full_seconds(ensemble: Ensemble) -> float:
+    """Find what a full flight takes, at the most: its members one after the other."""
+    times = ensemble.times
+    if times is None:
+        return 0.0
+    fullest = [Bucket(member.max_samples, member.token_sizes[-1]) for member in ensemble.members]
+    return sum(times.alone_seconds("serial", index, bucket) for index, bucket in enumerate(fullest))

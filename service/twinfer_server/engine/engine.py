@@ -9,23 +9,23 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 from ..device import usable_cores
 from ..ensemble import Ensemble
 from ..errors import (
     Cancelled,
     DeadlinePassed,
-    InternalError,
     InvalidOption,
     MemberLate,
     Overloaded,
-    Stage,
     TwinferError,
 )
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
 from .admission import Admission
 from .batcher import Batcher
+from .decoder import Decoder
 from .description import Description
 from .operations import Operations
 from .record import Recorder, Span
@@ -34,6 +34,9 @@ from .watch import Watch
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
+
+REPLY_SECONDS_PER_ROW = 0.0002
+"""What every further row of a reply takes to be written."""
 
 
 class LocalEngine:
@@ -45,7 +48,7 @@ class LocalEngine:
         self._settings = settings
         self._admission = Admission(settings)
         self._batcher = Batcher(ensemble, settings, self._answer_soon, self._note_switches_soon)
-        self._decoders = Workers("decode", settings.decode_threads or usable_cores())
+        self._decoder = Decoder(ensemble, settings.decode_threads or usable_cores(), self._batcher.put, self._fail_soon)
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
         self._reply_seconds = settings.reply_margin_seconds
         self.operations = Operations(ensemble, settings, self._batcher)
@@ -72,9 +75,9 @@ class LocalEngine:
         self._admission.enter(size_bytes)
         try:
             row, answer = self._make_row(request)
-            watch = Watch(row, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
+            watch = Watch([row], self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
             try:
-                self._decoders.do(partial(self._decode, row))
+                self._decoder.decode([row], size_bytes)
                 answered = await answer
                 if self._timeline is not None:
                     self._timeline.add_row(row, row.ready_at + answered.timings.queue_seconds)
@@ -86,6 +89,48 @@ class LocalEngine:
                     self._batcher.discard_answered()
         finally:
             self._admission.leave(size_bytes)
+
+    async def infer_batch(self, requests: Sequence[Request], size_bytes: int) -> list[Answer | TwinferError]:
+        """Answer many rows, each with its answer or its error, in their order; raises TwinferError if none can be taken in hand."""
+        self._admission.enter(size_bytes, len(requests))
+        try:
+            results: dict[int, Answer | TwinferError] = {}
+            rows: list[Row] = []
+            replies: list[asyncio.Future[Answer]] = []
+            for place, request in enumerate(requests):
+                try:
+                    row, reply = self._make_row(request, place, len(requests))
+                except TwinferError as error:
+                    results[place] = error
+                else:
+                    rows.append(row)
+                    replies.append(reply)
+            if rows:
+                answers = await self._answer_together(rows, replies, size_bytes)
+                results.update(zip((row.place for row in rows), answers, strict=True))
+            return [results[place] for place in range(len(requests))]
+        finally:
+            self._admission.leave(size_bytes, len(requests))
+
+    async def _answer_together(
+        self, rows: Sequence[Row], replies: Sequence["asyncio.Future[Answer]"], size_bytes: int
+    ) -> list[Answer | TwinferError]:
+        """Have rows decoded, and wait until the last of them is answered."""
+        watch = Watch(rows, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
+        try:
+            self._decoder.decode(rows, size_bytes)
+            answers = await asyncio.gather(*replies, return_exceptions=True)
+        finally:
+            watch.cancel()
+            cancelled = sum(reply.cancelled() for reply in replies)
+            for _ in range(cancelled):
+                self.note_failure(Cancelled("the caller went away"))
+            if cancelled:
+                self._batcher.discard_answered()
+        for row, answer in zip(rows, answers, strict=True):
+            if self._timeline is not None and isinstance(answer, Answer):
+                self._timeline.add_row(row, row.ready_at + answer.timings.queue_seconds)
+        return cast(list[Answer | TwinferError], answers)  # nothing else is ever set
 
     @property
     def rows_in_hand(self) -> int:
@@ -151,7 +196,7 @@ class LocalEngine:
     def close(self) -> None:
         """End the threads; call it when nothing is in hand, or when that no longer matters."""
         self._batcher.close()
-        self._decoders.close()
+        self._decoder.close()
         self._late.close()
         self._ensemble.close()
 
@@ -171,8 +216,8 @@ class LocalEngine:
         standing = self._batcher.standing_seconds()
         return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
 
-    def _make_row(self, request: Request) -> tuple[Row, "asyncio.Future[Answer]"]:
-        """Check a request, all but its inputs, and make its row."""
+    def _make_row(self, request: Request, place: int = 0, count: int = 1) -> tuple[Row, "asyncio.Future[Answer]"]:
+        """Check a request, all but its inputs, and make its row; it is answered together with `count` rows in all."""
         policy = self._ensemble.check(request)
         self._batcher.switchboard.check(policy)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -180,32 +225,14 @@ class LocalEngine:
             request=request,
             policy=policy,
             weights=self._ensemble.row_weights(request.fusion_weights),
-            reply_by=self._reply_by(request),
+            reply_by=self._reply_by(request, count),
+            place=place,
             answer=answer,
         )
         return row, answer
 
-    def _decode(self, row: Row) -> None:
-        """Decode a row's inputs and let it wait for its flight; decode threads. The event loop hears of it only where it fails."""
-        if row.is_answered:
-            return
-        began = time.monotonic()
-        try:
-            row.samples = self._ensemble.prepare(row.request)
-            row.crew = self._ensemble.first_crew(row.samples)
-        except TwinferError as error:
-            self._answer_soon([row], [error])
-            return
-        except Exception:
-            logger.exception("decoding raised")
-            self._answer_soon([row], [InternalError("decoding raised an error; the server's log has it", stage=Stage.DECODE)])
-            return
-        row.ready_at = time.monotonic()
-        row.decode_seconds = row.ready_at - began
-        self._batcher.put(row)
-
-    def _reply_by(self, request: Request) -> float:
-        """Find the time by which the row must be answered: its earliest deadline, less the margin for the reply's own way."""
+    def _reply_by(self, request: Request, count: int) -> float:
+        """Find the time by which the row must be answered: its earliest deadline, less the margin for the reply of `count` rows."""
         timeout = self._settings.default_timeout_seconds
         if request.timeout_seconds is not None:
             if not request.timeout_seconds > 0:
@@ -217,7 +244,7 @@ class LocalEngine:
         budget = deadline - request.arrived_at
         if budget <= 0:
             raise DeadlinePassed("the deadline had passed when the request arrived")
-        return deadline - min(self._reply_seconds, budget / 4)
+        return deadline - min(self._reply_seconds + (count - 1) * REPLY_SECONDS_PER_ROW, budget / 4)
 
     # --- time --------------------------------------------------------------------------------------------------------------
 
@@ -242,6 +269,10 @@ class LocalEngine:
             self._answer_soon(*late)
 
     # --- answers -----------------------------------------------------------------------------------------------------------
+
+    def _fail_soon(self, row: Row, error: TwinferError) -> None:
+        """Have the event loop end a row with an error; any thread."""
+        self._answer_soon([row], [error])
 
     def _answer_soon(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError]) -> None:
         """Have the event loop hand out answers; any thread."""

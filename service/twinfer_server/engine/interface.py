@@ -1,5 +1,6 @@
 """What the RPC layer knows of an engine."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import TwinferError
@@ -21,6 +22,13 @@ class Engine(Protocol):
 
     async def infer(self, request: Request, size_bytes: int) -> Answer:
         """Answer one row; raises TwinferError. `size_bytes` is what it takes in memory until it is answered."""
+        ...
+
+    async def infer_batch(self, requests: Sequence[Request], size_bytes: int) -> list[Answer | TwinferError]:
+        """Answer many rows, each with its answer or its error, in their order; raises TwinferError if none can be taken in hand.
+
+        `size_bytes` is what they take together.
+        """
         ...
 
     def check_served(self, ensemble: str, version: int) -> None:

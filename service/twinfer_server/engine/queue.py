@@ -9,12 +9,17 @@ from ..rows import Priority, Row
 AGEING_SECONDS = {Priority.HIGH: -1.0, Priority.NORMAL: 0.0, Priority.LOW: 1.0}
 """How much later than it came a row counts as having come: a low row lets the normal ones of the next second pass, no more."""
 
+CROWD_SECONDS = 1.0
+"""As much later for a row that came with more rows before it than a flight carries, or more where those flights take longer."""
+
 
 class RowQueue:
     """A priority queue of rows. Not thread-safe: the batcher's lock guards it."""
 
-    def __init__(self) -> None:
-        """Begin empty."""
+    def __init__(self, flight_rows: int, flight_seconds: float) -> None:
+        """Begin empty; a flight carries so many rows and takes about so long."""
+        self._flight_rows = flight_rows
+        self._flight_seconds = flight_seconds
         self._heap: list[tuple[float, int, Row]] = []
         self._order = itertools.count()
 
@@ -25,6 +30,9 @@ class RowQueue:
     def put(self, row: Row) -> None:
         """Let a row wait from its `ready_at` on."""
         rank = row.ready_at + AGEING_SECONDS[row.request.priority]
+        if row.place >= self._flight_rows:
+            # Whoever comes while the first flight's worth of a crowd flies goes before the rest of it.
+            rank += max(CROWD_SECONDS, row.place // self._flight_rows * self._flight_seconds)
         heapq.heappush(self._heap, (rank, next(self._order), row))
 
     def take_in_order(self) -> Iterator[Row]:

@@ -43,6 +43,7 @@ def write_description(description: Description) -> ensemble_pb2.Ensemble:
             max_text_bytes=limits.max_text_bytes,
             max_flight_rows=description.max_flight_rows,
             max_waiting_rows=limits.max_waiting_rows,
+            max_batch_rows=limits.batch_rows,
             default_timeout=write_duration(limits.default_timeout_seconds),
         ),
         plans=[_write_plan(times, names) for times in description.times],

@@ -1,4 +1,4 @@
-"""EnsembleService: rows in, answers out, one by one or over a stream."""
+"""EnsembleService: rows in, answers out, one by one, many together or over a stream."""
 
 import asyncio
 import time
@@ -10,22 +10,26 @@ from google.protobuf.message import Message
 from twinfer.v1 import ensemble_service_pb2 as pb
 
 from ..engine import Engine
-from ..errors import Draining, Loading, TwinferError
+from ..errors import Draining, InvalidOption, Loading, TwinferError
+from ..rows import Answer, Request
 from .boundary import Context, describe_error, fail, parse, unary
 from .codec import MAX_REQUEST_ID_BYTES, read_request, write_answer, write_error
 from .describing import write_description
 
 SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleService"].full_name
+RESULTS_AT_A_TIME = 16
+"""So many results of a batch are written before the event loop sees to others."""
 
 
 class EnsembleService:
     """Translates between the contract and an engine, which comes when it has loaded."""
 
-    def __init__(self, pool: Executor, max_stream_rows: int) -> None:
-        """`pool` parses large messages; a stream may have `max_stream_rows` in hand."""
+    def __init__(self, pool: Executor, max_stream_rows: int, max_batch_rows: int) -> None:
+        """`pool` parses large messages; a stream may have `max_stream_rows` in hand, a batch `max_batch_rows`."""
         self.engine: Engine | None = None
         self._pool = pool
         self._max_stream_rows = max_stream_rows
+        self._max_batch_rows = max_batch_rows
         self._streams: dict[asyncio.Task[None], asyncio.Task[None]] = {}
         """The open streams: each one's handler, with its reader."""
         self._is_draining = False
@@ -36,6 +40,7 @@ class EnsembleService:
             SERVICE,
             {
                 "Infer": unary(pb.InferRequest, self._infer, self._pool, self._note_failure),
+                "BatchInfer": unary(pb.BatchInferRequest, self._batch_infer, self._pool, self._note_failure),
                 "GetEnsemble": unary(pb.GetEnsembleRequest, self._get_ensemble, self._pool),
                 "InferStream": grpc.stream_stream_rpc_method_handler(self._infer_stream),
             },
@@ -67,15 +72,41 @@ class EnsembleService:
 
     async def _infer(self, message: pb.InferRequest, size_bytes: int, context: Context) -> pb.InferResponse:
         engine = self._ready_engine()
-        now = time.monotonic()
-        remaining: float | None = context.time_remaining()
-        deadline = None if remaining is None else now + remaining
-        request = read_request(message, now, deadline, _traceparent(context))
+        request = read_request(message, *_arrival(context))
         answer = await engine.infer(request, size_bytes)
         began = time.monotonic()
         reply = write_answer(answer, request, engine.description)
         engine.note_reply(request, answer, began)
         return reply
+
+    async def _batch_infer(self, message: pb.BatchInferRequest, size_bytes: int, context: Context) -> pb.BatchInferResponse:
+        engine = self._ready_engine()
+        engine.check_served(message.ensemble, message.version)
+        count = len(message.requests)
+        if not 1 <= count <= self._max_batch_rows:
+            raise InvalidOption(f"requests: found {count} rows; allowed: 1 to {self._max_batch_rows}")
+        arrival = _arrival(context)
+        rows = [_read_row(row, *arrival) for row in message.requests]
+        readable = [row for row in rows if isinstance(row, Request)]
+        answers = iter(await engine.infer_batch(readable, size_bytes) if readable else ())
+        results: list[pb.BatchInferResult] = []
+        for row in rows:
+            if len(results) % RESULTS_AT_A_TIME == RESULTS_AT_A_TIME - 1:
+                await asyncio.sleep(0)  # else a large batch would hold up everybody
+            results.append(self._write_result(row, next(answers), engine) if isinstance(row, Request) else self._write_failure(row))
+        return pb.BatchInferResponse(results=results)
+
+    def _write_result(self, request: Request, answer: Answer | TwinferError, engine: Engine) -> pb.BatchInferResult:
+        if isinstance(answer, TwinferError):
+            return self._write_failure(answer)
+        began = time.monotonic()
+        result = pb.BatchInferResult(response=write_answer(answer, request, engine.description))
+        engine.note_reply(request, answer, began)
+        return result
+
+    def _write_failure(self, error: TwinferError) -> pb.BatchInferResult:
+        self._note_failure(error)
+        return pb.BatchInferResult(error=write_error(error))
 
     async def _infer_stream(self, requests: object, context: Context) -> None:
         """Serve a stream: one reader, one task per row in hand, and one writer, for a stream's messages go out one at a time."""
@@ -143,6 +174,21 @@ async def _write_replies(context: Context, replies: "asyncio.Queue[bytes | None]
     while (reply := await replies.get()) is not None:
         await context.write(reply)
         room.release()
+
+
+def _read_row(message: pb.InferRequest, arrived_at: float, deadline: float | None, traceparent: str) -> Request | TwinferError:
+    """Read a row of many, which fails alone."""
+    try:
+        return read_request(message, arrived_at, deadline, traceparent)
+    except Exception as error:
+        return describe_error(error)
+
+
+def _arrival(context: Context) -> tuple[float, float | None, str]:
+    """Give a call's time of arrival, its deadline and its traceparent."""
+    now = time.monotonic()
+    remaining: float | None = context.time_remaining()
+    return now, None if remaining is None else now + remaining, _traceparent(context)
 
 
 def _traceparent(context: Context) -> str:

@@ -27,7 +27,7 @@ class RpcServer:
     def __init__(self, settings: ServerSettings, pool: Executor) -> None:
         """Put the services together; `pool` parses large messages. Call it on the event loop."""
         self.health = Health((SERVICE,))
-        self.ensemble_service = EnsembleService(pool, settings.max_stream_rows)
+        self.ensemble_service = EnsembleService(pool, settings.max_stream_rows, settings.batch_rows)
         self.admin_service = EnsembleAdminService(pool)
         self._settings = settings
         self._server = _make_server(settings)

@@ -161,20 +161,22 @@ class Fusion(_message.Message):
     def __init__(self, method: _Optional[str] = ..., weights: _Optional[_Mapping[str, float]] = ..., version: _Optional[int] = ..., temperatures: _Optional[_Mapping[str, float]] = ..., fitted: bool = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_image_pixels", "max_text_bytes", "max_flight_rows", "max_waiting_rows", "default_timeout")
+    __slots__ = ("max_message_bytes", "max_image_pixels", "max_text_bytes", "max_flight_rows", "max_waiting_rows", "default_timeout", "max_batch_rows")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_FLIGHT_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_WAITING_ROWS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_image_pixels: int
     max_text_bytes: int
     max_flight_rows: int
     max_waiting_rows: int
     default_timeout: _duration_pb2.Duration
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_flight_rows: _Optional[int] = ..., max_waiting_rows: _Optional[int] = ..., default_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    max_batch_rows: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_flight_rows: _Optional[int] = ..., max_waiting_rows: _Optional[int] = ..., default_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_batch_rows: _Optional[int] = ...) -> None: ...
 
 class BucketPlan(_message.Message):
     __slots__ = ("rows", "tokens", "plan", "times", "alone_times", "overlap_ratio")

@@ -285,6 +285,30 @@ class InferStreamResponse(_message.Message):
     error: _error_pb2.Error
     def __init__(self, request_id: _Optional[str] = ..., response: _Optional[_Union[InferResponse, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
 
+class BatchInferRequest(_message.Message):
+    __slots__ = ("ensemble", "version", "requests")
+    ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    ensemble: str
+    version: int
+    requests: _containers.RepeatedCompositeFieldContainer[InferRequest]
+    def __init__(self, ensemble: _Optional[str] = ..., version: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[InferRequest, _Mapping]]] = ...) -> None: ...
+
+class BatchInferResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[BatchInferResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[BatchInferResult, _Mapping]]] = ...) -> None: ...
+
+class BatchInferResult(_message.Message):
+    __slots__ = ("response", "error")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    response: InferResponse
+    error: _error_pb2.Error
+    def __init__(self, response: _Optional[_Union[InferResponse, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+
 class GetEnsembleRequest(_message.Message):
     __slots__ = ("ensemble", "version")
     ENSEMBLE_FIELD_NUMBER: _ClassVar[int]

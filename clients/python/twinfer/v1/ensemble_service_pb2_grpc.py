@@ -50,6 +50,11 @@ class EnsembleServiceStub(object):
                 request_serializer=twinfer_dot_v1_dot_ensemble__service__pb2.InferStreamRequest.SerializeToString,
                 response_deserializer=twinfer_dot_v1_dot_ensemble__service__pb2.InferStreamResponse.FromString,
                 _registered_method=True)
+        self.BatchInfer = channel.unary_unary(
+                '/twinfer.v1.EnsembleService/BatchInfer',
+                request_serializer=twinfer_dot_v1_dot_ensemble__service__pb2.BatchInferRequest.SerializeToString,
+                response_deserializer=twinfer_dot_v1_dot_ensemble__service__pb2.BatchInferResponse.FromString,
+                _registered_method=True)
         self.GetEnsemble = channel.unary_unary(
                 '/twinfer.v1.EnsembleService/GetEnsemble',
                 request_serializer=twinfer_dot_v1_dot_ensemble__service__pb2.GetEnsembleRequest.SerializeToString,
@@ -81,6 +86,16 @@ class EnsembleServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchInfer(self, request, context):
+        """Answers many rows in one call: a result for each, in their order; cheaper for both sides than as many calls of Infer. A row that
+        fails gets an `Error` as its own result. The call itself fails for what concerns all of its rows: none or too many of them
+        (INVALID_ARGUMENT), an ensemble that is not served, overload, a server that loads or drains. The gRPC deadline holds for every
+        row: one that cannot make it fails alone, a little before, so that the others' answers still arrive.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetEnsemble(self, request, context):
         """Describes the ensemble that is served: inputs, members, fusion and limits.
         """
@@ -100,6 +115,11 @@ def add_EnsembleServiceServicer_to_server(servicer, server):
                     servicer.InferStream,
                     request_deserializer=twinfer_dot_v1_dot_ensemble__service__pb2.InferStreamRequest.FromString,
                     response_serializer=twinfer_dot_v1_dot_ensemble__service__pb2.InferStreamResponse.SerializeToString,
+            ),
+            'BatchInfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchInfer,
+                    request_deserializer=twinfer_dot_v1_dot_ensemble__service__pb2.BatchInferRequest.FromString,
+                    response_serializer=twinfer_dot_v1_dot_ensemble__service__pb2.BatchInferResponse.SerializeToString,
             ),
             'GetEnsemble': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEnsemble,
@@ -167,6 +187,33 @@ class EnsembleService(object):
             '/twinfer.v1.EnsembleService/InferStream',
             twinfer_dot_v1_dot_ensemble__service__pb2.InferStreamRequest.SerializeToString,
             twinfer_dot_v1_dot_ensemble__service__pb2.InferStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchInfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinfer.v1.EnsembleService/BatchInfer',
+            twinfer_dot_v1_dot_ensemble__service__pb2.BatchInferRequest.SerializeToString,
+            twinfer_dot_v1_dot_ensemble__service__pb2.BatchInferResponse.FromString,
             options,
             channel_credentials,
             insecure,
