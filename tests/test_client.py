@@ -542,7 +542,8 @@ def test_a_reason_picks_the_class(kind: type[errors.TwinferError], caller: Calle
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.Overloaded),
         (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
         (grpc.StatusCode.INTERNAL, errors.InternalError),
-        (grpc.StatusCode.UNIMPLEMENTED, errors.TwinferError),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.Unsupported),
+        (grpc.StatusCode.DATA_LOSS, errors.TwinferError),
     ],
     ids=lambda value: value.name if isinstance(value, grpc.StatusCode) else "",
 )

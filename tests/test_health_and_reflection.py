@@ -33,6 +33,7 @@ from tests.servers import RunningServer, running
 from twinfer.v1 import ensemble_service_pb2 as pb
 
 SERVICE = "twinfer.v1.EnsembleService"
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
 ADMIN_SERVICE = "twinfer.v1.EnsembleAdminService"
 HEALTH = "grpc.health.v1.Health"
 REFLECTIONS = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
@@ -171,7 +172,7 @@ def reflection(request: pytest.FixtureRequest) -> str:
 def test_every_service_is_listed_and_described(digits_server: DigitsServer, reflection: str) -> None:
     with connect(digits_server.address) as channel:
         names = list_services(channel, reflection)
-        assert names == sorted([SERVICE, HEALTH, *REFLECTIONS])
+        assert names == sorted([SERVICE, INFERENCE_SERVICE, HEALTH, *REFLECTIONS])
         for name in names:
             pool = DescriptorPool()
             files = reflect(channel, reflection, file_containing_symbol=name).file_descriptor_response.file_descriptor_proto
@@ -225,7 +226,7 @@ def test_without_a_listener_for_operators_there_is_none(tmp_path: Path) -> None:
 def test_the_operators_service_is_on_their_listener_only(operated: RunningServer, reflection: str) -> None:
     assert operated.admin_address != operated.address
     with connect(operated.address) as channel, connect(operated.admin_address) as admin:
-        assert list_services(channel, reflection) == sorted([SERVICE, HEALTH, *REFLECTIONS])
+        assert list_services(channel, reflection) == sorted([SERVICE, INFERENCE_SERVICE, HEALTH, *REFLECTIONS])
         assert list_services(admin, reflection) == sorted([ADMIN_SERVICE, HEALTH, *REFLECTIONS])
         assert (check(channel, SERVICE), check(admin, ADMIN_SERVICE), check(admin)) == (SERVING, SERVING, SERVING)
         assert failure_of(lambda: check(channel, ADMIN_SERVICE)).code is grpc.StatusCode.NOT_FOUND

@@ -9,6 +9,7 @@
     │   ├── InvalidOption                           INVALID_OPTION
     │   └── UnknownMember                           UNKNOWN_MEMBER
     ├── UnknownEnsemble          NOT_FOUND          UNKNOWN_ENSEMBLE
+    ├── Unsupported              UNIMPLEMENTED      UNSUPPORTED
     ├── Overloaded               RESOURCE_EXHAUSTED OVERLOADED
     ├── Unavailable              UNAVAILABLE
     │   ├── Loading                                 LOADING
@@ -29,7 +30,7 @@ Codes are the numbers of the canonical gRPC codes, so that nothing below the RPC
 """
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class Code(IntEnum):
@@ -41,6 +42,7 @@ class Code(IntEnum):
     NOT_FOUND = 5
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
+    UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
 
@@ -67,6 +69,7 @@ class Reason(IntEnum):
     NOTHING_TO_FUSE = 17
     INTERNAL = 18
     FUSION_VERSION = 19
+    UNSUPPORTED = 20
 
 
 class Stage(IntEnum):
@@ -103,6 +106,12 @@ class TwinferError(Exception):
         self.text = text[:MAX_TEXT_CHARS]
         self.member = member
         self.stage = self.default_stage if stage is None else stage
+
+    def within(self, where: str) -> Self:
+        """Give the same error with `where` it happened in front of its text; one error may be that of many rows."""
+        twin = type(self).__new__(type(self), where + self.text)
+        twin.__dict__.update(self.__dict__, text=(where + self.text)[:MAX_TEXT_CHARS])
+        return twin
 
 
 class InvalidRequest(TwinferError):
@@ -154,6 +163,14 @@ class UnknownEnsemble(TwinferError):
 
     code = Code.NOT_FOUND
     reason = Reason.UNKNOWN_ENSEMBLE
+    default_stage = Stage.ADMIT
+
+
+class Unsupported(TwinferError):
+    """The request asks for what a protocol of others has and this server has not."""
+
+    code = Code.UNIMPLEMENTED
+    reason = Reason.UNSUPPORTED
     default_stage = Stage.ADMIT
 
 

@@ -82,6 +82,8 @@ class ServerSettings(BaseSettings):
     """Rows that one BatchInfer may carry; no more than `max_waiting_rows`, whatever this says."""
     max_waiting_bytes: Count = 256 * 2**20
     """Bytes of the requests in hand, over all calls."""
+    shared_memory: bool = False
+    """Let clients of the Open Inference Protocol hand over tensors in any POSIX shared memory that the server may open."""
     max_image_pixels: Count = 50_000_000
     max_text_bytes: Count = 65_536
     default_timeout_seconds: Seconds = 30.0

@@ -10,6 +10,7 @@
     │   ├── UnknownMember                           UNKNOWN_MEMBER
     │   └── MessageTooLarge      (raised here, before anything is sent)
     ├── UnknownEnsemble          NOT_FOUND          UNKNOWN_ENSEMBLE
+    ├── Unsupported              UNIMPLEMENTED      UNSUPPORTED
     ├── Overloaded               RESOURCE_EXHAUSTED OVERLOADED
     ├── Unavailable              UNAVAILABLE        (without a reason: nobody could be reached)
     │   ├── Loading                                 LOADING
@@ -58,6 +59,7 @@ class Reason(StrEnum):
     NOTHING_TO_FUSE = "NOTHING_TO_FUSE"
     INTERNAL = "INTERNAL"
     FUSION_VERSION = "FUSION_VERSION"
+    UNSUPPORTED = "UNSUPPORTED"
 
 
 class Stage(StrEnum):
@@ -151,6 +153,13 @@ class UnknownEnsemble(TwinferError):
 
     default_code = grpc.StatusCode.NOT_FOUND
     default_reason = Reason.UNKNOWN_ENSEMBLE
+
+
+class Unsupported(TwinferError):
+    """The server does not have what the call asks for; it may be older than this client."""
+
+    default_code = grpc.StatusCode.UNIMPLEMENTED
+    default_reason = Reason.UNSUPPORTED
 
 
 class Overloaded(TwinferError):

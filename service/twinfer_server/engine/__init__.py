@@ -1,7 +1,7 @@
 """The engine: owns queue, batcher, flights and their life; knows no protobuf."""
 
 from .breaker import Switch
-from .description import CascadeDescription, Description, FusionDescription, MemberDescription, describe
+from .description import CascadeDescription, Description, FusionDescription, InputDescription, MemberDescription, describe
 from .engine import LocalEngine
 from .interface import Engine
 from .record import FlightRecord, Recorder, Span
@@ -12,6 +12,7 @@ __all__ = [
     "Engine",
     "FlightRecord",
     "FusionDescription",
+    "InputDescription",
     "LocalEngine",
     "MemberDescription",
     "Recorder",

@@ -14,13 +14,19 @@ from .breaker import SwitchState
 
 @dataclass(frozen=True, slots=True)
 class InputDescription:
-    """One input of a request; a size of -1 in `shape` means any."""
+    """One input of a request; a size of -1 in `shape` means any.
+
+    `member_shape` is that of the ready tensor that members take as it is, without resizing; -1 where they differ, or any is fine.
+    It `is_needed` if even a BEST_EFFORT answer needs it; it `is_optional` under the ensemble's own policy.
+    """
 
     name: str
     kind: str
     dtype: str
     shape: tuple[int, ...]
+    member_shape: tuple[int, ...]
     members: tuple[str, ...]
+    is_needed: bool
     is_optional: bool
     max_tokens: int
     max_samples: int
@@ -41,6 +47,8 @@ class MemberDescription:
     device: str
     inputs: tuple[str, ...]
     output: str
+    output_shape: tuple[int, ...]
+    """Of its prediction for one row; -1 where it depends on the request."""
     parameter_bytes: int
     not_captured: str
     capture_bytes: int
@@ -83,6 +91,8 @@ class Description:
     members: tuple[MemberDescription, ...]
     fusion: FusionDescription
     cascade: CascadeDescription | None
+    fused_shape: tuple[int, ...]
+    """Of the fused prediction for one row; -1 where it depends on the request, or on how members are fused."""
     compared: str
     """The input that brings what a similarity compares with; empty for other tasks."""
     limits: ServerSettings
@@ -113,7 +123,9 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
                 kind=input_kinds[name],
                 dtype=takes[0].tensor_dtype,
                 shape=takes[0].tensor_shape,
+                member_shape=_find_member_shape(takes),
                 members=tuple(takers[name]),
+                is_needed=ensemble.is_required(name, Policy.BEST_EFFORT),
                 is_optional=not ensemble.is_required(name, Policy[spec.policy.upper()]),
                 max_tokens=takes[0].max_tokens,
                 max_samples=min(kind.max_samples for kind in takes),
@@ -133,6 +145,7 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
                 device=str(member.device.torch_device),
                 inputs=tuple(kind.name for kind in member.inputs),
                 output=member.spec.output.kind,
+                output_shape=(-1, *member.output_shape) if member.samples_per_row > 1 else member.output_shape,
                 parameter_bytes=member.model.parameter_bytes,
                 not_captured=member.why_not_captured,
                 capture_bytes=member.capture_bytes,
@@ -146,6 +159,7 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
         ),
         fusion=_describe_fusion(version),
         cascade=CascadeDescription(spec.cascade.first, version.gate) if spec.cascade else None,
+        fused_shape=_find_fused_shape(ensemble),
         compared=_find_compared(ensemble),
         limits=settings,
         max_flight_rows=spec.batching.max_rows,
@@ -165,6 +179,18 @@ def _describe_fusion(version: FusionVersion) -> FusionDescription:
         version=version.number,
         is_fitted=fusion.fitted is not None,
     )
+
+
+def _find_member_shape(takes: Sequence[InputKind[Any]]) -> tuple[int, ...]:
+    """Find the shape of a ready tensor that none of the members resizes."""
+    shapes = [kind.staging[0].shape if kind.at_least != (0, 0) else kind.tensor_shape for kind in takes]
+    return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))
+
+
+def _find_fused_shape(ensemble: Ensemble) -> tuple[int, ...]:
+    voter = ensemble.members[ensemble.crew.version.fusion.voters[0]]
+    shapes = {"embedding": (-1,), "similarity": (-1, 2), "detection": (-1, 6)}
+    return shapes.get(ensemble.spec.task, voter.output_shape)
 
 
 def _find_compared(ensemble: Ensemble) -> str:

@@ -6,9 +6,10 @@ would end the call as UNKNOWN before any handler saw it.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -33,6 +34,22 @@ Context = grpc.aio.ServicerContext[Any, Any]
 UnaryMethod = Callable[[Any, int, Context], Awaitable[Message]]
 """A method that takes the parsed request, its size in bytes and the context."""
 OnFailure = Callable[[TwinferError], None]
+
+
+class Arrival(NamedTuple):
+    """When a call came and by when it must be answered, by `time.monotonic()`, and the trace that it belongs to."""
+
+    at: float
+    deadline: float | None
+    traceparent: str
+
+
+def find_arrival(context: Context) -> Arrival:
+    """Look at a call that has just come."""
+    now = time.monotonic()
+    remaining: float | None = context.time_remaining()
+    traceparent = next((str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"), "")
+    return Arrival(now, None if remaining is None else now + remaining, traceparent)
 
 
 async def parse(kind: type[M], data: bytes, pool: Executor) -> M:
@@ -77,10 +94,10 @@ async def fail(context: Context, error: BaseException) -> NoReturn:
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(known).SerializeToString())]
     if isinstance(known, Overloaded):
         metadata.append((PUSHBACK_KEY, str(round(known.retry_after_seconds * 1000))))
-    await context.abort(STATUS[known.code], _cut(known), tuple(metadata))
+    await context.abort(STATUS[known.code], summarize(known), tuple(metadata))
 
 
-def _cut(error: TwinferError) -> str:
+def summarize(error: TwinferError) -> str:
     """Write the status message: member, stage and text, short enough to be received."""
     where = f"member {error.member}, stage {error.stage.name}: " if error.member else ""
     text = where + error.text

@@ -12,7 +12,7 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 from ..engine import Engine
 from ..errors import Draining, InvalidOption, Loading, TwinferError
 from ..rows import Answer, Request
-from .boundary import Context, describe_error, fail, parse, unary
+from .boundary import Context, describe_error, fail, find_arrival, parse, unary
 from .codec import MAX_REQUEST_ID_BYTES, read_request, write_answer, write_error
 from .describing import write_description
 
@@ -72,7 +72,7 @@ class EnsembleService:
 
     async def _infer(self, message: pb.InferRequest, size_bytes: int, context: Context) -> pb.InferResponse:
         engine = self._ready_engine()
-        request = read_request(message, *_arrival(context))
+        request = read_request(message, *find_arrival(context))
         answer = await engine.infer(request, size_bytes)
         began = time.monotonic()
         reply = write_answer(answer, request, engine.description)
@@ -85,7 +85,7 @@ class EnsembleService:
         count = len(message.requests)
         if not 1 <= count <= self._max_batch_rows:
             raise InvalidOption(f"requests: found {count} rows; allowed: 1 to {self._max_batch_rows}")
-        arrival = _arrival(context)
+        arrival = find_arrival(context)
         rows = [_read_row(row, *arrival) for row in message.requests]
         readable = [row for row in rows if isinstance(row, Request)]
         answers = iter(await engine.infer_batch(readable, size_bytes) if readable else ())
@@ -182,14 +182,3 @@ def _read_row(message: pb.InferRequest, arrived_at: float, deadline: float | Non
         return read_request(message, arrived_at, deadline, traceparent)
     except Exception as error:
         return describe_error(error)
-
-
-def _arrival(context: Context) -> tuple[float, float | None, str]:
-    """Give a call's time of arrival, its deadline and its traceparent."""
-    now = time.monotonic()
-    remaining: float | None = context.time_remaining()
-    return now, None if remaining is None else now + remaining, _traceparent(context)
-
-
-def _traceparent(context: Context) -> str:
-    return next((str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"), "")

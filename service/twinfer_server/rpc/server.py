@@ -14,6 +14,8 @@ from ..settings import ServerSettings
 from .admin_service import ADMIN_SERVICE, EnsembleAdminService
 from .ensemble_service import SERVICE, EnsembleService
 from .health import Health
+from .oip import grpc_service_pb2
+from .oip.service import INFERENCE_SERVICE, InferenceService
 from .reflection import add_reflection
 
 
@@ -26,14 +28,15 @@ class RpcServer:
 
     def __init__(self, settings: ServerSettings, pool: Executor) -> None:
         """Put the services together; `pool` parses large messages. Call it on the event loop."""
-        self.health = Health((SERVICE,))
+        self.health = Health((SERVICE, INFERENCE_SERVICE))
         self.ensemble_service = EnsembleService(pool, settings.max_stream_rows, settings.batch_rows)
+        self.inference_service = InferenceService(pool, settings)
         self.admin_service = EnsembleAdminService(pool)
         self._settings = settings
         self._server = _make_server(settings)
-        self._server.add_generic_rpc_handlers((self.ensemble_service.handlers(),))
+        self._server.add_generic_rpc_handlers((self.ensemble_service.handlers(), self.inference_service.handlers()))
         self.health.add_to(self._server)
-        add_reflection(self._server, (ensemble_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
+        add_reflection(self._server, (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
         self._admin_health = Health((ADMIN_SERVICE,))
         self._admin_server: grpc.aio.Server | None = None
         if settings.admin_listen:
@@ -54,17 +57,19 @@ class RpcServer:
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
         self.ensemble_service.engine = self.admin_service.engine = engine
+        self.inference_service.open(engine)
 
     def report(self, is_serving: bool, members: Mapping[str, bool]) -> None:
-        """Set the health of the callers' service, and of each member by name; the operators' service serves whatever that is."""
+        """Set the health of the callers' services, and of each member by name; the operators' service serves whatever that is."""
         self.health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
+        self.inference_service.report(is_serving, members)
         self._admin_health.report(is_serving=True)
 
     async def drain(self) -> None:
         """Report NOT_SERVING for good, refuse new calls, end watches at once and streams when their rows in hand are answered."""
         self.health.end()
         self._admin_health.end()
-        await self.ensemble_service.drain()
+        await asyncio.gather(self.ensemble_service.drain(), self.inference_service.drain())
 
     async def stop(self, grace_seconds: float) -> None:
         """Close the listeners, and cancel what is still open after the grace."""

@@ -38,6 +38,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_NOTHING_TO_FUSE: _ClassVar[Reason]
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_FUSION_VERSION: _ClassVar[Reason]
+    REASON_UNSUPPORTED: _ClassVar[Reason]
 STAGE_UNSPECIFIED: Stage
 STAGE_ADMIT: Stage
 STAGE_DECODE: Stage
@@ -66,6 +67,7 @@ REASON_MEMBER_OFF: Reason
 REASON_NOTHING_TO_FUSE: Reason
 REASON_INTERNAL: Reason
 REASON_FUSION_VERSION: Reason
+REASON_UNSUPPORTED: Reason
 
 class Error(_message.Message):
     __slots__ = ("code", "reason", "member", "stage", "text")

@@ -1,0 +1,184 @@
+"""From a request of the protocol to plain rows: tensors cut row by row, parameters as options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ...errors import InvalidInput, InvalidOption, UnknownInput, quote
+from ...rows import Caller, Policy, Priority, RawInput, Request
+from ..boundary import Arrival
+from ..codec import MAX_REQUEST_ID_BYTES
+from . import grpc_service_pb2 as pb
+from .datatypes import BYTES, Elements, check_shape, has_contents, read_contents, read_raw
+from .models import Model, OutputTensor, Role
+from .parameters import Parameters, check_known, is_set, read_text, read_whole
+from .regions import PARAMETERS, Place, Regions
+
+CLASSIFICATION = "classification"
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+_OPTIONS = ("timeout", "priority", "policy")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One output to answer with: as it is, or its `top_k` best classes; in the reply, or at a place in shared memory."""
+
+    output: OutputTensor
+    top_k: int
+    place: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request but for its inputs: `template` is what its rows have in common, `wanted` the outputs to answer with."""
+
+    model: Model
+    template: Request
+    wanted: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input as it was sent, and where its bytes are: raw, in shared memory, or neither, and then among its typed elements."""
+
+    field: str
+    tensor: pb.ModelInferRequest.InferInputTensor
+    raw: bytes | Place | None
+
+
+def read_call(message: pb.ModelInferRequest, model: Model, regions: Regions, arrival: Arrival) -> Call:
+    """Read everything but the inputs; raises InvalidOption."""
+    if len(message.id.encode()) > MAX_REQUEST_ID_BYTES:
+        raise InvalidOption(f"id: found {len(message.id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
+    options = message.parameters
+    check_known("parameters", [name for name in options if name not in _SEQUENCE], _OPTIONS)
+    for name in _SEQUENCE:
+        if name in options and is_set(options[name]):
+            raise InvalidOption(f"parameters[{name!r}]: found a value; allowed: none, for rows do not know of each other")
+    wanted = _read_wanted(message, model, regions)
+    timeout = read_whole("parameters", options, "timeout")
+    policy = _read_policy(options)
+    template = Request(
+        inputs={},
+        arrived_at=arrival.at,
+        deadline=arrival.deadline,
+        # A member by itself has only its own inputs, whatever the others would need.
+        policy=policy if model.is_ensemble else Policy.BEST_EFFORT,
+        timeout_seconds=timeout / 1e6 if timeout else None,
+        priority=_read_priority(options),
+        wants_member_predictions=any(want.output.role is Role.OWN for want in wanted),
+        caller=Caller(message.id, arrival.traceparent),
+    )
+    return Call(model, template, wanted)
+
+
+def find_sources(message: pb.ModelInferRequest, regions: Regions, max_bytes: int) -> list[Source]:
+    """Find where each input's bytes are, before any are read; raises InvalidInput and InvalidOption.
+
+    What comes through shared memory may have `max_bytes` in all, as a message.
+    """
+    places: dict[str, Place | None] = {}
+    for tensor in message.inputs:
+        field = f"inputs[{quote(tensor.name)}]"
+        if tensor.name in places:
+            raise InvalidInput(f"{field}: found twice; allowed: once")
+        check_known(f"{field}.parameters", tensor.parameters, PARAMETERS)
+        places[tensor.name] = regions.find_place(field, tensor.parameters)
+    shared_bytes = sum(place.byte_size for place in places.values() if place is not None)
+    if shared_bytes > max_bytes:
+        raise InvalidInput(f"inputs: found {shared_bytes} bytes in shared memory; allowed: {max_bytes}")
+    in_band = list(places.values()).count(None)
+    if message.raw_input_contents and len(message.raw_input_contents) != in_band:
+        found = len(message.raw_input_contents)
+        raise InvalidInput(f"raw_input_contents: found {found}; allowed: {in_band}, one for each input not in shared memory")
+    sources, raw = [], iter(message.raw_input_contents)
+    for tensor in message.inputs:
+        found_at = places[tensor.name] or next(raw, None)
+        if found_at is not None and has_contents(tensor):
+            field = f"inputs[{quote(tensor.name)}].contents"
+            raise InvalidInput(f"{field}: found elements beside the bytes of the request; allowed: one or the other")
+        sources.append(Source(f"inputs[{quote(tensor.name)}]", tensor, found_at))
+    return sources
+
+
+def read_rows(call: Call, sources: Sequence[Source]) -> list[Request]:
+    """Cut the inputs into rows, as many as the first sizes of their shapes say; raises InvalidRequest. Any thread."""
+    kinds = {tensor.name: tensor.kind for tensor in call.model.inputs}
+    for source in sources:
+        if source.tensor.name not in kinds:
+            raise UnknownInput(f"{source.field}: no such input; allowed: {list(kinds)}")
+        check_shape(source.field, source.tensor.datatype, source.tensor.shape)
+    counts = {source.tensor.name: source.tensor.shape[0] for source in sources}
+    rows, most = next(iter(counts.values()), 1), call.model.max_rows
+    if len(set(counts.values())) > 1 or not 1 <= rows <= most:
+        raise InvalidInput(f"inputs: found {counts} rows; allowed: 1 to {most}, as many of each")
+    columns = {source.tensor.name: _read_column(source, kinds[source.tensor.name]) for source in sources}
+    return [replace(call.template, inputs={name: column[row] for name, column in columns.items()}) for row in range(rows)]
+
+
+def _read_policy(options: Parameters) -> Policy | None:
+    name = read_text("parameters", options, "policy")
+    if name and name not in Policy.__members__:
+        raise InvalidOption(f"parameters['policy']: found {quote(name)}; allowed: {', '.join(Policy.__members__)}")
+    return Policy[name] if name else None
+
+
+def _read_priority(options: Parameters) -> Priority:
+    """Read Triton's numbers: 1 goes first, 0 means the default."""
+    number = read_whole("parameters", options, "priority") or 2
+    return {1: Priority.HIGH, 2: Priority.NORMAL}.get(number, Priority.LOW)
+
+
+def _read_wanted(message: pb.ModelInferRequest, model: Model, regions: Regions) -> tuple[Wanted, ...]:
+    known = {output.name: output for output in model.outputs}
+    if not message.outputs:
+        return tuple(Wanted(output, 0, None) for output in model.outputs if output.is_default)
+    wanted: list[Wanted] = []
+    for request in message.outputs:
+        field = f"outputs[{quote(request.name)}]"
+        output = known.pop(request.name, None)
+        if output is None:
+            raise InvalidOption(f"{field}: no such output, or found twice; allowed: {', '.join(o.name for o in model.outputs)}")
+        check_known(f"{field}.parameters", request.parameters, (CLASSIFICATION, *PARAMETERS))
+        top_k = read_whole(f"{field}.parameters", request.parameters, CLASSIFICATION)
+        if top_k is not None and not (top_k and output.is_scores):
+            allowed = "at least 1" if output.is_scores else "none, for it has no scores by class"
+            raise InvalidOption(f"{field}.parameters[{CLASSIFICATION!r}]: found {top_k}; allowed: {allowed}")
+        wanted.append(Wanted(output, top_k or 0, regions.find_place(field, request.parameters)))
+    return tuple(wanted)
+
+
+def _read_column(source: Source, kind: str) -> Sequence[RawInput]:
+    """Read an input of all rows."""
+    tensor, field = source.tensor, source.field
+    raw = source.raw.read() if isinstance(source.raw, Place) else source.raw
+    if raw is None:
+        values = read_contents(field, tensor.datatype, tensor.shape, tensor.contents)
+    else:
+        values = read_raw(field, tensor.datatype, tensor.shape, raw)
+    if tensor.datatype != BYTES:
+        return values  # type: ignore[return-value]  # an array is a sequence of its rows
+    return _READERS[kind](field, values, tensor.shape[0])  # type: ignore[arg-type]
+
+
+def _read_images(field: str, elements: Elements, rows: int) -> Sequence[RawInput]:
+    if len(elements) != rows:
+        raise InvalidInput(f"{field}: found {len(elements)} images for {rows} rows; allowed: one for each")
+    return elements
+
+
+def _read_texts(field: str, elements: Elements, rows: int) -> Sequence[RawInput]:
+    each = len(elements) // rows
+    try:
+        texts = [element.decode() for element in elements]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{field}: found bytes that are no UTF-8 ({error.reason}); allowed: texts in UTF-8") from None
+    if each == 0:
+        raise InvalidInput(f"{field}: found no text; allowed: at least one for each row")
+    return texts if each == 1 else [tuple(texts[row * each : (row + 1) * each]) for row in range(rows)]
+
+
+def _refuse_bytes(field: str, elements: Elements, rows: int) -> Sequence[RawInput]:
+    raise InvalidInput(f"{field}.datatype: found {BYTES}; allowed: a tensor of numbers, as the metadata says")
+
+
+_READERS = {"image": _read_images, "text": _read_texts, "tensor": _refuse_bytes}

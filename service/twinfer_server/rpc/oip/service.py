@@ -1,0 +1,204 @@
+"""GRPCInferenceService: the Open Inference Protocol, translated for the same engine."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar, cast
+
+import grpc
+from google.protobuf.message import Message
+
+from ...engine import Engine
+from ...errors import Draining, Loading, TwinferError, Unsupported
+from ...rows import Answer, Request
+from ...settings import ServerSettings
+from ..boundary import SMALL_MESSAGE_BYTES, Arrival, Context, UnaryMethod, describe_error, find_arrival, parse, summarize, unary
+from ..codec import MAX_REQUEST_ID_BYTES
+from . import grpc_service_pb2 as pb
+from .describing import write_config, write_metadata
+from .memory import memory_handlers, refusing_handlers
+from .models import Catalog, Model
+from .reading import find_sources, read_call, read_rows
+from .regions import Place, Regions
+from .server_facts import facts_handlers
+from .statistics import Statistics
+from .stream import Streams
+from .writing import write_response
+
+INFERENCE_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+FINAL = "triton_final_response"
+
+T = TypeVar("T")
+
+
+class InferenceService:
+    """Translates between the protocol and an engine, which comes when it has loaded."""
+
+    def __init__(self, pool: Executor, settings: ServerSettings) -> None:
+        """`pool` parses and reads large messages."""
+        self._engine: Engine | None = None
+        self._catalog: Catalog | None = None
+        self._pool = pool
+        self._settings = settings
+        self._regions = Regions(settings.shared_memory)
+        self._statistics = Statistics()
+        self._streams = Streams(self._respond, settings.max_stream_rows)
+        self._is_draining = False
+        self._is_serving = False
+        self._switches: Mapping[str, bool] = {}
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Give the service's handlers, for raw bytes."""
+        own: dict[str, tuple[type[Message], UnaryMethod]] = {
+            "ServerReady": (pb.ServerReadyRequest, self._server_ready),
+            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": (pb.ModelConfigRequest, self._model_config),
+            "ModelStatistics": (pb.ModelStatisticsRequest, self._model_statistics),
+            "RepositoryIndex": (pb.RepositoryIndexRequest, self._repository_index),
+        }
+        return grpc.method_handlers_generic_handler(
+            INFERENCE_SERVICE,
+            {
+                "ModelInfer": unary(pb.ModelInferRequest, self._model_infer, self._pool, self._note_failure),
+                "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._streams.handle),
+                **{name: unary(kind, method, self._pool) for name, (kind, method) in own.items()},
+                **facts_handlers(self._settings, self._pool),
+                **memory_handlers(self._regions, self._pool),
+                **refusing_handlers(self._pool),
+            },
+        )
+
+    def open(self, engine: Engine) -> None:
+        """Let calls reach the engine, now that it is ready."""
+        self._catalog = Catalog(engine.description)
+        self._engine = engine
+
+    def report(self, is_serving: bool, switches: Mapping[str, bool]) -> None:
+        """Note whether the server answers rows, and how each member is switched, by name."""
+        self._is_serving, self._switches = is_serving, switches
+
+    async def drain(self) -> None:
+        """Refuse new calls, and return when open streams have ended."""
+        self._is_draining = True
+        await self._streams.drain()
+
+    # --- what is served -----------------------------------------------------------------------------------------------
+
+    def _ready(self) -> tuple[Engine, Catalog]:
+        if self._is_draining:
+            raise Draining("the server is shutting down")
+        if self._engine is None or self._catalog is None:
+            raise Loading("the ensemble is loading")
+        return self._engine, self._catalog
+
+    def _is_ready(self, model: Model) -> bool:
+        if not self._is_serving or self._is_draining or self._engine is None:
+            return False
+        return model.member < 0 or self._switches.get(self._engine.description.members[model.member].name, False)
+
+    async def _server_ready(self, message: pb.ServerReadyRequest, size_bytes: int, context: Context) -> Message:
+        return pb.ServerReadyResponse(ready=self._is_serving and not self._is_draining)
+
+    async def _model_ready(self, message: pb.ModelReadyRequest, size_bytes: int, context: Context) -> Message:
+        if self._catalog is None:  # which models there are is not known yet
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=self._is_ready(self._catalog.find(message.name, message.version)))
+
+    async def _model_metadata(self, message: pb.ModelMetadataRequest, size_bytes: int, context: Context) -> Message:
+        return write_metadata(self._ready()[1].find(message.name, message.version))
+
+    async def _model_config(self, message: pb.ModelConfigRequest, size_bytes: int, context: Context) -> Message:
+        return pb.ModelConfigResponse(config=write_config(self._ready()[1].find(message.name, message.version)))
+
+    async def _model_statistics(self, message: pb.ModelStatisticsRequest, size_bytes: int, context: Context) -> Message:
+        catalog = self._ready()[1]
+        models = [catalog.find(message.name, message.version)] if message.name else catalog.models.values()
+        return self._statistics.write(models)
+
+    async def _repository_index(self, message: pb.RepositoryIndexRequest, size_bytes: int, context: Context) -> Message:
+        response = pb.RepositoryIndexResponse()
+        for model in self._catalog.models.values() if self._catalog else ():
+            if self._is_ready(model):
+                response.models.add(name=model.name, version=model.version, state="READY")
+            elif not message.ready:
+                reason = "it is switched off, or the server does not answer rows now"
+                response.models.add(name=model.name, version=model.version, state="UNAVAILABLE", reason=reason)
+        return response
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _note_failure(self, error: TwinferError) -> None:
+        if self._engine is not None:
+            self._engine.note_failure(error)
+
+    async def _model_infer(self, message: pb.ModelInferRequest, size_bytes: int, context: Context) -> pb.ModelInferResponse:
+        arrival = find_arrival(context)
+        engine, catalog = self._ready()
+        model = catalog.find(message.model_name, message.model_version)
+        try:
+            response = await self._answer(engine, catalog, model, message, size_bytes, arrival)
+        except Exception:
+            self._statistics.note_failure(model, time.monotonic() - arrival.at)
+            raise
+        return response
+
+    async def _answer(
+        self, engine: Engine, catalog: Catalog, model: Model, message: pb.ModelInferRequest, size_bytes: int, arrival: Arrival
+    ) -> pb.ModelInferResponse:  # fmt: skip
+        if model.refusal:
+            raise Unsupported(f"model {model.name!r} cannot be asked: {model.refusal}; allowed: {catalog.ensemble.name!r}")
+        call = read_call(message, model, self._regions, arrival)
+        sources = find_sources(message, self._regions, self._settings.max_message_bytes)
+        size_bytes += sum(source.raw.byte_size for source in sources if isinstance(source.raw, Place))
+        requests = await self._on_pool(size_bytes, lambda: read_rows(call, sources))
+        answers = await _infer(engine, requests, size_bytes, model.member)
+        began = time.monotonic()
+        response = write_response(call, answers, engine.description.labels)
+        for request, answer in zip(requests, answers, strict=True):
+            engine.note_reply(request, answer, began)
+        now = time.monotonic()
+        parts = [catalog.models[step.model] for step in model.steps]
+        self._statistics.note_answers(model, parts, answers, now - began, now - arrival.at)
+        return response
+
+    async def _on_pool(self, size_bytes: int, work: Callable[[], T]) -> T:
+        """Do work on many bytes where it does not hold up the others."""
+        if size_bytes <= SMALL_MESSAGE_BYTES:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def _respond(self, data: bytes, context: Context) -> bytes:
+        """Answer one message of a stream."""
+        response = pb.ModelStreamInferResponse()
+        request_id = ""
+        try:
+            message = await parse(pb.ModelInferRequest, data, self._pool)
+            request_id = message.id[:MAX_REQUEST_ID_BYTES]
+            response.infer_response.CopyFrom(await self._model_infer(message, len(data), context))
+        except Exception as error:
+            known = describe_error(error)
+            self._note_failure(known)
+            response.error_message = f"[{known.code.name}] {summarize(known)}"
+            response.infer_response.id = request_id
+        response.infer_response.parameters[FINAL].bool_param = True
+        return response.SerializeToString()
+
+
+async def _infer(engine: Engine, requests: Sequence[Request], size_bytes: int, member: int) -> list[Answer]:
+    """Answer rows together; raises the error of the first that failed, with its number where there are several.
+
+    Of a `member` (-1: all of them) asked by itself, its own failure fails the row.
+    """
+    if len(requests) == 1:
+        found: Sequence[Answer | TwinferError] = [await engine.infer(requests[0], size_bytes)]
+    else:
+        found = await engine.infer_batch(requests, size_bytes)
+    answers: list[Answer] = []
+    for number, answer in enumerate(found):
+        error = answer if isinstance(answer, TwinferError) else answer.members[member].error if member >= 0 else None
+        if error is not None:
+            raise error.within(f"row {number}: " if len(found) > 1 else "")
+        answers.append(cast(Answer, answer))
+    return answers
