@@ -18,6 +18,7 @@ WIRE = {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "twinfer"}
 # those below it. A part is a sub-package or a module of twinfer_server; a new one must be given its layer here.
 LAYERS: list[tuple[set[str], set[str]]] = [
     ({"commands", "serve", "demo", "validate", "picture", "metrics", "fitting", "comparison", "drafting", "terminal"}, set()),
+    ({"fronts"}, {"torch"}),
     ({"rpc"}, {"torch"}),
     ({"engine"}, WIRE),
     ({"ensemble", "fusion", "inputs", "loaders", "tuning"}, WIRE),
