@@ -68,7 +68,7 @@ class LocalEngine:
 
     def check_served(self, ensemble: str, version: int) -> None:
         """Raise UnknownEnsemble unless the name and version are served."""
-        self._ensemble.check_served(ensemble, version)
+        self._ensemble.intake.check_served(ensemble, version)
 
     async def infer(self, request: Request, size_bytes: int) -> Answer:
         """Answer one row; raises TwinferError."""
@@ -224,7 +224,7 @@ class LocalEngine:
         row = Row(
             request=request,
             policy=policy,
-            weights=self._ensemble.row_weights(request.fusion_weights),
+            weights=self._ensemble.intake.row_weights(request.fusion_weights),
             reply_by=self._reply_by(request, count),
             place=place,
             answer=answer,

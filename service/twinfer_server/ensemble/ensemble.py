@@ -1,14 +1,11 @@
-"""The ensemble at work: members and fusion, loaded, probed and warm; it checks requests, prepares rows and boards flights."""
+"""The ensemble at work: members and fusion, loaded, probed and warm; it boards flights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..device import Device, Event, Lane
-from ..errors import InvalidInput, InvalidOption, MissingInput, UnknownEnsemble, UnknownInput, UnknownMember, quote
+from ..inputs import FedCount, FedInput, Intake, MemberInputs
 from ..rows import Policy, Request, Row, Samples
 from ..spec import EnsembleSpec
 from .bucket import Bucket, round_up
@@ -47,10 +44,7 @@ class Ensemble:
         """By slot number and bucket: whole flights that are faster as one graph."""
         self.captured_fusion = CapturedFusion(crew.version)
         self.cascade = Cascade(list(spec.members).index(spec.cascade.first)) if spec.cascade else None
-        self._members_of = {
-            name: [(member, kind) for member in crew.members for kind in member.request_inputs if kind.name == name]
-            for _, name, _ in spec.walk_inputs()
-        }
+        self.intake = Intake(spec, [_list_inputs(member) for member in crew.members])
         self._fusion_lanes: dict[Lane, Event | None] = {self.plans["lanes"].fusion: None}
         """The plan `lanes` has several, each with the landing of its last flight; one for each flight in the air, as it comes."""
 
@@ -66,90 +60,17 @@ class Ensemble:
             return self.members[self.crew.version.fusion.voters[0]].output_shape[0]
         return self.fusion_builder.texts if self.spec.task == "similarity" else 0
 
-    @property
-    def input_names(self) -> list[str]:
-        """The names of the inputs that a request may carry."""
-        return list(self._members_of)
-
     def is_required(self, input_name: str, policy: Policy) -> bool:
-        """Whether a request under `policy` must carry the input."""
-        needs = self.crew.version.fusion.needs
-        return (
-            policy is Policy.REQUIRE_ALL
-            or any(name == input_name and spec.required for _, name, spec in self.spec.walk_inputs())
-            or any(member.index in needs for member, _ in self._members_of[input_name])
-        )
-
-    def check_served(self, name: str, version: int) -> None:
-        """Raise UnknownEnsemble unless `name` and `version` mean this ensemble; empty and 0 do."""
-        if name not in ("", self.spec.name) or version not in (0, self.spec.version):
-            raise UnknownEnsemble(
-                f"ensemble {quote(name)} version {version} is not served; allowed: {self.spec.name!r} version {self.spec.version}, "
-                "or empty and 0"
-            )
+        """Whether a request under `policy` must carry the input, as members are fused now."""
+        return self.intake.is_required(input_name, policy, self.crew.version.fusion.needs)
 
     def check(self, request: Request) -> Policy:
-        """Check a request against the ensemble, without looking into its inputs; give the policy that it is answered under."""
-        self.check_served(request.ensemble, request.version)
-        policy = request.policy or self.default_policy
-        for name in request.inputs:
-            if name not in self._members_of:
-                raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {self.input_names}")
-        missing = [name for name in self.input_names if name not in request.inputs]
-        needed = [name for name in missing if self.is_required(name, policy)]
-        if needed:
-            raise MissingInput(f"inputs: {needed} missing; required: they are needed under policy {policy.name}")
-        if not request.inputs:
-            raise MissingInput(f"inputs: none found; required: at least one of {self.input_names}")
-        if not 0 <= request.top_k <= self.classes:
-            allowed = f"0 to {self.classes}" if self.classes else "0: the task has no classes"
-            raise InvalidOption(f"options.top_k: found {request.top_k}; allowed: {allowed}")
-        return policy
-
-    def row_weights(self, overrides: Mapping[str, float]) -> NDArray[np.float64] | None:
-        """Give a row's weights, float64 [members], summing to 1, or None where it brings none and the fusion's own count."""
-        if not overrides:
-            return None
-        names = [member.name for member in self.members]
-        for name, weight in overrides.items():
-            if name not in names:
-                raise UnknownMember(f"options.fusion_weights[{quote(name)}]: no such member; allowed: {names}")
-            if not 0 <= weight <= 1e9:  # also refuses NaN
-                raise InvalidOption(f"options.fusion_weights[{quote(name)}]: found {weight}; allowed: 0 to 1e9")
-        weights = np.array([overrides.get(name, 0.0) for name in names])
-        if not weights.sum() > 0:
-            raise InvalidOption("options.fusion_weights: all are 0; allowed: at least one above 0")
-        normalised: NDArray[np.float64] = weights / weights.sum()
-        return normalised
+        """Check a request, without looking into its inputs; give the policy that it is answered under."""
+        return self.intake.check(request, self.crew.version.fusion.needs, self.classes)
 
     def prepare(self, request: Request) -> dict[int, Samples]:
-        """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool.
-
-        A member takes part only if all its inputs are there.
-        """
-        arrays: dict[int, dict[str, Samples]] = {}
-        for name, value in request.inputs.items():
-            takers = self._members_of[name]
-            needs = [kind.at_least for _, kind in takers]
-            decoded = takers[0][1].decode(value, (max(height for height, _ in needs), max(width for _, width in needs)))
-            for member, kind in takers:
-                arrays.setdefault(member.index, {})[name] = kind.prepare(decoded)
-        samples: dict[int, Samples] = {}
-        for member in self.members:
-            found = arrays.get(member.index, {})
-            for fed in member.fed_inputs:
-                if fed.feeder in samples:
-                    # What it computes on comes from its feeder, on the device; here it only counts.
-                    count = fed.samples_per_sample * len(samples[fed.feeder][0])
-                    found[fed.name] = (np.empty((count, 0), dtype=np.float32),)
-            if all(kind.name in found for kind in member.inputs):
-                counts = {kind.name: len(found[kind.name][0]) for kind in member.inputs}
-                if len(set(counts.values())) > 1:
-                    raise InvalidInput(f"inputs: found {counts} samples for member {member.name!r}; allowed: as many of each")
-                samples[member.index] = tuple(array for kind in member.inputs for array in found[kind.name])
-        if not samples:
-            raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")
-        return samples
+        """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool."""
+        return self.intake.prepare(request)
 
     def first_crew(self, samples: Mapping[int, Samples]) -> tuple[int, ...]:
         """Say which members look at a row first: in a cascade its first one, where the row has input for it, else all."""
@@ -200,3 +121,9 @@ class Ensemble:
         for plan in self.plans.values():
             for lane in {*plan.members, plan.copy, plan.fusion, *self._fusion_lanes}:
                 lane.close()
+
+
+def _list_inputs(member: Member) -> MemberInputs:
+    return [
+        FedCount(kind.name, kind.feeder, kind.samples_per_sample) if isinstance(kind, FedInput) else kind for kind in member.inputs
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 from ..spec import ImageInputSpec, TensorInputSpec, TextInputSpec
 from .fed import CropsInput, FedInput, Feed, OutputInput
 from .image import ImageInput
+from .intake import FedCount, Intake, MemberInputs
 from .kind import InputKind, InputLimits
 from .staging import Staging
 from .tensor import TensorInput
@@ -33,10 +34,13 @@ def make_input(
 __all__ = [
     "INPUT_KINDS",
     "CropsInput",
+    "FedCount",
     "FedInput",
     "Feed",
     "InputKind",
     "InputLimits",
+    "Intake",
+    "MemberInputs",
     "OutputInput",
     "Staging",
     "make_input",
