@@ -154,15 +154,6 @@ def test_the_deadline_of_the_call_is_every_rows_and_the_others_are_answered_by_t
     assert {result.error.code for result in results[1:-1]} == {grpc.StatusCode.DEADLINE_EXCEEDED.value[0]}
 
 
-def test_a_row_may_have_less_time_than_its_call(folder: Path, gate: Gate) -> None:
-    with running(folder, trust_code=True) as server, connect(server.address) as channel:
-        hasty = row(HELD, options=pb.InferOptions(timeout={"seconds": 1}))
-        under_way = begin(channel, BATCH_INFER, pb.BatchInferRequest(requests=[hasty, TEXT]).SerializeToString())
-        gate.wait_for_somebody()
-        results = pb.BatchInferResponse.FromString(under_way.result()).results
-        assert [result.WhichOneof("result") for result in results] == ["error", "response"]
-
-
 def test_a_caller_who_goes_away_leaves_nothing_behind(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True, max_waiting_rows=16, max_batch_rows=16) as server:
         with connect(server.address) as channel:

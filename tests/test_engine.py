@@ -393,6 +393,28 @@ def test_the_rows_of_a_batch_share_a_flight_and_a_bad_one_leaves_no_hole(pair: P
     asyncio.run(scenario())
 
 
+def test_a_row_of_a_batch_may_have_less_time_than_the_others(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with serving(pair):
+            inputs = {"left": number(1), "right": number(1)}
+            now = time.monotonic()
+            requests = [Request(inputs, now), Request(inputs, now, timeout_seconds=0.1), Request(inputs, now)]
+            with pair.left.held():
+                flying = asyncio.create_task(pair.ask(left=9, right=9))
+                await asyncio.to_thread(pair.left.entered.wait)
+                batch = asyncio.create_task(pair.engine.infer_batch(requests, 1))
+                with pytest.raises(DeadlinePassed):  # and so by then has the row with less time
+                    await pair.ask(left=2, right=2, timeout_seconds=0.2)
+                assert not batch.done()
+            await flying
+            first, hasty, last = await batch
+            assert isinstance(hasty, DeadlinePassed)
+            assert isinstance(first, Answer)
+            assert isinstance(last, Answer)
+
+    asyncio.run(scenario())
+
+
 def test_no_member_is_entered_by_two_flights_at_once(pair: Pair) -> None:
     async def scenario() -> None:
         async with serving(pair):
