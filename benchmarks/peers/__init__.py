@@ -1,0 +1,1 @@
+"""twinfer beside other servers that hold the same two models: `python -m benchmarks.peers`."""
