@@ -1,0 +1,299 @@
+"""Bad input of the Open Inference Protocol: every fault has its own status, and whatever is sent harms nobody else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import oip
+from tests.calls import Failure, call, connect
+from tests.gated import write_gated
+from tests.servers import running
+from tests.test_bad_input import mutated, png
+from twinfer_server.rpc.oip import grpc_service_pb2 as pb
+
+INPUT, OPTION = "INVALID_INPUT", "INVALID_OPTION"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A request that is refused, and how; `words` stand in the status message."""
+
+    sentence: str
+    request: pb.ModelInferRequest
+    reason: str
+    words: tuple[str, ...]
+
+
+def ask(*inputs: tuple[oip.Tensor, bytes | None], **rest: Any) -> pb.ModelInferRequest:
+    return oip.request("gated", inputs, **rest)
+
+
+def numbers(
+    shape: list[int], data: bytes | None, datatype: str = "FP32", contents: Any = None, **parameters: Any
+) -> pb.ModelInferRequest:
+    return ask((oip.tensor("numbers", datatype, shape, contents, **parameters), data))
+
+
+def text(shape: list[int], data: bytes, datatype: str = "BYTES") -> pb.ModelInferRequest:
+    return ask((oip.tensor("text", datatype, shape), data))
+
+
+def contents(**lists: Any) -> pb.InferTensorContents:
+    return pb.InferTensorContents(**lists)
+
+
+GOOD_NUMBERS = oip.raw("numbers", "FP32", [[0, 0, 9]])
+NUMBERS = "inputs['numbers']"
+
+CASES = [
+    Case("no inputs", ask(), "MISSING_INPUT", ("inputs", "numbers")),
+    Case("an unknown input", ask(oip.raw("x", "FP32", [[1]])), "UNKNOWN_INPUT", ("inputs['x']", "numbers", "image", "text")),
+    Case("an input twice", ask(GOOD_NUMBERS, GOOD_NUMBERS), INPUT, (NUMBERS, "twice")),
+    Case("an unknown datatype", numbers([1, 3], bytes(12), "FP31"), INPUT, (NUMBERS, "datatype", "'FP31'", "BF16", "BYTES")),
+    Case("no datatype", numbers([1, 3], bytes(12), ""), INPUT, (NUMBERS, "datatype", "''")),
+    Case("another datatype", numbers([1, 3], bytes(24), "FP64"), INPUT, ("numbers", "float64", "float32")),
+    Case("no shape", numbers([], b""), INPUT, (NUMBERS, "shape", "0 dimensions", "1 to 16")),
+    Case("too many dimensions", numbers([1] * 17, bytes(4)), INPUT, (NUMBERS, "shape", "17 dimensions")),
+    Case("a negative size", numbers([1, -3], bytes(12)), INPUT, (NUMBERS, "[1, -3]", "at least 0")),
+    Case("absurd sizes", numbers([2**62, 2**62], bytes(12)), INPUT, (NUMBERS, str(2**62), "bytes in all")),
+    Case("absurd sizes of nothing", numbers([0, 2**62, 2**62], b""), INPUT, (NUMBERS, str(2**62), "bytes in all")),
+    Case("no rows", numbers([0, 3], b""), INPUT, ("0} rows", "1 to 4")),
+    Case("too many rows", numbers([5, 3], bytes(60)), INPUT, ("5} rows", "1 to 4")),
+    Case(
+        "differing numbers of rows",
+        ask(GOOD_NUMBERS, oip.texts("text", "one", "two")), INPUT, ("'numbers': 1", "'text': 2", "as many of each"),
+    ),
+    Case("a wrong shape", numbers([1, 2], bytes(8)), INPUT, ("numbers", "[2]", "[3]")),
+    Case("too few bytes", numbers([1, 3], bytes(11)), INPUT, (NUMBERS, "11 bytes", "12, as FP32 [1, 3] says")),
+    Case("one bad row", numbers([3, 3], np.array([0] * 4 + [np.nan] + [0] * 4, "<f4").tobytes()), INPUT, ("row 1", "NaN")),
+    Case("a bool that is neither", numbers([1, 3], b"\0\2\1", "BOOL"), INPUT, (NUMBERS, "neither 0 nor 1")),
+    Case("BYTES for numbers", numbers([1, 3], oip.join(b"1", b"2", b"3"), "BYTES"), INPUT, (NUMBERS, "BYTES", "numbers")),
+    Case("BYTES without lengths", text([1, 1], b"two"), INPUT, ("inputs['text']", "3 bytes", "at least 4")),
+    Case("BYTES cut short", text([1, 1], oip.join(b"three")[:-1]), INPUT, ("element 0 ends at byte 9", "at most 8")),
+    Case("BYTES of gigabytes", text([1, 1], b"\xff\xff\xff\xffab"), INPUT, ("element 0 ends at byte 4294967299", "at most 6")),
+    Case("bytes behind BYTES", text([1, 1], oip.join(b"two") + b"x"), INPUT, ("1 bytes behind the last element",)),
+    Case("no UTF-8", text([1, 1], oip.join(b"\xff\xfe")), INPUT, ("inputs['text']", "no UTF-8")),
+    Case("no text in a row", text([1, 0], b""), INPUT, ("inputs['text']", "no text")),
+    Case("two texts in a row", text([1, 2], oip.join(b"one", b"two")), INPUT, ("text", "2 texts", "1 to 1")),
+    Case("two images in a row", ask(oip.texts("image", b"x", b"y", each=2)), INPUT, ("2 images for 1 rows", "one for each")),
+    Case("no image", ask(oip.texts("image", b"not a picture")), INPUT, ("inputs['image']", "13 bytes", "PNG")),
+    Case("token ids as unsigned", text([1, 1], bytes(4), "UINT32"), INPUT, ("text", "uint32", "int32 or int64")),
+    Case(
+        "raw bytes beside typed elements",
+        numbers([1, 3], bytes(12), contents=contents(fp32_contents=[0, 0, 9])), INPUT, (NUMBERS, "contents", "one or the other"),
+    ),
+    Case(
+        "typed elements in one of two inputs",
+        ask(
+            (oip.tensor("text", "BYTES", [1, 1]), oip.join(b"one")),
+            (oip.tensor("numbers", "FP32", [1, 3], contents(fp32_contents=[0, 0, 9])), None),
+        ), INPUT, ("raw_input_contents", "found 1", "2"),
+    ),
+    Case("more raw bytes than inputs", pb.ModelInferRequest(
+        model_name="gated", inputs=[GOOD_NUMBERS[0]], raw_input_contents=[GOOD_NUMBERS[1], b""]),
+        INPUT, ("raw_input_contents", "found 2", "1"),
+    ),
+    Case("neither raw bytes nor elements", numbers([1, 3], None), INPUT, (NUMBERS, "0 elements", "3")),
+    Case(
+        "elements of another list",
+        numbers([1, 3], None, contents=contents(fp64_contents=[0, 0, 9])), INPUT, ("fp64_contents", "fp32_contents", "FP32"),
+    ),
+    Case(
+        "elements of two lists",
+        numbers([1, 3], None, contents=contents(fp32_contents=[0, 0, 9], fp64_contents=[1])), INPUT, ("fp64_contents",),
+    ),
+    Case("elements of FP16", numbers([1, 1], None, "FP16", contents(fp32_contents=[1])), INPUT, ("FP16", "raw_input_contents")),
+    Case("too few elements", numbers([1, 3], None, contents=contents(fp32_contents=[1])), INPUT, ("1 elements", "3")),
+    Case(
+        "an element out of range",
+        numbers([1, 1], None, "INT8", contents(int_contents=[128])), INPUT, ("128", "-128 to 127", "INT8"),
+    ),
+    Case(
+        "an unsigned element out of range",
+        numbers([1, 1], None, "UINT8", contents(uint_contents=[256])), INPUT, ("256", "0 to 255", "UINT8"),
+    ),
+    Case("an unknown parameter of an input", numbers([1, 3], bytes(12), colour=1), OPTION, ("'colour'", "shared_memory_region")),
+    Case("a region that is not there", numbers([1, 3], None, shared_memory_region="r"), OPTION, ("'r'", "there are 0")),
+    Case("an unknown output", ask(GOOD_NUMBERS, outputs=["scores"]), OPTION, ("outputs['scores']", "prediction")),
+    Case("an output twice", ask(GOOD_NUMBERS, outputs=["degraded"] * 2), OPTION, ("outputs['degraded']", "twice")),
+    Case(
+        "no best classes", ask(GOOD_NUMBERS, outputs=[oip.wanted("prediction", classification=0)]),
+        OPTION, ("classification", "0", "at least 1"),
+    ),
+    Case(
+        "best classes of what has none", ask(GOOD_NUMBERS, outputs=[oip.wanted("degraded", classification=1)]),
+        OPTION, ("classification", "1", "no scores"),
+    ),
+    Case(
+        "an unknown parameter of an output", ask(GOOD_NUMBERS, outputs=[oip.wanted("degraded", colour=1)]),
+        OPTION, ("'colour'", "classification"),
+    ),
+    Case("an unknown parameter", ask(GOOD_NUMBERS, parameters={"colour": 1}), OPTION, ("'colour'", "timeout", "priority")),
+    Case("a sequence", ask(GOOD_NUMBERS, parameters={"sequence_id": 3}), OPTION, ("sequence_id", "none")),
+    Case("a sequence by name", ask(GOOD_NUMBERS, parameters={"sequence_id": "s"}), OPTION, ("sequence_id", "none")),
+    Case("a negative timeout", ask(GOOD_NUMBERS, parameters={"timeout": -1}), OPTION, ("timeout", "-1", "at least 0")),
+    Case("a timeout in words", ask(GOOD_NUMBERS, parameters={"timeout": "soon"}), OPTION, ("timeout", "string_param")),
+    Case("a priority that is a fact", ask(GOOD_NUMBERS, parameters={"priority": True}), OPTION, ("priority", "bool_param")),
+    Case("an empty priority", ask(GOOD_NUMBERS, parameters={"priority": pb.InferParameter()}), OPTION, ("priority", "no value")),
+    Case("an unknown policy", ask(GOOD_NUMBERS, parameters={"policy": "HOPE"}), OPTION, ("policy", "'HOPE'", "BEST_EFFORT")),
+    Case("a policy that is a number", ask(GOOD_NUMBERS, parameters={"policy": 1}), OPTION, ("policy", "int64_param")),
+    Case("an id that is too long", ask(GOOD_NUMBERS, request_id="é" * 129), OPTION, ("id", "258 bytes", "256")),
+    Case("an input that is not the member's", oip.request("gated.words", [GOOD_NUMBERS]), "UNKNOWN_INPUT", (NUMBERS, "text")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def channel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
+    folder = write_gated(tmp_path_factory.mktemp("oip") / "gated")
+    with running(folder, trust_code=True, shared_memory=True) as server, connect(server.address) as channel:
+        yield channel
+
+
+def check_good_row(channel: grpc.Channel) -> None:
+    response = oip.infer(channel, ask(GOOD_NUMBERS))
+    assert isinstance(response, pb.ModelInferResponse), response
+    assert int(oip.read(response)["prediction"].argmax()) == 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.sentence} is refused".replace(" ", "_") for case in CASES])
+def test_infer(channel: grpc.Channel, case: Case) -> None:
+    found = oip.infer(channel, case.request)
+    assert isinstance(found, Failure)
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, case.reason)
+    assert [word for word in case.words if word not in found.details] == []
+    check_good_row(channel)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.sentence} gets its own error".replace(" ", "_") for case in CASES])
+def test_infer_stream(channel: grpc.Channel, case: Case) -> None:
+    bad = pb.ModelInferRequest.FromString(case.request.SerializeToString())
+    bad.id = bad.id or "bad"
+    messages = [ask(GOOD_NUMBERS, request_id="good"), bad, ask(GOOD_NUMBERS, request_id="good")]
+    replies = oip.stream(channel, [message.SerializeToString() for message in messages])
+    answers = [pb.ModelStreamInferResponse.FromString(reply) for reply in replies]
+    assert [answer.infer_response.id for answer in answers] == ["good", bad.id[:256], "good"]
+    assert [bool(answer.error_message) for answer in answers] == [False, True, False]
+    assert answers[1].error_message.startswith("[INVALID_ARGUMENT] ")
+    assert [word for word in case.words if word not in answers[1].error_message] == []
+    assert not answers[1].infer_response.outputs
+
+
+METHODS: dict[str, Any] = {
+    method.name: getattr(pb, method.input_type.name) for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+}
+UNARY = sorted(METHODS.keys() - {"ModelStreamInfer"})
+
+
+@pytest.mark.parametrize("method", UNARY)
+def test_bytes_that_do_not_parse_are_refused(channel: grpc.Channel, method: str) -> None:
+    found = call(channel, f"{oip.SERVICE}/{method}", b"\xff\xff\xff\xff")
+    assert isinstance(found, Failure)
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+    assert f"inference.{METHODS[method].DESCRIPTOR.name}" in found.details
+
+
+# --- fuzz ----------------------------------------------------------------------------------------------------------------
+
+EXPECTED = {
+    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED,
+}  # fmt: skip
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+SIZES = st.one_of(st.integers(0, 4), st.sampled_from([-1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63)]))
+NAMES = st.sampled_from(["numbers", "image", "text", "x"])
+DATATYPES = st.sampled_from(
+    ["FP32", "FP64", "FP16", "BF16", "INT64", "INT32", "INT8", "UINT8", "UINT64", "BOOL", "BYTES", "", "FP31"]
+)
+PARAMETERS = st.dictionaries(
+    st.sampled_from(["timeout", "priority", "policy", "sequence_id", "classification", "shared_memory_region",
+                     "shared_memory_byte_size", "shared_memory_offset", "triton_x"]),
+    st.one_of(
+        st.builds(pb.InferParameter, int64_param=st.one_of(st.integers(-2, 3), st.just(2**63 - 1))),
+        st.builds(pb.InferParameter, uint64_param=st.sampled_from([0, 1, 2**64 - 1])),
+        st.builds(pb.InferParameter, string_param=st.sampled_from(["", "BEST_EFFORT", "é", "region"])),
+        st.builds(pb.InferParameter, bool_param=st.booleans()),
+        st.builds(pb.InferParameter, double_param=st.floats()),
+        st.just(pb.InferParameter()),
+    ),
+    max_size=2,
+)  # fmt: skip
+CONTENTS = st.builds(
+    pb.InferTensorContents,
+    bool_contents=st.lists(st.booleans(), max_size=1),
+    int_contents=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=3),
+    uint_contents=st.lists(st.integers(0, 2**32 - 1), max_size=1),
+    fp32_contents=st.lists(st.floats(width=32), max_size=3),
+    bytes_contents=st.lists(st.binary(max_size=5), max_size=2),
+)
+TENSORS = st.builds(
+    oip.Tensor,
+    name=NAMES,
+    datatype=DATATYPES,
+    shape=st.lists(SIZES, max_size=5),
+    parameters=st.one_of(st.just({}), PARAMETERS),
+    contents=st.one_of(st.none(), CONTENTS),
+)
+RAW = st.one_of(st.binary(max_size=48), st.just(oip.join(b"two")), st.just(oip.join(png(3, 2))), st.just(GOOD_NUMBERS[1]))
+OUTPUTS = st.builds(
+    pb.ModelInferRequest.InferRequestedOutputTensor,
+    name=st.sampled_from(["prediction", "degraded", "words.prediction", "state", "x"]),
+    parameters=st.one_of(st.just({}), PARAMETERS),
+)
+REQUESTS = st.builds(
+    pb.ModelInferRequest,
+    model_name=st.sampled_from(["gated", "gated", "gated", "gated.words", "gated.fusion", "x"]),
+    model_version=st.sampled_from(["", "7", "x"]),
+    id=st.text(max_size=10),
+    parameters=st.one_of(st.just({}), PARAMETERS),
+    inputs=st.lists(TENSORS, max_size=3),
+    outputs=st.lists(OUTPUTS, max_size=2),
+    raw_input_contents=st.lists(RAW, max_size=3),
+)
+GOOD = ask(
+    GOOD_NUMBERS, oip.texts("text", "two"), oip.texts("image", png(2, 2)),
+    outputs=[oip.wanted("prediction", classification=2), "words.state"], request_id="id",
+    parameters={"timeout": 10**7, "priority": 1},
+)  # fmt: skip
+TYPED = ask((oip.tensor("numbers", "FP32", [2, 3], contents(fp32_contents=[0, 0, 9] * 2)), None))
+MESSAGES = st.one_of(st.binary(max_size=300), mutated(GOOD), mutated(TYPED), REQUESTS.map(pb.ModelInferRequest.SerializeToString))
+
+
+@FUZZ
+@given(message=MESSAGES)
+def test_whatever_is_sent_to_infer_ends_with_a_canonical_status(channel: grpc.Channel, message: bytes) -> None:
+    found = call(channel, oip.MODEL_INFER, message)
+    if isinstance(found, Failure):
+        assert found.code in EXPECTED, found
+        assert found.error.code == found.code.value[0]
+    else:
+        response = pb.ModelInferResponse.FromString(found)
+        assert len(response.outputs) == len(response.raw_output_contents)
+
+
+@FUZZ
+@given(messages=st.lists(MESSAGES, max_size=5))
+def test_whatever_is_sent_over_a_stream_gets_one_answer_each(channel: grpc.Channel, messages: list[bytes]) -> None:
+    answers = [pb.ModelStreamInferResponse.FromString(reply) for reply in oip.stream(channel, messages)]
+    assert len(answers) == len(messages)
+    for answer in answers:
+        assert bool(answer.error_message) != bool(answer.infer_response.outputs)
+        assert answer.infer_response.parameters["triton_final_response"].bool_param
+        code = answer.error_message.partition("]")[0].removeprefix("[")
+        assert code in {"", *(status.name for status in EXPECTED)}, answer
+
+
+@settings(FUZZ, max_examples=300)
+@given(method=st.sampled_from(UNARY), message=st.binary(max_size=60))
+def test_whatever_is_sent_to_any_method_ends_with_a_canonical_status(channel: grpc.Channel, method: str, message: bytes) -> None:
+    found = call(channel, f"{oip.SERVICE}/{method}", message)
+    assert isinstance(found, bytes) or found.code in EXPECTED
+
+
+def test_after_all_that_the_server_answers_as_ever(channel: grpc.Channel) -> None:
+    check_good_row(channel)
