@@ -1,6 +1,7 @@
 """A server's life: listen, load, warm up, serve, drain, end."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -100,6 +101,7 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
                 metrics.watch(engine)
             server.open(engine)
             server.report(is_serving=True, members=engine.operations.switches)
+            _spare_collecting()
             observer.on_ready()
             await _watch_health(server, engine, stopping)
             await _drain(server, engine, settings.drain_seconds)
@@ -122,6 +124,15 @@ async def _load(
     told.cancel()
     loader.shutdown(wait=False)
     return loading.result() if loading.done() else None
+
+
+def _spare_collecting() -> None:
+    """Take what has been loaded out of the garbage collector's sight, for it lives as long as the process.
+
+    Else every full collection walks the hundred thousands of objects of torch and the models, with everything standing still.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asyncio.Event) -> None:

@@ -24,33 +24,46 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class CpuEvent:
-    """An event on a CPU: a flag that a thread raises, with the time at which it did."""
+_BELLS = threading.Lock()
+"""Held while an event gets its bell."""
 
-    __slots__ = ("_done_at", "_raised")
+
+class CpuEvent:
+    """An event on a CPU: the time at which a thread marked it done.
+
+    It has something to wait on only once somebody waits: of a flight's eight events most are done before anybody asks.
+    """
+
+    __slots__ = ("_bell", "_done_at")
 
     def __init__(self) -> None:
         """Make an event that is not done."""
-        self._raised = threading.Event()
         self._done_at = 0.0
+        self._bell: threading.Event | None = None
 
     @property
     def done_at(self) -> float:
-        """When the event was done, by `time.monotonic()`."""
+        """When the event was done, by `time.monotonic()`; 0 before."""
         return self._done_at
 
     def set_done(self) -> None:
         """Mark the event done, now."""
         self._done_at = time.monotonic()
-        self._raised.set()
+        if self._bell is not None:  # read after the time was written: whoever brings a bell looks at the time afterwards
+            self._bell.set()
 
     def is_done(self) -> bool:
         """Whether the work before the event has run."""
-        return self._raised.is_set()
+        return self._done_at > 0
 
     def wait(self) -> None:
         """Sleep until the event is done."""
-        self._raised.wait()
+        if self.is_done():
+            return
+        with _BELLS:
+            self._bell = self._bell or threading.Event()
+        if not self.is_done():
+            self._bell.wait()
 
     def seconds_since(self, earlier: Event) -> float:
         """Give the time from `earlier` to this event, in seconds."""

@@ -23,10 +23,10 @@ OnFailure = Callable[[Row, TwinferError], None]
 
 
 class Decoder:
-    """Decodes the inputs of rows; the event loop hears of it only where that fails."""
+    """Decodes the inputs of rows; the event loop waits for nothing and hears of it only where that fails."""
 
     def __init__(self, ensemble: Ensemble, threads: int, on_ready: OnReady, on_failure: OnFailure) -> None:
-        """Start the threads, on which `on_ready` is told of rows that can fly, and `on_failure` of one that cannot."""
+        """Start the threads, on which, mostly, `on_ready` is told of rows that can fly, and `on_failure` of one that cannot."""
         self._ensemble = ensemble
         self._threads = threads
         self._on_ready = on_ready
@@ -34,7 +34,13 @@ class Decoder:
         self._workers = Workers("decode", threads)
 
     def decode(self, rows: Sequence[Row], size_bytes: int) -> None:
-        """Queue the rows of one request, for as many threads as its size is worth."""
+        """Queue the rows of one request, for as many threads as its size is worth; event loop.
+
+        One row in which there is nothing to decode is made ready at once: handing it to a thread would take longer.
+        """
+        if len(rows) == 1 and self._ensemble.intake.is_light(rows[0].request):
+            self._take_turn(rows)
+            return
         shares = min(self._threads, len(rows), 1 + size_bytes // SHARE_BYTES)
         for first in range(shares):
             self._workers.do(partial(self._take_turn, rows[first::shares]))

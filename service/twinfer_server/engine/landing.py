@@ -29,13 +29,13 @@ class Landing:
         A fusion that raised is not the members' fault.
         """
         failures = {}
+        present = None if self.fused is None else self.fused.present.numpy()
         for run in self.flight.runs:
             if run.is_starved:
                 continue
             index = run.member.index
             failures[index] = run.error.text if run.error is not None else ""
-            is_judged = not failures[index] and self.fused is not None and run.member.is_voter
-            if is_judged and not self.fused.present[list(run.rows), index].any():  # type: ignore[union-attr]  # it is there
+            if not failures[index] and present is not None and run.member.is_voter and not present[list(run.rows), index].any():
                 failures[index] = "no output was finite"
         return failures
 

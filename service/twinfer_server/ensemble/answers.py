@@ -1,6 +1,7 @@
 """From a flight to its rows' answers: what became of each member, and whether that is enough for the row's policy."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,16 @@ STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLat
 
 
 class _Facts(NamedTuple):
-    """What all rows of a flight share: the runs by member, their spans, and the members that were done in time (None: all)."""
+    """What all rows of a flight share: the runs by member, their spans, and the members that were done in time (None: all).
+
+    `plain` keeps, by member index and weight, what is said of a member that is OK, for rows that ask no more: the same for all.
+    """
 
     flight: Flight
     runs: Mapping[int, Run]
     spans: Mapping[int, float | None]
     done: Collection[int] | None
+    plain: dict[tuple[int, float], MemberAnswer]
 
 
 def answer_rows(
@@ -39,7 +44,7 @@ def answer_rows(
     prediction = fused.prediction.numpy()
     weights, present, disagreement = fused.weights.tolist(), fused.present.tolist(), fused.disagreement.tolist()
     runs = {run.member.index: run for run in flight.runs}
-    facts = _Facts(flight, runs, {index: run.seconds for index, run in runs.items()}, done)
+    facts = _Facts(flight, runs, {index: run.seconds for index, run in runs.items()}, done, {})
     ratio = flight.overlap_ratio
     explained = [place for place, row in enumerate(rows) if row.request.wants_explanation]
     influences = find_influences(flight, rows, fused, explained) if explained else {}
@@ -85,6 +90,9 @@ def _judge_row(
     timings: Timings,
 ) -> Answer | TwinferError:  # fmt: skip
     """Apply the row's policy."""
+    number = facts.flight.crew.version.number
+    if all(member.state is State.OK for member in members):
+        return Answer(prediction, members, disagreement, timings, number)
     lost = [member.error for member in members if member.state in DEGRADING and member.error is not None]
     if row.policy is Policy.REQUIRE_ALL and lost:
         return lost[0]
@@ -99,7 +107,7 @@ def _judge_row(
         kinds = {type(error) for error in lost}
         kind = kinds.pop() if len(kinds) == 1 and kinds <= {MemberLate, MemberOff} else NothingToFuse
         return kind(f"no member has an output for this row: {causes}")
-    return Answer(prediction, members, disagreement, timings, facts.flight.crew.version.number)
+    return Answer(prediction, members, disagreement, timings, number)
 
 
 def _judge_member(
@@ -107,6 +115,11 @@ def _judge_member(
 ) -> MemberAnswer:  # fmt: skip
     """Say what became of one member for one row: in this flight, or in an earlier one."""
     flight, run, part = facts.flight, facts.runs.get(index), row.parts.get(index)
+    wants_output = row.request.wants_member_predictions or row.request.wants_explanation
+    if is_present and part is None and not wants_output:  # who is present has answered in this flight
+        if (index, weight) not in facts.plain:
+            facts.plain[index, weight] = _tell_ok(facts, index, weight)
+        return facts.plain[index, weight]
     member, number = flight.crew.members[index], flight.number_of(row)
     if index not in row.samples:
         return MemberAnswer(State.NO_INPUT)
@@ -125,14 +138,17 @@ def _judge_member(
         error = NotFinite("the member answered with NaN or an infinity", member=member.name)
     if error is not None:
         return MemberAnswer(STATE_OF_ERROR[type(error)], device_seconds=seconds, error=error)
-    output = None
-    if member.is_voter and (row.request.wants_member_predictions or row.request.wants_explanation):
-        output = _believe(facts, row, index)
+    output = _believe(facts, row, index) if member.is_voter and wants_output else None
     if part is not None:
         return MemberAnswer(State.OK, weight, seconds, output, None, part.alone_seconds, part.was_captured, influence)
-    assert run is not None
+    return replace(_tell_ok(facts, index, weight), output=output, influence=influence)
+
+
+def _tell_ok(facts: _Facts, index: int, weight: float) -> MemberAnswer:
+    """Say of a member that it has answered in this flight."""
+    flight, run = facts.flight, facts.runs[index]
     alone = flight.alone_seconds[flight.runs.index(run)] if flight.alone_seconds else None
-    return MemberAnswer(State.OK, weight, seconds, output, None, alone, run.was_captured, influence)
+    return MemberAnswer(State.OK, weight, facts.spans[index], alone_seconds=alone, was_captured=run.was_captured)
 
 
 def _miss(flight: Flight, index: int) -> MemberAnswer:

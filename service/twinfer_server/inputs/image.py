@@ -70,6 +70,10 @@ class ImageInput:
         samples = laid if laid.shape[2] == self._spec.channels else laid.repeat(3, axis=2)
         return (samples[np.newaxis],)
 
+    def is_light(self, value: RawInput) -> bool:
+        """Whether to decode at once: no image, not even a decoded one, which may have to be resized."""
+        return False
+
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a picture of noise."""
         return (np.random.default_rng(seed).integers(0, 256, (1, *self.staging[0].shape), dtype=np.uint8),)

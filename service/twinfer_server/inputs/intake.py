@@ -1,5 +1,6 @@
 """The intake: checks requests and makes the members' samples of them. It needs the spec and the inputs, and no models."""
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,11 @@ class Intake:
             for kind in kinds:
                 if not isinstance(kind, FedCount):
                     self._takers[kind.name].append((index, kind))
+        self._at_least = {
+            name: (max(kind.at_least[0] for _, kind in takers), max(kind.at_least[1] for _, kind in takers))
+            for name, takers in self._takers.items()
+        }
+        """By input name, how many pixels the most demanding member needs to see of a picture: height and width."""
         self._required = {name for _, name, input_spec in spec.walk_inputs() if input_spec.required}
 
     @property
@@ -100,6 +106,10 @@ class Intake:
         normalised: NDArray[np.float64] = weights / weights.sum()
         return normalised
 
+    def is_light(self, request: Request) -> bool:
+        """Whether `prepare` takes so little that the event loop may do it: there is nothing to decode."""
+        return all(kind.is_light(value) for name, value in request.inputs.items() for _, kind in self._takers[name])
+
     def prepare(self, request: Request) -> dict[int, Samples]:
         """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool.
 
@@ -108,8 +118,7 @@ class Intake:
         arrays: dict[int, dict[str, Samples]] = {}
         for name, value in request.inputs.items():
             takers = self._takers[name]
-            needs = [kind.at_least for _, kind in takers]
-            decoded = takers[0][1].decode(value, (max(height for height, _ in needs), max(width for _, width in needs)))
+            decoded = takers[0][1].decode(value, self._at_least[name])
             for index, kind in takers:
                 arrays.setdefault(index, {})[name] = kind.prepare(decoded)
         samples: dict[int, Samples] = {}
@@ -121,12 +130,13 @@ class Intake:
                     count = fed.samples_per_sample * len(samples[fed.feeder][0])
                     found[fed.name] = (np.empty((count, 0), dtype=np.float32),)
             if all(kind.name in found for kind in kinds):
-                counts = {kind.name: len(found[kind.name][0]) for kind in kinds}
-                if len(set(counts.values())) > 1:
+                parts = [found[kind.name] for kind in kinds]
+                if len({len(part[0]) for part in parts}) > 1:
+                    counts = {kind.name: len(found[kind.name][0]) for kind in kinds}
                     raise InvalidInput(
                         f"inputs: found {counts} samples for member {self._names[index]!r}; allowed: as many of each"
                     )
-                samples[index] = tuple(array for kind in kinds for array in found[kind.name])
+                samples[index] = tuple(itertools.chain.from_iterable(parts))
         if not samples:
             raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")
         return samples

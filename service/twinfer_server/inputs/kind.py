@@ -61,6 +61,10 @@ class InputKind(Protocol[Decoded]):
         """
         ...
 
+    def is_light(self, value: RawInput) -> bool:
+        """Whether `decode` and `prepare` take less time than handing the value to another thread."""
+        ...
+
     def example(self, seed: int, tokens: int) -> Samples:
         """Make one sample of seeded random content, `tokens` long where the kind has tokens, for probing and warm-up."""
         ...

@@ -153,5 +153,7 @@ def _to_plain(image: Image.Image) -> Array:
         page = Image.new("RGBA", image.size, "white")
         page.alpha_composite(image.convert("RGBA"))
         return np.array(page.convert("RGB"))
-    plain = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    return plain.reshape(*plain.shape[:2], -1)
+    mode = "L" if image.mode in ("1", "L") else "RGB"
+    plain = image if image.mode == mode else image.convert(mode)
+    # Not by NumPy's way to ask an image for its pixels, which copies them twice.
+    return np.frombuffer(plain.tobytes(), dtype=np.uint8).reshape(plain.height, plain.width, -1)

@@ -13,6 +13,8 @@ from ..spec import TensorInputSpec
 from .kind import IN_FULL, InputLimits, Size, describe, refuse
 from .staging import Staging
 
+LIGHT_BYTES = 65536
+
 
 class TensorInput:
     """A tensor input of one member: one sample per row, of the spec's dtype and shape, or several on top of each other.
@@ -58,6 +60,10 @@ class TensorInput:
         if self._dtype.kind == "f" and not np.isfinite(samples).all():
             raise refuse(self.name, "NaN or an infinity", "finite numbers")
         return (samples,)
+
+    def is_light(self, value: RawInput) -> bool:
+        """Whether to decode at once: all but large tensors, which are looked through for NaN."""
+        return isinstance(value, np.ndarray) and value.nbytes <= LIGHT_BYTES
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a tensor of normal numbers, or of zeros and ones where the dtype has no others in common."""

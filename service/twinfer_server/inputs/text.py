@@ -36,6 +36,7 @@ class TextInput:
         types = Staging("types", torch.int32, (spec.max_tokens,), is_ragged=True)
         self.staging: tuple[Staging, ...] = (ids, Staging("length", torch.int32, ())) if spec.mask else (ids,)
         self.staging += (types,) if spec.token_types else ()
+        self._has_types = spec.token_types
         ready = "[2, tokens] of token ids and types" if spec.token_types else "[tokens] of token ids"
         self._allowed = f"{'two texts' if spec.pair else 'a text'}, or a tensor int32 or int64 {ready}"
         self._max_bytes = limits.max_text_bytes
@@ -72,14 +73,23 @@ class TextInput:
         """Make int32 ids [samples, tokens], with a mask lengths [samples] too, and types [samples, tokens]; raises InvalidInput."""
         if isinstance(decoded, tuple):
             encodings = self._tokenize(decoded)
-            ids, types = [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
+            ids = [encoding.ids for encoding in encodings]
+            types = [encoding.type_ids for encoding in encodings] if self._has_types else []
         else:
             ready = self._read_ids(decoded)
             ids, types = ready[:1], ready[1:]
-        lengths = np.array([len(sample) for sample in ids], dtype=np.int32)
-        tokens = int(lengths.max()) if self.staging[0].is_ragged else self.max_tokens
-        arrays = {"ids": _pad(ids, tokens, self.staging[0].fill), "length": lengths, "types": _pad(types, tokens, 0)}
-        return tuple(arrays[staging.name] for staging in self.staging)
+        lengths = [len(sample) for sample in ids]
+        tokens = max(lengths) if self.staging[0].is_ragged else self.max_tokens
+        samples: Samples = (_pad(ids, tokens, self.staging[0].fill),)
+        if self.staging[0].is_ragged:
+            samples += (np.array(lengths, dtype=np.int32),)
+        if self._has_types:
+            samples += (_pad(types, tokens, 0),)
+        return samples
+
+    def is_light(self, value: RawInput) -> bool:
+        """Whether to decode at once: ready ids."""
+        return isinstance(value, np.ndarray)
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a text of random tokens."""
@@ -144,10 +154,7 @@ class TextInput:
 
 
 def _pad(samples: Sequence[Sequence[int]], tokens: int, fill: int) -> NDArray[np.int32]:
-    padded = np.full((len(samples), tokens), fill, dtype=np.int32)
-    for row, sample in zip(padded, samples, strict=True):
-        row[: len(sample)] = sample
-    return padded
+    return np.array([[*sample, *[fill] * (tokens - len(sample))] for sample in samples], dtype=np.int32)
 
 
 def _read_tokenizer(key: str, path: Path) -> Tokenizer:

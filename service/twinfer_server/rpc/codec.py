@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -39,6 +39,9 @@ _DTYPES: Mapping[int, np.dtype[np.generic]] = {
 }
 DTYPE_OF_NAME = {str(dtype): number for number, dtype in _DTYPES.items() if number != tensor_pb2.DATA_TYPE_BF16}
 _DEFAULT_OPTIONS = ensemble_service_pb2.InferOptions()
+# Looked up once: a descriptor makes a new mapping whenever it is asked.
+_POLICIES = frozenset(ensemble_service_pb2.Policy.values())
+_PRIORITIES = frozenset(ensemble_service_pb2.Priority.values())
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -48,13 +51,14 @@ def read_request(
     message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, traceparent: str = ""
 ) -> Request:
     """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
-    if len(message.request_id.encode()) > MAX_REQUEST_ID_BYTES:
-        raise InvalidOption(f"request_id: found {len(message.request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
+    request_id = message.request_id
+    if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
+        raise InvalidOption(f"request_id: found {len(request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
     options = message.options if message.HasField("options") else _DEFAULT_OPTIONS
-    policy = read_enum("options.policy", options.policy, Policy, ensemble_service_pb2.Policy.DESCRIPTOR.values_by_number)
-    priority = read_enum("options.priority", options.priority, Priority, ensemble_service_pb2.Priority.DESCRIPTOR.values_by_number)
+    policy = read_enum("options.policy", options.policy, Policy, _POLICIES)
+    priority = read_enum("options.priority", options.priority, Priority, _PRIORITIES)
     return Request(
-        inputs={name: _read_input(name, message.inputs[name]) for name in message.inputs},
+        inputs={name: _read_input(name, value) for name, value in message.inputs.items()},
         arrived_at=arrived_at,
         deadline=deadline,
         ensemble=message.ensemble,
@@ -66,11 +70,11 @@ def read_request(
         wants_member_predictions=options.member_predictions,
         wants_explanation=options.explain,
         fusion_weights=dict(options.fusion_weights),
-        caller=Caller(message.request_id, traceparent),
+        caller=Caller(request_id, traceparent),
     )
 
 
-def read_enum(field: str, number: int, kind: type[E], allowed: Mapping[int, object]) -> E | None:
+def read_enum(field: str, number: int, kind: type[E], allowed: Collection[int]) -> E | None:
     """Give the enum's value, None where it is unset; raises InvalidOption for a number that the contract does not have."""
     if number not in allowed:
         raise InvalidOption(f"{field}: found {number}; allowed: {', '.join(map(str, sorted(allowed)))}")
