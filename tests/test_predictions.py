@@ -20,7 +20,25 @@ LABELS = ("ant", "bee", "cat")
 
 def read(task: str, values: object, labels: tuple[str, ...] = LABELS, top_k: int = 0, is_ranked: bool = True) -> Prediction:
     array: NDArray[np.float32] = np.array(values, dtype=np.float32)
-    return Prediction.from_message(write_prediction(task, array, labels, top_k) if is_ranked else write_matches(array))
+    return Prediction.from_message(write(task, array, labels, top_k) if is_ranked else matches_of(array))
+
+
+def write(task: str, values: NDArray[np.float32], labels: tuple[str, ...], top_k: int) -> ensemble_service_pb2.Prediction:
+    message = ensemble_service_pb2.Prediction()
+    write_prediction(message, task, values, labels, top_k)
+    return message
+
+
+def matches_of(values: NDArray[np.float32]) -> ensemble_service_pb2.Prediction:
+    message = ensemble_service_pb2.Prediction()
+    write_matches(message, values)
+    return message
+
+
+def read_tensor(values: NDArray[np.float32]) -> Tensor | None:
+    message = ensemble_service_pb2.Prediction()
+    write_tensor(message, values)
+    return Prediction.from_message(message).tensor
 
 
 def test_classes_and_labels_come_best_first_as_many_as_asked_for() -> None:
@@ -49,7 +67,7 @@ def test_vectors_and_tensors_come_as_they_are() -> None:
     assert read("embedding", [0.5, -1.5]).embedding == (0.5, -1.5)
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     expected = Tensor((2, 3), values.tobytes())
-    assert read("tensor", values).tensor == Prediction.from_message(write_tensor(values)).tensor == expected
+    assert read("tensor", values).tensor == read_tensor(values) == expected
 
 
 # --- whatever the numbers are -------------------------------------------------------------------------------------------
@@ -94,7 +112,7 @@ def test_no_box_is_lost_or_made_up(values: NDArray[np.float32]) -> None:
 @given(values=NUMBERS)
 def test_tensors_of_any_shape_come_as_they_are(values: NDArray[np.float32]) -> None:
     for sent in (values, values.T):  # the latter does not lie row by row
-        tensor = Prediction.from_message(write_tensor(sent)).tensor
+        tensor = read_tensor(sent)
         assert tensor is not None
         assert tensor.shape == sent.shape
         np.testing.assert_array_equal(np.frombuffer(tensor.data, "<f4").reshape(tensor.shape), sent)
@@ -128,7 +146,5 @@ def test_people_are_told_that_nothing_was_found() -> None:
 
 def test_no_task_of_the_contract_is_forgotten() -> None:
     assert {f"TASK_{task.upper()}" for task in SHOWN} == set(ensemble_pb2.Task.keys()) - {"TASK_UNSPECIFIED"}
-    kinds = {
-        write_prediction(task, np.array(values, np.float32), LABELS, 0).WhichOneof("task") for task, (values, _) in SHOWN.items()
-    }
+    kinds = {write(task, np.array(values, np.float32), LABELS, 0).WhichOneof("task") for task, (values, _) in SHOWN.items()}
     assert kinds == {field.name for field in ensemble_service_pb2.Prediction.DESCRIPTOR.oneofs_by_name["task"].fields}

@@ -6,7 +6,7 @@ from twinfer.v1 import ensemble_pb2
 
 from ..engine import Description, FusionDescription, MemberDescription
 from ..ensemble import BucketTimes
-from .codec import DTYPE_OF_NAME, write_duration
+from .codec import DTYPE_OF_NAME, make_duration
 
 
 def write_description(description: Description) -> ensemble_pb2.Ensemble:
@@ -44,7 +44,7 @@ def write_description(description: Description) -> ensemble_pb2.Ensemble:
             max_flight_rows=description.max_flight_rows,
             max_waiting_rows=limits.max_waiting_rows,
             max_batch_rows=limits.batch_rows,
-            default_timeout=write_duration(limits.default_timeout_seconds),
+            default_timeout=make_duration(limits.default_timeout_seconds),
         ),
         plans=[_write_plan(times, names) for times in description.times],
     )
@@ -55,8 +55,8 @@ def _write_plan(times: BucketTimes, names: Sequence[str]) -> ensemble_pb2.Bucket
         rows=times.bucket.samples,
         tokens=times.bucket.tokens,
         plan=times.plan,
-        times={plan: write_duration(seconds) for plan, seconds in times.plan_seconds.items()},
-        alone_times={name: write_duration(seconds) for name, seconds in zip(names, times.alone_seconds[times.plan], strict=True)},
+        times={plan: make_duration(seconds) for plan, seconds in times.plan_seconds.items()},
+        alone_times={name: make_duration(seconds) for name, seconds in zip(names, times.alone_seconds[times.plan], strict=True)},
         overlap_ratio=times.overlap_ratio,
     )
 

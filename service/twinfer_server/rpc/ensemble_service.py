@@ -71,13 +71,18 @@ class EnsembleService:
         return pb.GetEnsembleResponse(ensemble=write_description(engine.description))
 
     async def _infer(self, message: pb.InferRequest, size_bytes: int, context: Context) -> pb.InferResponse:
+        reply = pb.InferResponse()
+        await self._answer(message, size_bytes, context, reply)
+        return reply
+
+    async def _answer(self, message: pb.InferRequest, size_bytes: int, context: Context, reply: pb.InferResponse) -> None:
+        """Answer one row, and write that into `reply`."""
         engine = self._ready_engine()
         request = read_request(message, *find_arrival(context))
         answer = await engine.infer(request, size_bytes)
         began = time.monotonic()
-        reply = write_answer(answer, request, engine.description)
+        write_answer(reply, answer, request, engine.description)
         engine.note_reply(request, answer, began)
-        return reply
 
     async def _batch_infer(self, message: pb.BatchInferRequest, size_bytes: int, context: Context) -> pb.BatchInferResponse:
         engine = self._ready_engine()
@@ -89,24 +94,20 @@ class EnsembleService:
         rows = [_read_row(row, *arrival) for row in message.requests]
         readable = [row for row in rows if isinstance(row, Request)]
         answers = iter(await engine.infer_batch(readable, size_bytes) if readable else ())
-        results: list[pb.BatchInferResult] = []
+        reply = pb.BatchInferResponse()
         for row in rows:
-            if len(results) % RESULTS_AT_A_TIME == RESULTS_AT_A_TIME - 1:
+            if len(reply.results) % RESULTS_AT_A_TIME == RESULTS_AT_A_TIME - 1:
                 await asyncio.sleep(0)  # else a large batch would hold up everybody
-            results.append(self._write_result(row, next(answers), engine) if isinstance(row, Request) else self._write_failure(row))
-        return pb.BatchInferResponse(results=results)
-
-    def _write_result(self, request: Request, answer: Answer | TwinferError, engine: Engine) -> pb.BatchInferResult:
-        if isinstance(answer, TwinferError):
-            return self._write_failure(answer)
-        began = time.monotonic()
-        result = pb.BatchInferResult(response=write_answer(answer, request, engine.description))
-        engine.note_reply(request, answer, began)
-        return result
-
-    def _write_failure(self, error: TwinferError) -> pb.BatchInferResult:
-        self._note_failure(error)
-        return pb.BatchInferResult(error=write_error(error))
+            result = reply.results.add()
+            answer = next(answers) if isinstance(row, Request) else row
+            if isinstance(row, Request) and isinstance(answer, Answer):
+                began = time.monotonic()
+                write_answer(result.response, answer, row, engine.description)
+                engine.note_reply(row, answer, began)
+            elif isinstance(answer, TwinferError):
+                self._note_failure(answer)
+                result.error.CopyFrom(write_error(answer))
+        return reply
 
     async def _infer_stream(self, requests: object, context: Context) -> None:
         """Serve a stream: one reader, one task per row in hand, and one writer, for a stream's messages go out one at a time."""
@@ -152,8 +153,8 @@ class EnsembleService:
             message = await parse(pb.InferStreamRequest, data, self._pool)
             # An id that is too long is refused, and not sent back whole: the caller might be unable to receive it.
             request_id = message.request.request_id[:MAX_REQUEST_ID_BYTES]
-            answer = await self._infer(message.request, len(data), context)
-            reply = pb.InferStreamResponse(request_id=request_id, response=answer)
+            reply = pb.InferStreamResponse(request_id=request_id)
+            await self._answer(message.request, len(data), context, reply.response)
         except Exception as error:
             known = describe_error(error)
             self._note_failure(known)
