@@ -15,6 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MADE := .venv/.made
 PROTOS_MADE := .venv-protos/.made
+TRITON_MADE := .venv-triton/.made
 
 # PyPI's where it is not set; an environment remembers the index that it was made with.
 TORCH_INDEX_BEFORE := $(shell cat $(MADE) 2>/dev/null)
@@ -33,7 +34,7 @@ demo: $(MADE) ## serve the digits, ask real questions, show the answers
 serve: $(MADE) ## serve ENSEMBLE (ensembles/digits) on LISTEN (127.0.0.1:50051)
 	$(BIN)/twinfer serve $(ENSEMBLE) --listen $(LISTEN)
 
-test: $(MADE) $(PROTOS_MADE) ## run the tests
+test: $(MADE) $(PROTOS_MADE) $(TRITON_MADE) ## run the tests
 	$(BIN)/python -m pytest
 
 check: $(MADE) $(PROTOS_MADE) ## lint, types, contract, fresh stubs, layers
@@ -59,7 +60,7 @@ digits: $(MADE) ## train the models of ensembles/digits again
 	mv build-trusted.txt service/twinfer_server/trusted.txt
 
 clean: ## remove the environments, caches and builds
-	rm -rf .venv .venv-protos build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-protos .venv-triton build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments -------------------------------------------------------------------------------------------------------
@@ -93,3 +94,12 @@ $(PROTOS_MADE): Makefile
 	@if .venv-protos/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: \
 	  grpcio-tools==1.66.2 grpcio==1.66.2 protobuf==5.29.6 setuptools==80.9.0; then touch $@; \
 	else rm -rf .venv-protos; echo "No generator: make PROTOS_PYTHON=python3.13 gives it a Python that it has wheels for."; fi
+
+# Triton's client has its own environment, for it pins protobuf. Without it the tests still run, and those that need it say so.
+$(TRITON_MADE): Makefile
+	@echo "Making .venv-triton: a client of somebody else's ..."
+	@test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	@if .venv-triton/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: \
+	  'tritonclient[grpc]==2.73.0' grpcio==1.85.1 numpy==2.4.6 packaging==26.3 protobuf==6.33.6 python-rapidjson==1.25 \
+	  urllib3==2.8.0; then touch $@; \
+	else rm -rf .venv-triton; echo "No tritonclient: the tests with it are skipped."; fi

@@ -127,14 +127,16 @@ class Statistics:
         decode = max(answer.timings.decode_seconds for answer in answers)
         device = max(answer.timings.device_seconds for answer in answers)
         self._of(model).add(len(answers), Spans(queue, decode, device, reply), seconds)
-        longest = 0.0
+        left = device
         for part in parts:
-            if part.member < 0:  # the fusion, which comes last
-                spans = Spans(0.0, 0.0, max(0.0, device - longest), 0.0)
-            else:
+            if part.member >= 0:
                 compute = max(answer.members[part.member].device_seconds or 0.0 for answer in answers)
-                longest = max(longest, compute)
-                spans = Spans(queue, 0.0, compute, 0.0)
+                left -= compute
+                spans = Spans(0.0, 0.0, compute, 0.0)
+            else:
+                # The fusion, which comes last, stands for the flight: load generators add up what the parts say, and all of them
+                # have waited for the same flight.
+                spans = Spans(queue, 0.0, max(0.0, left), 0.0)
             self._of(part).add(len(answers), spans, spans.total)
 
     def note_failure(self, model: Model, seconds: float) -> None:
