@@ -137,6 +137,16 @@ def test_it_is_told_what_went_wrong(found: dict[str, Any]) -> None:
     assert all(message for _, message in errors.values())
 
 
+def test_the_example_of_the_documentation_runs(found: dict[str, Any], address: str) -> None:
+    text = (ROOT / "docs" / "open-inference-protocol.md").read_text()
+    program = text.partition("```python\n")[2].partition("```")[0].replace("localhost:50051", address)
+    done = subprocess.run([PYTHON, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    best, state = done.stdout.split()
+    assert best.endswith(":5:five")
+    assert state == "OK"
+
+
 def test_names_and_numbers_are_those_that_it_knows(found: dict[str, Any]) -> None:
     """Every field, enum value and method of ours is one of its; those of the model's configuration are fewer."""
     theirs = found["fields"]
