@@ -203,6 +203,8 @@ def test_bytes_that_do_not_parse_are_refused(channel: grpc.Channel, method: str)
 EXPECTED = {
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED,
 }  # fmt: skip
+NOT_FINITE = "NOT_FINITE"
+"""What the member says of its own answer to logits so far apart that their difference is infinite."""
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 SIZES = st.one_of(st.integers(0, 4), st.sampled_from([-1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63)]))
@@ -269,7 +271,7 @@ MESSAGES = st.one_of(st.binary(max_size=300), mutated(GOOD), mutated(TYPED), REQ
 def test_whatever_is_sent_to_infer_ends_with_a_canonical_status(channel: grpc.Channel, message: bytes) -> None:
     found = call(channel, oip.MODEL_INFER, message)
     if isinstance(found, Failure):
-        assert found.code in EXPECTED, found
+        assert found.code in EXPECTED or found.reason == NOT_FINITE, found
         assert found.error.code == found.code.value[0]
     else:
         response = pb.ModelInferResponse.FromString(found)
@@ -285,7 +287,7 @@ def test_whatever_is_sent_over_a_stream_gets_one_answer_each(channel: grpc.Chann
         assert bool(answer.error_message) != bool(answer.infer_response.outputs)
         assert answer.infer_response.parameters["triton_final_response"].bool_param
         code = answer.error_message.partition("]")[0].removeprefix("[")
-        assert code in {"", *(status.name for status in EXPECTED)}, answer
+        assert code in {"", *(status.name for status in EXPECTED)} or "NaN or an infinity" in answer.error_message, answer
 
 
 @settings(FUZZ, max_examples=300)

@@ -20,6 +20,7 @@ from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 
 MODELS = ["gated", "gated.numbers", "gated.picture", "gated.words", "gated.fusion"]
+ALL = [*MODELS, "gated.encoded"]
 ADMIN: dict[str, Any] = {"admin_listen": "127.0.0.1:0"}
 
 
@@ -73,8 +74,8 @@ def test_the_server_is_live_and_ready_and_says_what_it_is(channel: grpc.Channel)
 
 def test_the_ensemble_each_member_and_the_fusion_are_models(channel: grpc.Channel) -> None:
     found = oip.ask(channel, "RepositoryIndex", pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse)
-    assert [(model.name, model.version, model.state) for model in found.models] == [(name, "7", "READY") for name in MODELS]
-    assert [is_ready(channel, name) for name in MODELS] == [True] * len(MODELS)
+    assert [(model.name, model.version, model.state) for model in found.models] == [(name, "7", "READY") for name in ALL]
+    assert [is_ready(channel, name) for name in ALL] == [True] * len(ALL)
 
 
 def test_the_ensembles_metadata_names_its_tensors(channel: grpc.Channel) -> None:
@@ -85,6 +86,15 @@ def test_the_ensembles_metadata_names_its_tensors(channel: grpc.Channel) -> None
     for member in ("numbers", "picture", "words"):
         outputs |= {f"{member}.prediction": ("FP32", [-1, 3]), f"{member}.state": ("BYTES", [-1, 1])}
     assert tensors(found.outputs) == outputs
+
+
+def test_the_ensemble_is_there_with_encoded_images_as_well(channel: grpc.Channel) -> None:
+    found = metadata(channel, "gated.encoded")
+    assert tensors(found.inputs)["image"] == ("BYTES", [-1, 1])
+    assert tensors(found.outputs) == tensors(metadata(channel, "gated").outputs)
+    rest = {"name", "input"}
+    one, other = config(channel, "gated"), config(channel, "gated.encoded")
+    assert {key: one[key] for key in one.keys() - rest} == {key: other[key] for key in other.keys() - rest}
 
 
 def test_a_member_takes_only_its_own_inputs(channel: grpc.Channel) -> None:
@@ -204,7 +214,7 @@ def counts(model: pb.ModelStatistics) -> list[int]:
 
 def test_every_request_counts_once_on_the_ensemble_and_on_all_that_it_is_made_of(channel: grpc.Channel) -> None:
     before = statistics(channel)
-    assert list(before) == MODELS
+    assert list(before) == ALL
     rows = [oip.raw("numbers", "FP32", [[0, 0, 9]] * 3)]  # the two members without input count as well
     for _ in range(2):
         assert isinstance(oip.infer(channel, oip.request("gated", rows)), pb.ModelInferResponse)
@@ -224,7 +234,7 @@ def test_a_member_that_is_asked_by_itself_counts_alone(channel: grpc.Channel) ->
     before = statistics(channel)
     assert isinstance(oip.infer(channel, oip.request("gated.words", [oip.texts("text", "two")])), pb.ModelInferResponse)
     after = statistics(channel)
-    grown = [name for name in MODELS if counts(after[name]) != counts(before[name])]
+    grown = [name for name in ALL if counts(after[name]) != counts(before[name])]
     assert grown == ["gated.words"]
     assert statistics(channel, "gated.words").keys() == {"gated.words"}
 

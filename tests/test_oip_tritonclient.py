@@ -60,7 +60,7 @@ def test_it_is_told_what_there_is(found: dict[str, Any]) -> None:
     assert state == {
         "live": True,
         "ready": True,
-        "models": dict.fromkeys(names, "READY"),
+        "models": dict.fromkeys([*names, "digits.encoded"], "READY"),
         "server": "twinfer",
         "inputs": {"image": "UINT8", "text": "BYTES"},
         "steps": names[1:],
@@ -107,7 +107,7 @@ def test_it_streams_and_a_failed_request_leaves_the_stream_alive(found: dict[str
 
 
 def test_its_statistics_agree(found: dict[str, Any]) -> None:
-    assert found["statistics"] == {model: [1, 1, 1, 1, 1] for model in found["state"]["models"]}
+    assert found["statistics"] == {model: [0] * 5 if model == "digits.encoded" else [1] * 5 for model in found["state"]["models"]}
 
 
 def test_it_hands_tensors_over_in_shared_memory(found: dict[str, Any]) -> None:

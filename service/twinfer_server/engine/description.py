@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..ensemble import BucketTimes, Ensemble, FusionVersion
+from ..ensemble import BucketTimes, Ensemble, FusionVersion, Member
 from ..fusion import METHODS
 from ..inputs import InputKind
 from ..rows import Policy
@@ -48,7 +48,7 @@ class MemberDescription:
     inputs: tuple[str, ...]
     output: str
     output_shape: tuple[int, ...]
-    """Of its prediction for one row; -1 where it depends on the request."""
+    """Of its prediction for one row; -1 where it depends on the request, or on how members are fused."""
     parameter_bytes: int
     not_captured: str
     capture_bytes: int
@@ -145,7 +145,7 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
                 device=str(member.device.torch_device),
                 inputs=tuple(kind.name for kind in member.inputs),
                 output=member.spec.output.kind,
-                output_shape=(-1, *member.output_shape) if member.samples_per_row > 1 else member.output_shape,
+                output_shape=_find_output_shape(member),
                 parameter_bytes=member.model.parameter_bytes,
                 not_captured=member.why_not_captured,
                 capture_bytes=member.capture_bytes,
@@ -185,6 +185,12 @@ def _find_member_shape(takes: Sequence[InputKind[Any]]) -> tuple[int, ...]:
     """Find the shape of a ready tensor that none of the members resizes."""
     shapes = [kind.staging[0].shape if kind.at_least != (0, 0) else kind.tensor_shape for kind in takes]
     return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))
+
+
+def _find_output_shape(member: Member) -> tuple[int, ...]:
+    if member.spec.output.kind == "detections":
+        return (-1, 6)
+    return (-1, *member.output_shape) if member.samples_per_row > 1 else member.output_shape
 
 
 def _find_fused_shape(ensemble: Ensemble) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The models that the protocol is told of: the ensemble, each of its members by itself, and the fusion."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from ...engine import Description, InputDescription, MemberDescription
@@ -90,7 +90,10 @@ class Catalog:
         members = [_member_model(description, index) for index in range(len(description.members))]
         fusion = _fusion_model(description, members)
         self.ensemble = _ensemble_model(description, members, fusion)
-        self.models = {model.name: model for model in (self.ensemble, *members, fusion)}
+        models = [self.ensemble, *members, fusion]
+        if any(tensor.kind == "image" for tensor in self.ensemble.inputs):
+            models.append(_encoded_model(description, self.ensemble))
+        self.models = {model.name: model for model in models}
 
     def find(self, name: str, version: str) -> Model:
         """Give the model; raises UnknownEnsemble."""
@@ -155,9 +158,6 @@ def _member_model(description: Description, index: int) -> Model:
 
 def _fusion_model(description: Description, members: Sequence[Model]) -> Model:
     names = [member.name for member in description.members]
-    name = "fusion"
-    while name in names:
-        name += "_"
     voters = [
         InputTensor(names[model.member], output.datatype, output.dims, "tensor", is_optional=True)
         for model in members
@@ -166,7 +166,7 @@ def _fusion_model(description: Description, members: Sequence[Model]) -> Model:
     ]
     is_scores = description.task in ("classification", "multi_label")
     return Model(
-        name=f"{description.name}.{name}",
+        name=_find_name(description, "fusion"),
         version=str(description.version),
         platform="twinfer_fusion",
         backend="twinfer",
@@ -178,6 +178,19 @@ def _fusion_model(description: Description, members: Sequence[Model]) -> Model:
         ),
         refusal="it computes on the device, on what the members of the same flight have left there",
     )
+
+
+def _encoded_model(description: Description, ensemble: Model) -> Model:
+    """Publish the ensemble once more, with images as encoded files, for clients that send what they are told to."""
+    inputs = [replace(tensor, datatype=BYTES, dims=(1,)) if tensor.kind == "image" else tensor for tensor in ensemble.inputs]
+    return replace(ensemble, name=_find_name(description, "encoded"), inputs=tuple(inputs))
+
+
+def _find_name(description: Description, name: str) -> str:
+    """Find a name in the ensemble that no member has."""
+    while any(member.name == name for member in description.members):
+        name += "_"
+    return f"{description.name}.{name}"
 
 
 def _find(description: Description, name: str) -> MemberDescription:

@@ -195,10 +195,15 @@ async def _infer(engine: Engine, requests: Sequence[Request], size_bytes: int, m
         found: Sequence[Answer | TwinferError] = [await engine.infer(requests[0], size_bytes)]
     else:
         found = await engine.infer_batch(requests, size_bytes)
-    answers: list[Answer] = []
-    for number, answer in enumerate(found):
-        error = answer if isinstance(answer, TwinferError) else answer.members[member].error if member >= 0 else None
-        if error is not None:
-            raise error.within(f"row {number}: " if len(found) > 1 else "")
-        answers.append(cast(Answer, answer))
-    return answers
+    errors = {number: error for number, answer in enumerate(found) if (error := _find_error(answer, member)) is not None}
+    for number in sorted(errors)[1:]:
+        engine.note_failure(errors[number])  # the first is noted with the call
+    for number, error in errors.items():
+        raise error.within(f"row {number}: ") if len(found) > 1 else error
+    return cast(list[Answer], found)
+
+
+def _find_error(answer: Answer | TwinferError, member: int) -> TwinferError | None:
+    if isinstance(answer, TwinferError):
+        return answer
+    return answer.members[member].error if member >= 0 else None
