@@ -49,7 +49,7 @@ class Counter:
         self.ready: queue.SimpleQueue[Sequence[Row]] = queue.SimpleQueue()
         self.bad: queue.SimpleQueue[tuple[Row, TwinferError]] = queue.SimpleQueue()
         self.open = threading.Event()
-        self.decoder = Decoder(ensemble, threads, self._take, lambda row, error: self.bad.put((row, error)))
+        self.decoder = Decoder(ensemble.intake, threads, self._take, lambda row, error: self.bad.put((row, error)))
 
     def _take(self, rows: Sequence[Row]) -> None:
         self.ready.put(rows)

@@ -22,7 +22,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"rpc"}, {"torch"}),
     ({"engine"}, WIRE),
     ({"ensemble", "fusion", "inputs", "loaders", "tuning"}, WIRE),
-    ({"rows", "spec", "settings", "trust"}, WIRE),
+    ({"rows", "spec", "settings", "trust", "process"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),
 ]

@@ -1,10 +1,7 @@
 """The commands that need the service: `serve`, `validate`, `demo` and `fit`. The light client's command line hands them on."""
 
-import asyncio
-import json
 import logging
-import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +11,8 @@ from .comparison.command import compare_command
 from .drafting.command import init_command
 from .errors import InvalidEnsemble
 from .fitting.command import fit_command
-from .serve import Observer, end_process, prepare_ensemble, serve, stop_on_signals
+from .process import configure_logging, end_process, run_loop
+from .serve import Observer, prepare_ensemble, serve, stop_on_signals
 from .settings import ServerSettings, read_settings
 from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
 
@@ -39,6 +37,9 @@ def serve_command(
     device: Device = None,
     trust_code: TrustCode = None,
     trust_list: TrustList = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that accept calls and decode; 0, the default: one does everything.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. drain_seconds=5; repeatable."),
@@ -48,16 +49,16 @@ def serve_command(
     """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
     flags: dict[str, Any] = {
         "listen": listen, "admin_listen": admin_listen, "metrics_listen": metrics_listen, "device": device,
-        "trust_code": trust_code, "trust_list": trust_list or None, "log_json": log_json,
+        "trust_code": trust_code, "trust_list": trust_list or None, "workers": workers, "log_json": log_json,
     }  # fmt: skip
     # A setting that has a flag of its own can be set either way; the flag wins.
     flags = dict(map(_split_setting, setting or ())) | {name: value for name, value in flags.items() if value is not None}
     with plain_errors():
         settings = read_settings(**flags)
-        _configure_logging(settings.log_level, settings.log_json)
+        configure_logging(settings.log_level, settings.log_json)
         with warmup_bar() as on_progress:
             observer = Observer(_say_listening, _say_metrics, on_progress, _say_ready)
-            _run_loop(_serve_until_signal(folder or digits_folder(), settings, observer))
+            run_loop(_serve_until_signal(folder or digits_folder(), settings, observer))
     end_process(0)
 
 
@@ -130,33 +131,3 @@ def _say_ready() -> None:
 
 async def _serve_until_signal(folder: Path, settings: ServerSettings, observer: Observer) -> None:
     await serve(folder, settings, observer, stop_on_signals())
-
-
-def _run_loop(life: Coroutine[Any, Any, None]) -> None:
-    try:
-        import uvloop
-    except ImportError:  # not on Windows
-        asyncio.run(life)
-    else:
-        uvloop.run(life)
-
-
-class _JsonLines(logging.Formatter):
-    """One JSON object per record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": self.formatTime(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
-
-
-def _configure_logging(level: str, as_json: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

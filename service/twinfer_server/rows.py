@@ -118,6 +118,8 @@ class Row:
     decode_seconds: float = 0.0
     blocked_at: float = 0.0
     """When it was ready, or later, and lanes or slots were busy; 0 if they were not."""
+    size_bytes: int = 0
+    """Its share of the size of its request; known where the row comes from another process."""
     place: int = 0
     """Its place among the rows that came with it, from 0."""
 

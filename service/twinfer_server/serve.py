@@ -18,9 +18,11 @@ import torch
 from .device import open_device
 from .engine import LocalEngine
 from .ensemble import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
+from .fronts import Fronts
 from .inputs import InputLimits
 from .metrics import Metrics
-from .rpc import RpcServer
+from .process import end_process
+from .rpc import AdminServer, RpcServer
 from .settings import ServerSettings
 from .spec import read_spec
 from .trust import Trust
@@ -86,9 +88,10 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
     Raises DeviceLost after draining, PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers, ExitStack() as stack:
-        server = RpcServer(settings, parsers)
-        observer.on_listening(*await server.start())
+        server = Fronts(folder, settings) if settings.workers else RpcServer(settings, parsers)
+        admin = AdminServer(settings, parsers)
         try:
+            observer.on_listening(await server.start(), await admin.start())
             metrics = Metrics() if settings.metrics_listen else None
             if metrics is not None:
                 observer.on_metrics(stack.enter_context(metrics.listening(settings.metrics_listen)))
@@ -99,16 +102,17 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             engine.start()
             if metrics is not None:
                 metrics.watch(engine)
-            server.open(engine)
+            await server.open(engine)
+            admin.open(engine)
             server.report(is_serving=True, members=engine.operations.switches)
             _spare_collecting()
             observer.on_ready()
             await _watch_health(server, engine, stopping)
-            await _drain(server, engine, settings.drain_seconds)
+            await _drain(server, admin, engine, settings.drain_seconds)
             if engine.loss:
                 raise DeviceLost(f"the device is lost and only a new process gets it back: {engine.loss}")
         finally:
-            await server.stop(grace_seconds=0)
+            await asyncio.gather(server.stop(grace_seconds=0), admin.stop(grace_seconds=0))
 
 
 async def _load(
@@ -135,7 +139,7 @@ def _spare_collecting() -> None:
     gc.freeze()
 
 
-async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asyncio.Event) -> None:
+async def _watch_health(server: RpcServer | Fronts, engine: LocalEngine, stopping: asyncio.Event) -> None:
     """Keep health true to the lanes until the server is told to stop."""
     told = (True, engine.operations.switches)
     while not stopping.is_set() and not engine.loss:
@@ -154,18 +158,20 @@ async def _watch_health(server: RpcServer, engine: LocalEngine, stopping: asynci
             continue
 
 
-async def _drain(server: RpcServer, engine: LocalEngine, drain_seconds: float) -> None:
+async def _drain(server: RpcServer | Fronts, admin: AdminServer, engine: LocalEngine, drain_seconds: float) -> None:
     """Refuse new work, answer what is in hand, end streams and watches; at the latest after `drain_seconds`."""
     logger.info("draining, for at most %g s", drain_seconds)
     until = time.monotonic() + drain_seconds
-    drains = {asyncio.create_task(engine.drain()), asyncio.create_task(server.drain())}
-    _, late = await asyncio.wait(drains, timeout=drain_seconds)
-    for drain in late:
-        drain.cancel()
-    if late:
+    admin.end()
+    try:
+        async with asyncio.timeout(drain_seconds):
+            await server.drain()
+            await engine.drain()
+    except TimeoutError:
         logger.warning("drain_seconds are over and some rows are still in hand; they are given up")
     # What is open now has no row in hand: answers on their last yards, somebody's idle reflection stream.
-    await server.stop(grace_seconds=max(0.0, min(LAST_YARDS_SECONDS, until - time.monotonic())))
+    grace_seconds = max(0.0, min(LAST_YARDS_SECONDS, until - time.monotonic()))
+    await asyncio.gather(server.stop(grace_seconds), admin.stop(grace_seconds))
     engine.close()
     logger.info("drained")
 
@@ -184,9 +190,3 @@ def stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     return stopping
-
-
-def end_process(code: int) -> None:
-    """End the process without waiting for threads: a stuck member's thread never ends by itself."""
-    logging.shutdown()
-    os._exit(code)

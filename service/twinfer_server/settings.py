@@ -56,6 +56,10 @@ class ServerSettings(BaseSettings):
 
     listen: Address = "127.0.0.1:50051"
     """Where callers connect: HOST:PORT; port 0 picks a free one."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that accept calls, parse and decode beside the one that computes; 0 means that one does everything.
+
+    The limits of calls and connections hold for each of them, those of rows and bytes in hand for all together."""
     admin_listen: OptionalAddress = ""
     """Where operators connect: HOST:PORT; empty means nowhere."""
     metrics_listen: HttpAddress = ""
@@ -118,6 +122,13 @@ class ServerSettings(BaseSettings):
     def batch_rows(self) -> int:
         """The most rows that one BatchInfer may carry."""
         return min(self.max_batch_rows, self.max_waiting_rows)
+
+    @field_validator("workers")
+    @classmethod
+    def _can_share_the_port(cls, workers: int, info: ValidationInfo) -> int:
+        if workers and str(info.data.get("listen", "")).startswith("unix:"):
+            raise ValueError("Input should be 0 where callers connect to a unix socket, which processes cannot share")
+        return workers
 
     @field_validator("breaker_failures")
     @classmethod

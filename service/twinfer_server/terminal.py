@@ -14,8 +14,9 @@ from rich.text import Text
 
 from .errors import InvalidEnsemble
 from .fitting.rows import InvalidRows
+from .process import end_process
 from .rpc import PortTaken
-from .serve import OnProgress, end_process
+from .serve import OnProgress
 from .settings import InvalidSettings
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..ensemble import Ensemble
 from ..errors import InternalError, Stage, TwinferError
+from ..inputs import Intake
 from ..rows import Row
 from .workers import Workers
 
@@ -25,9 +25,9 @@ OnFailure = Callable[[Row, TwinferError], None]
 class Decoder:
     """Decodes the inputs of rows; the event loop waits for nothing and hears of it only where that fails."""
 
-    def __init__(self, ensemble: Ensemble, threads: int, on_ready: OnReady, on_failure: OnFailure) -> None:
+    def __init__(self, intake: Intake, threads: int, on_ready: OnReady, on_failure: OnFailure) -> None:
         """Start the threads, on which, mostly, `on_ready` is told of rows that can fly, and `on_failure` of one that cannot."""
-        self._ensemble = ensemble
+        self._intake = intake
         self._threads = threads
         self._on_ready = on_ready
         self._on_failure = on_failure
@@ -38,7 +38,7 @@ class Decoder:
 
         One row in which there is nothing to decode is made ready at once: handing it to a thread would take longer.
         """
-        if len(rows) == 1 and self._ensemble.intake.is_light(rows[0].request):
+        if len(rows) == 1 and self._intake.is_light(rows[0].request):
             self._take_turn(rows)
             return
         shares = min(self._threads, len(rows), 1 + size_bytes // SHARE_BYTES)
@@ -66,8 +66,7 @@ class Decoder:
         """Make a row ready to fly; whether that went well."""
         began = time.monotonic()
         try:
-            row.samples = self._ensemble.prepare(row.request)
-            row.crew = self._ensemble.first_crew(row.samples)
+            row.samples = self._intake.prepare(row.request)
         except TwinferError as error:
             self._on_failure(row, error)
             return False

@@ -16,7 +16,6 @@ from ..ensemble import Ensemble
 from ..errors import (
     Cancelled,
     DeadlinePassed,
-    InvalidOption,
     MemberLate,
     Overloaded,
     TwinferError,
@@ -27,6 +26,7 @@ from .admission import Admission
 from .batcher import Batcher
 from .decoder import Decoder
 from .description import Description
+from .margin import ReplyMargin
 from .operations import Operations
 from .record import Recorder, Span
 from .timeline import Timeline
@@ -34,9 +34,6 @@ from .watch import Watch
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
-
-REPLY_SECONDS_PER_ROW = 0.0002
-"""What every further row of a reply takes to be written."""
 
 
 class LocalEngine:
@@ -48,13 +45,18 @@ class LocalEngine:
         self._settings = settings
         self._admission = Admission(settings)
         self._batcher = Batcher(ensemble, settings, self._answer_soon, self._note_switches_soon)
-        self._decoder = Decoder(ensemble, settings.decode_threads or usable_cores(), self._batcher.put, self._fail_soon)
+        self._decoder = Decoder(ensemble.intake, settings.decode_threads or usable_cores(), self._put, self._fail_soon)
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
-        self._reply_seconds = settings.reply_margin_seconds
+        self._margin = ReplyMargin(settings)
         self.operations = Operations(ensemble, settings, self._batcher)
         self._recorder: Recorder | None = None
         self._timeline: Timeline | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """What it computes with."""
+        return self._ensemble
 
     @property
     def description(self) -> Description:
@@ -132,6 +134,32 @@ class LocalEngine:
                 self._timeline.add_row(row, row.ready_at + answer.timings.queue_seconds)
         return cast(list[Answer | TwinferError], answers)  # nothing else is ever set
 
+    def take(self, row: Row) -> None:
+        """Take in hand a row that has been checked and decoded elsewhere; raises TwinferError.
+
+        Its `answer` is there, belongs to this event loop, and is set in the end; who cancels it gives the row up.
+        """
+        self._admission.enter(row.size_bytes)
+        try:
+            self._batcher.switchboard.check(row.policy)
+        except TwinferError:
+            self._admission.leave(row.size_bytes)
+            raise
+        watch = Watch([row], self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
+        assert row.answer is not None
+        row.answer.add_done_callback(partial(self._let_go, row, watch))
+        self._put([row])
+
+    def _let_go(self, row: Row, watch: Watch, answer: "asyncio.Future[Answer]") -> None:
+        """Let go of a row that `take` took in hand, now that it is answered or given up."""
+        watch.cancel()
+        self._admission.leave(row.size_bytes)
+        if answer.cancelled():
+            self.note_failure(Cancelled("the caller went away"))
+            self._batcher.discard_answered()
+        elif self._timeline is not None and answer.exception() is None:
+            self._timeline.add_row(row, row.ready_at + answer.result().timings.queue_seconds)
+
     @property
     def rows_in_hand(self) -> int:
         """The rows that wait or are in the air."""
@@ -158,8 +186,12 @@ class LocalEngine:
         """Note, for whoever listens, that an answer has been written since `began`."""
         if self._timeline is not None:
             self._timeline.add_encoding(request, Span(began, time.monotonic()))
+        self.note_answer(answer, time.monotonic() - request.arrived_at)
+
+    def note_answer(self, answer: Answer, seconds: float) -> None:
+        """Note, for whoever listens, that a row has been answered so long after its arrival."""
         if self._recorder is not None:
-            self._recorder.on_answer(answer, time.monotonic() - request.arrived_at)
+            self._recorder.on_answer(answer, seconds)
 
     def note_failure(self, error: TwinferError) -> None:
         """Note, for whoever listens, that a row has ended with an error."""
@@ -225,26 +257,17 @@ class LocalEngine:
             request=request,
             policy=policy,
             weights=self._ensemble.intake.row_weights(request.fusion_weights),
-            reply_by=self._reply_by(request, count),
+            reply_by=self._margin.reply_by(request, count),
             place=place,
             answer=answer,
         )
         return row, answer
 
-    def _reply_by(self, request: Request, count: int) -> float:
-        """Find the time by which the row must be answered: its earliest deadline, less the margin for the reply of `count` rows."""
-        timeout = self._settings.default_timeout_seconds
-        if request.timeout_seconds is not None:
-            if not request.timeout_seconds > 0:
-                raise InvalidOption(f"options.timeout: found {request.timeout_seconds} s; allowed: more than 0")
-            timeout = min(timeout, request.timeout_seconds)
-        deadline = request.arrived_at + timeout
-        if request.deadline is not None:
-            deadline = min(deadline, request.deadline)
-        budget = deadline - request.arrived_at
-        if budget <= 0:
-            raise DeadlinePassed("the deadline had passed when the request arrived")
-        return deadline - min(self._reply_seconds + (count - 1) * REPLY_SECONDS_PER_ROW, budget / 4)
+    def _put(self, rows: Sequence[Row]) -> None:
+        """Let prepared rows wait for their flights; any thread."""
+        for row in rows:
+            row.crew = self._ensemble.first_crew(row.samples)
+        self._batcher.put(rows)
 
     # --- time --------------------------------------------------------------------------------------------------------------
 
@@ -283,9 +306,7 @@ class LocalEngine:
             logger.info("%d answers came after the end", len(rows))
 
     def _answer(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError], since: float) -> None:
-        # What the loop was late is what a reply needs on its way out; a peak is remembered for some hundred flights.
-        late = time.monotonic() - since
-        self._reply_seconds = max(self._settings.reply_margin_seconds, 2 * late, 0.99 * self._reply_seconds)
+        self._margin.note(time.monotonic() - since)
         for row, answer in zip(rows, answers, strict=True):
             if row.is_answered or row.answer is None:
                 continue

@@ -12,9 +12,6 @@ from .operations import Operations
 class Engine(Protocol):
     """Answers rows; whether it computes in this process is not the RPC layer's business."""
 
-    operations: Operations
-    """What operators can change."""
-
     @property
     def description(self) -> Description:
         """What is served, as it is now."""
@@ -42,6 +39,13 @@ class Engine(Protocol):
     def note_failure(self, error: TwinferError) -> None:
         """Note that a row has ended with an error, whoever raised it."""
         ...
+
+
+class OperableEngine(Engine, Protocol):
+    """An engine that operators reach, too: it computes in this process."""
+
+    operations: Operations
+    """What operators can change."""
 
     async def capture_timeline(self, seconds: float) -> str:
         """Watch everything for so long and give it as a Chrome trace; raises Overloaded if somebody else is watching."""

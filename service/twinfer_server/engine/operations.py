@@ -27,6 +27,8 @@ class Operations:
         self._changing = asyncio.Lock()
         self.recorder: Recorder | None = None
         self.description = self._describe()
+        self.on_change: Callable[[], None] = lambda: None
+        """Told that the description is another one."""
 
     async def update_fusion(self, change: FusionChange) -> None:
         """Put another fusion to use, for every flight from now on; raises InvalidOption and FusionConflict."""
@@ -43,11 +45,11 @@ class Operations:
             raise UnknownMember(f"member: found {quote(name)}; allowed: {', '.join(map(repr, names))}")
         # Not behind other changes: one of them may be waiting for just the member that is to be switched off.
         await asyncio.to_thread(self._batcher.set_member, names.index(name), is_on)
-        self.description = self._describe()
+        self._renew()
 
     def note_switches(self) -> None:
         """Describe anew how the members are switched, and tell whoever keeps the books."""
-        self.description = self._describe()
+        self._renew()
         if self.recorder is not None:
             for member, breaker in zip(self._ensemble.members, self._batcher.switchboard.breakers, strict=True):
                 self.recorder.on_switch(member.name, breaker.state.switch, breaker.trips)
@@ -61,7 +63,11 @@ class Operations:
         """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away, and describe what is."""
         async with self._changing:
             await asyncio.to_thread(change)
-            self.description = self._describe()
+            self._renew()
+
+    def _renew(self) -> None:
+        self.description = self._describe()
+        self.on_change()
 
     def _describe(self) -> Description:
         return describe(self._ensemble, self._settings, [breaker.state for breaker in self._batcher.switchboard.breakers])

@@ -8,13 +8,16 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from .. import errors
 from ..errors import Overloaded, Stage, TwinferError
 from ..rows import Answer, Array, Caller, Influence, MemberAnswer, Policy, Priority, Request, Row, Samples, State, Timings
 from .cells import Bytes
 from .parcel import Parcel, unpack
 
-_ROW = struct.Struct("<ddddBBB?H")
+_ROW = struct.Struct("<ddddQIBBB?H")
+_REPLY = struct.Struct("<ddd")
 _MEMBER_SAMPLES = struct.Struct("<HH")
 _ANSWER = struct.Struct("<dddIddIdH")
 _MEMBER = struct.Struct("<BdddBd")
@@ -69,8 +72,8 @@ def pack_row(row: Row) -> Parcel:
     wants = _WANTS_MEMBERS * request.wants_member_predictions + _WANTS_EXPLANATION * request.wants_explanation
     head = [
         _ROW.pack(
-            request.arrived_at, row.reply_by, row.ready_at, row.decode_seconds, row.policy, request.priority, wants,
-            row.weights is not None, len(row.samples),
+            request.arrived_at, row.reply_by, row.ready_at, row.decode_seconds, row.size_bytes, row.place, row.policy,
+            request.priority, wants, row.weights is not None, len(row.samples),
         )
     ]  # fmt: skip
     caller = request.caller
@@ -86,7 +89,9 @@ def unpack_row(room: Bytes) -> Row:
     """Read a row; its samples are views of `room`."""
     head, arrays = unpack(room)
     reader = _Reader(head)
-    arrived_at, reply_by, ready_at, decode_seconds, policy, priority, wants, has_weights, members = reader.fields(_ROW)
+    arrived_at, reply_by, ready_at, decode_seconds, size_bytes, place, policy, priority, wants, has_weights, members = (
+        reader.fields(_ROW)
+    )
     caller = Caller(reader.text(), reader.text(), reader.text())
     request = Request(
         inputs={},
@@ -102,7 +107,7 @@ def unpack_row(room: Bytes) -> Row:
     for _ in range(members):
         index, count = reader.fields(_MEMBER_SAMPLES)
         samples[index] = tuple(next(rest) for _ in range(count))
-    row = Row(request, Policy(policy), weights, reply_by, samples=samples)  # type: ignore[arg-type]  # they are float64
+    row = Row(request, Policy(policy), weights, reply_by, samples=samples, place=place, size_bytes=size_bytes)  # type: ignore[arg-type]  # they are float64
     row.ready_at, row.decode_seconds = ready_at, decode_seconds
     return row
 
@@ -113,7 +118,7 @@ def unpack_row(room: Bytes) -> Row:
 def pack_outcome(outcome: Answer | TwinferError) -> Parcel:
     """Write an answer, or the error that a row ends with."""
     if isinstance(outcome, TwinferError):
-        return Parcel(_IS_ERROR + _write_error(outcome), ())
+        return Parcel(_IS_ERROR + pack_error(outcome), ())
     timings = outcome.timings
     head = [
         _IS_ANSWER,
@@ -132,7 +137,7 @@ def pack_outcome(outcome: Answer | TwinferError) -> Parcel:
         times = _write_optional(member.device_seconds), _write_optional(member.alone_seconds)
         head.append(_MEMBER.pack(member.state, member.weight, *times, found, influence.moved if influence else 0.0))
         if error is not None:
-            head.append(_write_error(error))
+            head.append(pack_error(error))
         arrays += [member.output] if member.output is not None else []
         arrays += [influence.without] if influence is not None else []
     return Parcel(b"".join(head), arrays)
@@ -167,10 +172,16 @@ def _read_member(reader: _Reader, arrays: Iterator[Array]) -> MemberAnswer:
     )
 
 
-def _write_error(error: TwinferError) -> bytes:
+def pack_error(error: TwinferError) -> bytes:
+    """Write an error."""
     retry_after = error.retry_after_seconds if isinstance(error, Overloaded) else 0.0
     texts: Sequence[str] = (type(error).__name__, error.member, error.text)
     return _ERROR.pack(error.stage, retry_after) + b"".join(map(_write_text, texts))
+
+
+def unpack_error(data: bytes) -> TwinferError:
+    """Read an error."""
+    return _read_error(_Reader(data))
 
 
 def _read_error(reader: _Reader) -> TwinferError:
@@ -179,6 +190,21 @@ def _read_error(reader: _Reader) -> TwinferError:
     if issubclass(kind, Overloaded):
         return kind(text, retry_after_seconds=retry_after)
     return kind(text, member=member, stage=Stage(stage))
+
+
+def pack_reply(answer: Answer) -> bytes:
+    """Write what the books keep of an answer that has gone out: where its time went, and what became of each member."""
+    timings = answer.timings
+    times = _REPLY.pack(timings.decode_seconds, timings.queue_seconds, timings.device_seconds)
+    return times + bytes([member.state for member in answer.members])
+
+
+def unpack_reply(data: bytes) -> Answer:
+    """Read what `pack_reply` has kept of an answer."""
+    members = tuple(MemberAnswer(State(state)) for state in data[_REPLY.size :])
+    decode, queue, device = _REPLY.unpack_from(data)
+    timings = Timings(decode, queue, device, flight_rows=0)
+    return Answer(np.empty(0, dtype=np.float32), members, None, timings)
 
 
 def _write_optional(value: float | None) -> float:

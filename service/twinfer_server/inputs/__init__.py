@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..spec import ImageInputSpec, TensorInputSpec, TextInputSpec
+from ..spec import CropsInputSpec, EnsembleSpec, FedInputSpec, ImageInputSpec, TensorInputSpec, TextInputSpec
 from .fed import CropsInput, FedInput, Feed, OutputInput
 from .image import ImageInput
 from .intake import FedCount, Intake, MemberInputs
@@ -31,6 +31,23 @@ def make_input(
     return INPUT_KINDS[spec.kind](f"members.{member}.input.{name}", name, spec, folder, limits)
 
 
+def make_intake(spec: EnsembleSpec, folder: Path, limits: InputLimits) -> Intake:
+    """Make the intake of an ensemble without loading its models; raises InvalidEnsemble as `make_input` does."""
+    names = list(spec.members)
+    return Intake(
+        spec,
+        [
+            [
+                FedCount(name, names.index(kind.member), kind.max_crops if isinstance(kind, CropsInputSpec) else 1)
+                if isinstance(kind, FedInputSpec)
+                else make_input(member, name, kind, folder, limits)
+                for name, kind in member_spec.input.items()
+            ]
+            for member, member_spec in spec.members.items()
+        ],
+    )
+
+
 __all__ = [
     "INPUT_KINDS",
     "CropsInput",
@@ -44,4 +61,5 @@ __all__ = [
     "OutputInput",
     "Staging",
     "make_input",
+    "make_intake",
 ]

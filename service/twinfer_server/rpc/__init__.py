@@ -1,5 +1,5 @@
 """The RPC layer: listens, parses, translates and answers; knows no torch stream."""
 
-from .server import PortTaken, RpcServer
+from .server import AdminServer, PortTaken, RpcServer
 
-__all__ = ["PortTaken", "RpcServer"]
+__all__ = ["AdminServer", "PortTaken", "RpcServer"]

@@ -8,7 +8,7 @@ import grpc
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
 from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF, MEMBER_SWITCH_ON
 
-from ..engine import Engine
+from ..engine import OperableEngine
 from ..ensemble import FusionChange
 from ..errors import InvalidOption, Loading
 from .boundary import Context, unary
@@ -23,7 +23,7 @@ class EnsembleAdminService:
 
     def __init__(self, pool: Executor) -> None:
         """`pool` parses large messages."""
-        self.engine: Engine | None = None
+        self.engine: OperableEngine | None = None
         self._pool = pool
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -38,7 +38,7 @@ class EnsembleAdminService:
             },
         )
 
-    def _ready_engine(self) -> Engine:
+    def _ready_engine(self) -> OperableEngine:
         if self.engine is None:
             raise Loading("the ensemble is loading")
         return self.engine

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 
 from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
-from ..engine import Engine
+from ..engine import Engine, OperableEngine
 from ..settings import ServerSettings
 from .admin_service import ADMIN_SERVICE, EnsembleAdminService
 from .ensemble_service import SERVICE, EnsembleService
@@ -23,65 +23,95 @@ class PortTaken(Exception):
     """The address cannot be listened on."""
 
 
-class RpcServer:
-    """Everything that listens: callers' services, and on a listener of its own the operators'."""
+class AdminServer:
+    """The operators' service on its listener, if there is to be one."""
 
     def __init__(self, settings: ServerSettings, pool: Executor) -> None:
-        """Put the services together; `pool` parses large messages. Call it on the event loop."""
+        """Put it together; `pool` parses large messages. Call it on the event loop."""
+        self._service = EnsembleAdminService(pool)
+        self._address = settings.admin_listen
+        self._health = Health((ADMIN_SERVICE,))
+        self._server: grpc.aio.Server | None = None
+        if self._address:
+            self._server = _make_server(settings)
+            self._server.add_generic_rpc_handlers((self._service.handlers(),))
+            self._health.add_to(self._server)
+            add_reflection(self._server, (ensemble_admin_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
+
+    async def start(self) -> str:
+        """Listen; give the address with the port that was found, "" if nobody listens. Raises PortTaken."""
+        if self._server is None:
+            return ""
+        address = _listen(self._server, self._address)
+        await self._server.start()
+        return address
+
+    def open(self, engine: OperableEngine) -> None:
+        """Let calls reach the engine; from now on the service serves, whatever becomes of the callers'."""
+        self._service.engine = engine
+        self._health.report(is_serving=True)
+
+    def end(self) -> None:
+        """Report NOT_SERVING for good and end watches."""
+        self._health.end()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Close the listener, and cancel what is still open after the grace."""
+        if self._server is not None:
+            await self._server.stop(grace_seconds)
+
+
+class RpcServer:
+    """The callers' services on their listener."""
+
+    def __init__(self, settings: ServerSettings, pool: Executor, *, is_one_of_several: bool = False) -> None:
+        """Put the services together; `pool` parses large messages. Call it on the event loop.
+
+        If it `is_one_of_several`, other processes listen on the same port, and each gets some of the connections.
+        """
         self.health = Health((SERVICE, INFERENCE_SERVICE))
         self.ensemble_service = EnsembleService(pool, settings.max_stream_rows, settings.batch_rows)
         self.inference_service = InferenceService(pool, settings)
-        self.admin_service = EnsembleAdminService(pool)
-        self._settings = settings
-        self._server = _make_server(settings)
+        self._address = settings.listen
+        self._server = _make_server(settings, is_one_of_several=is_one_of_several)
         self._server.add_generic_rpc_handlers((self.ensemble_service.handlers(), self.inference_service.handlers()))
         self.health.add_to(self._server)
         add_reflection(self._server, (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
-        self._admin_health = Health((ADMIN_SERVICE,))
-        self._admin_server: grpc.aio.Server | None = None
-        if settings.admin_listen:
-            self._admin_server = _make_server(settings)
-            self._admin_server.add_generic_rpc_handlers((self.admin_service.handlers(),))
-            self._admin_health.add_to(self._admin_server)
-            add_reflection(self._admin_server, (ensemble_admin_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
 
-    async def start(self) -> tuple[str, str]:
-        """Listen; give the callers' address and the operators' ("" if none) with the ports that were found. Raises PortTaken."""
-        address = _listen(self._server, self._settings.listen)
-        admin_address = _listen(self._admin_server, self._settings.admin_listen) if self._admin_server else ""
+    async def start(self) -> str:
+        """Listen; give the address with the port that was found. Raises PortTaken."""
+        address = _listen(self._server, self._address)
         await self._server.start()
-        if self._admin_server:
-            await self._admin_server.start()
-        return address, admin_address
+        return address
 
-    def open(self, engine: Engine) -> None:
+    async def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
-        self.ensemble_service.engine = self.admin_service.engine = engine
+        self.ensemble_service.engine = engine
         self.inference_service.open(engine)
 
     def report(self, is_serving: bool, members: Mapping[str, bool]) -> None:
-        """Set the health of the callers' services, and of each member by name; the operators' service serves whatever that is."""
+        """Set the health of the callers' services, and of each member by name."""
         self.health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
         self.inference_service.report(is_serving, members)
-        self._admin_health.report(is_serving=True)
 
     async def drain(self) -> None:
         """Report NOT_SERVING for good, refuse new calls, end watches at once and streams when their rows in hand are answered."""
         self.health.end()
-        self._admin_health.end()
         await asyncio.gather(self.ensemble_service.drain(), self.inference_service.drain())
 
     async def stop(self, grace_seconds: float) -> None:
-        """Close the listeners, and cancel what is still open after the grace."""
-        servers = [self._server, self._admin_server] if self._admin_server else [self._server]
-        await asyncio.gather(*(server.stop(grace_seconds) for server in servers))
+        """Close the listener, and cancel what is still open after the grace."""
+        await self._server.stop(grace_seconds)
 
 
-def _make_server(settings: ServerSettings) -> grpc.aio.Server:
+def _make_server(settings: ServerSettings, *, is_one_of_several: bool = False) -> grpc.aio.Server:
     return grpc.aio.server(
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=(
-            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent half of the traffic
+            (
+                "grpc.so_reuseport",
+                int(is_one_of_several),
+            ),  # else a second server on the port is an error, not a silent half of the traffic
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.max_streams_per_connection),

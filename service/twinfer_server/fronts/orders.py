@@ -1,0 +1,57 @@
+"""What the device process tells a front, pickled: nothing that comes with every row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..engine import Description
+from ..settings import ServerSettings
+from ..spec import EnsembleSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Listen with these settings; the first order."""
+
+    settings: ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """The ensemble is now so: `needs` are the indexes of the members that the fusion needs, `classes` as `Ensemble.classes`."""
+
+    description: Description
+    needs: frozenset[int]
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Let callers in: the ensemble is warm."""
+
+    folder: Path
+    spec: EnsembleSpec
+    now: Describe
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Health is now so, for the ensemble and for each member by name."""
+
+    is_serving: bool
+    members: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take nothing more in hand and say when nothing is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Close the listener and end; calls may take so long to end by themselves."""
+
+    grace_seconds: float
+
+
+Order = Listen | Open | Describe | Report | Drain | Stop

@@ -1,0 +1,47 @@
+"""What belongs to a process as a whole: its event loop, its log and its end."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+
+def run_loop(life: Coroutine[Any, Any, None]) -> None:
+    """Run a process's life on the fastest event loop there is."""
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        asyncio.run(life)
+    else:
+        uvloop.run(life)
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object per record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def configure_logging(level: str, as_json: bool) -> None:
+    """Log to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def end_process(code: int) -> None:
+    """End the process without waiting for threads: a stuck member's thread never ends by itself."""
+    logging.shutdown()
+    os._exit(code)
