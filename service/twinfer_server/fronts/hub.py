@@ -64,11 +64,11 @@ class Fronts:
         """End the fronts; calls that are still open after the grace are lost."""
         self._stop_keeping()
         self._tell(Stop(grace_seconds))
-        ends = [front.ended for front in self._fronts if front.pid]
-        if ends:
+        if ends := [front.ended for front in self._fronts if front.pid]:
             await asyncio.wait(ends, timeout=grace_seconds + END_SECONDS)
-        for front in self._fronts:
-            front.kill()
+            for front in self._fronts:
+                front.kill()
+            await asyncio.wait(ends)
         if self._held is not None:
             self._held.close()
             self._held = None
@@ -90,7 +90,9 @@ class Fronts:
     async def _keep(self, place: int) -> None:
         """Start a front again whenever it has ended."""
         while True:
-            code = await self._fronts[place].ended
+            ended = self._fronts[place].ended
+            await asyncio.wait({ended})  # to wait for it directly would be to cancel it with this task
+            code = ended.result()
             logger.error("a front process ended with exit code %d; its calls are lost, another one is started", code)
             self._fronts[place] = front = FrontProcess()
             try:

@@ -34,7 +34,8 @@ class FrontProcess:
         """Begin with nothing; `start` makes the process."""
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = loop.create_future()
-        """Its exit code; negative where a signal ended it."""
+        """Its exit code, when the link to it has been closed as well; negative where a signal ended it."""
+        self._exit_code: int | None = None
         self.desk: Desk | None = None
         self._said: dict[Op, asyncio.Future[str]] = {op: loop.create_future() for op in (Op.LISTENING, Op.READY, Op.DRAINED)}
         self._link = Link(self._on_frame, self._on_lost)
@@ -116,16 +117,22 @@ class FrontProcess:
         if self.desk is not None:
             self.desk.close()
         self.kill()  # it has closed the link, so it has ended, or is good for nothing any more
+        self._note_end()
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait for the process's end, on a thread that does nothing else."""
         assert self._process is not None
         code = self._process.wait()
         try:
-            loop.call_soon_threadsafe(self._on_end, code)
+            loop.call_soon_threadsafe(self._on_exit, code)
         except RuntimeError:  # the loop has ended before
             logger.debug("the front process %d ended after the device process's life", self._process.pid)
 
-    def _on_end(self, code: int) -> None:
-        self.ended.set_result(code)
+    def _on_exit(self, code: int) -> None:
+        self._exit_code = code
         self._link.close()
+        self._note_end()
+
+    def _note_end(self) -> None:
+        if self._exit_code is not None and not self._link.is_open and not self.ended.done():
+            self.ended.set_result(self._exit_code)
