@@ -44,9 +44,8 @@ class RemoteEngine:
         self._cells_lock = threading.Lock()
         self._admission = Admission(settings)
         self._margin = ReplyMargin(settings)
-        self._decoder = Decoder(
-            self._prepare, settings.decode_threads or max(1, usable_cores() // settings.workers), self._send_soon, self._fail_soon
-        )
+        threads = settings.decode_threads or max(1, usable_cores() // settings.workers)
+        self._decoder = Decoder(intake, threads, self._send_soon, self._fail_soon)
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._numbers = itertools.count(1)
