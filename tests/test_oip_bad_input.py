@@ -143,6 +143,10 @@ CASES = [
     Case("an empty priority", ask(GOOD_NUMBERS, parameters={"priority": pb.InferParameter()}), OPTION, ("priority", "no value")),
     Case("an unknown policy", ask(GOOD_NUMBERS, parameters={"policy": "HOPE"}), OPTION, ("policy", "'HOPE'", "BEST_EFFORT")),
     Case("a policy that is a number", ask(GOOD_NUMBERS, parameters={"policy": 1}), OPTION, ("policy", "int64_param")),
+    Case(
+        "a policy for one member", oip.request("gated.words", [oip.texts("text", "two")], parameters={"policy": "BEST_EFFORT"}),
+        OPTION, ("policy", "timeout, priority"),
+    ),
     Case("an id that is too long", ask(GOOD_NUMBERS, request_id="é" * 129), OPTION, ("id", "258 bytes", "256")),
     Case("an input that is not the member's", oip.request("gated.words", [GOOD_NUMBERS]), "UNKNOWN_INPUT", (NUMBERS, "text")),
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """From a request of the protocol to plain rows: tensors cut row by row, parameters as options."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from ...errors import InvalidInput, InvalidOption, UnknownInput, quote
 from ...rows import Caller, Policy, Priority, RawInput, Request
@@ -15,7 +16,6 @@ from .regions import PARAMETERS, Place, Regions
 
 CLASSIFICATION = "classification"
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-_OPTIONS = ("timeout", "priority", "policy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request but for its inputs: `template` is what its rows have in common, `wanted` the outputs to answer with."""
+    """A request but for its inputs: `make_row` makes a row of them, `wanted` are the outputs to answer with."""
 
     model: Model
-    template: Request
+    request_id: str
+    make_row: Callable[[Mapping[str, RawInput]], Request]
     wanted: tuple[Wanted, ...]
 
 
@@ -40,9 +41,18 @@ class Call:
 class Source:
     """An input as it was sent, and where its bytes are: raw, in shared memory, or neither, and then among its typed elements."""
 
-    field: str
     tensor: pb.ModelInferRequest.InferInputTensor
     raw: bytes | Place | None
+
+    @property
+    def field(self) -> str:
+        """What it is called in errors."""
+        return name_input(self.tensor)
+
+
+def name_input(tensor: pb.ModelInferRequest.InferInputTensor) -> str:
+    """Say, for an error, which input it is about."""
+    return f"inputs[{quote(tensor.name)}]"
 
 
 def read_call(message: pb.ModelInferRequest, model: Model, regions: Regions, arrival: Arrival) -> Call:
@@ -50,25 +60,22 @@ def read_call(message: pb.ModelInferRequest, model: Model, regions: Regions, arr
     if len(message.id.encode()) > MAX_REQUEST_ID_BYTES:
         raise InvalidOption(f"id: found {len(message.id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
     options = message.parameters
-    check_known("parameters", [name for name in options if name not in _SEQUENCE], _OPTIONS)
-    for name in _SEQUENCE:
-        if name in options and is_set(options[name]):
-            raise InvalidOption(f"parameters[{name!r}]: found a value; allowed: none, for rows do not know of each other")
+    if options:
+        _check_options(options, model)
     wanted = _read_wanted(message, model, regions)
     timeout = read_whole("parameters", options, "timeout")
-    policy = _read_policy(options)
-    template = Request(
-        inputs={},
+    make_row = partial(
+        Request,
         arrived_at=arrival.at,
         deadline=arrival.deadline,
         # A member by itself has only its own inputs, whatever the others would need.
-        policy=policy if model.is_ensemble else Policy.BEST_EFFORT,
+        policy=_read_policy(options) if model.is_ensemble else Policy.BEST_EFFORT,
         timeout_seconds=timeout / 1e6 if timeout else None,
         priority=_read_priority(options),
         wants_member_predictions=any(want.output.role is Role.OWN for want in wanted),
         caller=Caller(message.id, arrival.traceparent),
     )
-    return Call(model, template, wanted)
+    return Call(model, message.id, make_row, wanted)
 
 
 def find_sources(message: pb.ModelInferRequest, regions: Regions, max_bytes: int) -> list[Source]:
@@ -78,11 +85,12 @@ def find_sources(message: pb.ModelInferRequest, regions: Regions, max_bytes: int
     """
     places: dict[str, Place | None] = {}
     for tensor in message.inputs:
-        field = f"inputs[{quote(tensor.name)}]"
         if tensor.name in places:
-            raise InvalidInput(f"{field}: found twice; allowed: once")
-        check_known(f"{field}.parameters", tensor.parameters, PARAMETERS)
-        places[tensor.name] = regions.find_place(field, tensor.parameters)
+            raise InvalidInput(f"{name_input(tensor)}: found twice; allowed: once")
+        places[tensor.name] = None
+        if tensor.parameters:
+            check_known(f"{name_input(tensor)}.parameters", tensor.parameters, PARAMETERS)
+            places[tensor.name] = regions.find_place(name_input(tensor), tensor.parameters)
     shared_bytes = sum(place.byte_size for place in places.values() if place is not None)
     if shared_bytes > max_bytes:
         raise InvalidInput(f"inputs: found {shared_bytes} bytes in shared memory; allowed: {max_bytes}")
@@ -94,9 +102,9 @@ def find_sources(message: pb.ModelInferRequest, regions: Regions, max_bytes: int
     for tensor in message.inputs:
         found_at = places[tensor.name] or next(raw, None)
         if found_at is not None and has_contents(tensor):
-            field = f"inputs[{quote(tensor.name)}].contents"
+            field = f"{name_input(tensor)}.contents"
             raise InvalidInput(f"{field}: found elements beside the bytes of the request; allowed: one or the other")
-        sources.append(Source(f"inputs[{quote(tensor.name)}]", tensor, found_at))
+        sources.append(Source(tensor, found_at))
     return sources
 
 
@@ -112,7 +120,15 @@ def read_rows(call: Call, sources: Sequence[Source]) -> list[Request]:
     if len(set(counts.values())) > 1 or not 1 <= rows <= most:
         raise InvalidInput(f"inputs: found {counts} rows; allowed: 1 to {most}, as many of each")
     columns = {source.tensor.name: _read_column(source, kinds[source.tensor.name]) for source in sources}
-    return [replace(call.template, inputs={name: column[row] for name, column in columns.items()}) for row in range(rows)]
+    return [call.make_row({name: column[row] for name, column in columns.items()}) for row in range(rows)]
+
+
+def _check_options(options: Parameters, model: Model) -> None:
+    known = ("timeout", "priority", "policy") if model.is_ensemble else ("timeout", "priority")
+    check_known("parameters", [name for name in options if name not in _SEQUENCE], known)
+    for name in _SEQUENCE:
+        if name in options and is_set(options[name]):
+            raise InvalidOption(f"parameters[{name!r}]: found a value; allowed: none, for rows do not know of each other")
 
 
 def _read_policy(options: Parameters) -> Policy | None:

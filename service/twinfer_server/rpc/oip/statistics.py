@@ -5,6 +5,7 @@ needed or not, and the fusion.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,99 +15,67 @@ from .models import Model
 
 
 @dataclass(slots=True)
-class Total:
-    """How often something happened, and for how long in all."""
+class Sums:
+    """What some requests took together, in seconds: from arrival to reply, and of that in each part."""
 
-    count: int = 0
-    nanoseconds: int = 0
+    requests: int = 0
+    total: float = 0.0
+    queue: float = 0.0
+    decode: float = 0.0
+    compute: float = 0.0
+    reply: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Count one more."""
-        self.count += 1
-        self.nanoseconds += max(0, round(seconds * 1e9))
+    def add(self, requests: int, total: float, queue: float, decode: float, compute: float, reply: float) -> None:
+        """Add requests and what they took."""
+        self.requests += requests
+        self.total += total
+        self.queue += queue
+        self.decode += decode
+        self.compute += compute
+        self.reply += reply
 
-    def write(self) -> pb.StatisticDuration:
-        """Turn it into its message."""
-        return pb.StatisticDuration(count=self.count, ns=self.nanoseconds)
-
-
-@dataclass(slots=True)
-class Work:
-    """The parts of computing an answer."""
-
-    decoding: Total = field(default_factory=Total)
-    computing: Total = field(default_factory=Total)
-    replying: Total = field(default_factory=Total)
-
-    def add(self, spans: "Spans") -> None:
-        """Count one more."""
-        self.decoding.add(spans.decode)
-        self.computing.add(spans.compute)
-        self.replying.add(spans.reply)
-
-
-@dataclass(frozen=True, slots=True)
-class Spans:
-    """Where a request's time went in one model, in seconds."""
-
-    queue: float
-    decode: float
-    compute: float
-    reply: float
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.queue + self.decode + self.compute + self.reply
+    def write(self, seconds: float) -> pb.StatisticDuration:
+        """Turn one of the parts into its message; all requests count."""
+        return pb.StatisticDuration(count=self.requests, ns=max(0, round(seconds * 1e9)))
 
 
 @dataclass(slots=True)
 class ModelCounts:
-    """The counts of one model; `sizes` are the requests by how many rows they carried."""
+    """The counts of one model: what was answered, by the rows that a request carried, and what failed."""
 
-    rows: int = 0
+    sizes: defaultdict[int, Sums] = field(default_factory=lambda: defaultdict(Sums))
+    failures: Sums = field(default_factory=Sums)
     last_at: float = 0.0
-    success: Total = field(default_factory=Total)
-    failure: Total = field(default_factory=Total)
-    queue: Total = field(default_factory=Total)
-    work: Work = field(default_factory=Work)
-    sizes: dict[int, Work] = field(default_factory=dict)
-
-    def add(self, rows: int, spans: Spans, seconds: float) -> None:
-        """Count a request of so many rows that was answered after so many seconds."""
-        self.rows += rows
-        self.last_at = time.time()
-        self.success.add(seconds)
-        self.queue.add(spans.queue)
-        self.work.add(spans)
-        self.sizes.setdefault(rows, Work()).add(spans)
 
     def write(self, model: Model) -> pb.ModelStatistics:
         """Turn them into their message."""
+        all_ = Sums()
+        for sums in self.sizes.values():
+            all_.add(sums.requests, sums.total, sums.queue, sums.decode, sums.compute, sums.reply)
         return pb.ModelStatistics(
             name=model.name,
             version=model.version,
             last_inference=round(self.last_at * 1000),
-            inference_count=self.rows,
-            execution_count=self.success.count,
+            inference_count=sum(rows * sums.requests for rows, sums in self.sizes.items()),
+            execution_count=all_.requests,
             inference_stats=pb.InferStatistics(
-                success=self.success.write(),
-                fail=self.failure.write(),
-                queue=self.queue.write(),
-                compute_input=self.work.decoding.write(),
-                compute_infer=self.work.computing.write(),
-                compute_output=self.work.replying.write(),
+                success=all_.write(all_.total),
+                fail=self.failures.write(self.failures.total),
+                queue=all_.write(all_.queue),
+                compute_input=all_.write(all_.decode),
+                compute_infer=all_.write(all_.compute),
+                compute_output=all_.write(all_.reply),
                 cache_hit=pb.StatisticDuration(),
                 cache_miss=pb.StatisticDuration(),
             ),
             batch_stats=[
                 pb.InferBatchStatistics(
                     batch_size=rows,
-                    compute_input=work.decoding.write(),
-                    compute_infer=work.computing.write(),
-                    compute_output=work.replying.write(),
+                    compute_input=sums.write(sums.decode),
+                    compute_infer=sums.write(sums.compute),
+                    compute_output=sums.write(sums.reply),
                 )
-                for rows, work in sorted(self.sizes.items())
+                for rows, sums in sorted(self.sizes.items())
             ],
         )
 
@@ -116,36 +85,40 @@ class Statistics:
 
     def __init__(self) -> None:
         """Begin at 0."""
-        self._counts: dict[str, ModelCounts] = {}
+        self._counts: defaultdict[str, ModelCounts] = defaultdict(ModelCounts)
 
-    def note_answers(self, model: Model, parts: Iterable[Model], answers: Sequence[Answer], reply: float, seconds: float) -> None:
+    def note_answers(self, model: Model, parts: Iterable[Model], answers: Sequence[Answer], reply: float, total: float) -> None:
         """Count a request to `model` that was answered after so many seconds, `reply` of them for writing.
 
         `parts` are the models that an ensemble is made of; they all count, so that their counts agree.
         """
         queue = max(answer.timings.queue_seconds for answer in answers)
         decode = max(answer.timings.decode_seconds for answer in answers)
-        device = max(answer.timings.device_seconds for answer in answers)
-        self._of(model).add(len(answers), Spans(queue, decode, device, reply), seconds)
-        left = device
+        device = left = max(answer.timings.device_seconds for answer in answers)
+        now, rows = time.time(), len(answers)
+        self._note(model, now, rows, total, queue, decode, device, reply)
         for part in parts:
             if part.member >= 0:
                 compute = max(answer.members[part.member].device_seconds or 0.0 for answer in answers)
                 left -= compute
-                spans = Spans(0.0, 0.0, compute, 0.0)
+                self._note(part, now, rows, compute, 0.0, 0.0, compute, 0.0)
             else:
                 # The fusion, which comes last, stands for the flight: load generators add up what the parts say, and all of them
                 # have waited for the same flight.
-                spans = Spans(queue, 0.0, max(0.0, left), 0.0)
-            self._of(part).add(len(answers), spans, spans.total)
+                compute = max(0.0, left)
+                self._note(part, now, rows, queue + compute, queue, 0.0, compute, 0.0)
 
     def note_failure(self, model: Model, seconds: float) -> None:
         """Count a request to `model` that failed after so many seconds."""
-        self._of(model).failure.add(seconds)
+        self._counts[model.name].failures.add(1, seconds, 0.0, 0.0, 0.0, 0.0)
 
     def write(self, models: Iterable[Model]) -> pb.ModelStatisticsResponse:
         """Turn the counts of these models into their message."""
-        return pb.ModelStatisticsResponse(model_stats=[self._of(model).write(model) for model in models])
+        return pb.ModelStatisticsResponse(model_stats=[self._counts[model.name].write(model) for model in models])
 
-    def _of(self, model: Model) -> ModelCounts:
-        return self._counts.setdefault(model.name, ModelCounts())
+    def _note(
+        self, model: Model, now: float, rows: int, total: float, queue: float, decode: float, compute: float, reply: float
+    ) -> None:  # fmt: skip
+        counts = self._counts[model.name]
+        counts.last_at = now
+        counts.sizes[rows].add(1, total, queue, decode, compute, reply)

@@ -18,9 +18,7 @@ Values = NDArray[np.float32] | None
 
 def write_response(call: Call, answers: Sequence[Answer], labels: Sequence[str]) -> pb.ModelInferResponse:
     """Write the answers to a call's rows; raises InvalidOption where an output does not fit its place in shared memory."""
-    response = pb.ModelInferResponse(
-        model_name=call.model.name, model_version=call.model.version, id=call.template.caller.request_id
-    )
+    response = pb.ModelInferResponse(model_name=call.model.name, model_version=call.model.version, id=call.request_id)
     for wanted in call.wanted:
         datatype, shape, data = _write_output(wanted, answers, labels)
         output = response.outputs.add(name=wanted.output.name, datatype=datatype, shape=shape)
@@ -57,7 +55,7 @@ def _stack(values: Sequence[Values], dims: Sequence[int]) -> Array:
     """Put rows on top of each other, with NaN where one has nothing, or less than others."""
     there = [row for row in values if row is not None]
     if len(there) == len(values) and len({row.shape for row in there}) == 1:
-        return np.stack(there)
+        return np.stack(there) if len(there) > 1 else there[0][np.newaxis]
     shape = [max(sizes) for sizes in zip(*(row.shape for row in there), strict=True)] if there else [max(size, 0) for size in dims]
     stacked = np.full((len(values), *shape), np.nan, np.float32)
     for place, row in zip(stacked, values, strict=True):
