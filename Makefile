@@ -23,7 +23,7 @@ TORCH_INDEX ?= $(TORCH_INDEX_BEFORE)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check protos bench digits clean without-torch
+.PHONY: help demo serve test check protos bench peers digits clean without-torch
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -54,6 +54,9 @@ protos: $(PROTOS_MADE) ## make the Python stubs from protos/
 bench: $(MADE) ## measure the server against the same models in-process
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
+peers: $(MADE) build/peers/mosec/.made build/peers/triton/.made ## measure the server beside other servers
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
 digits: $(MADE) ## train the models of ensembles/digits again
 	$(BIN)/python ensembles/digits/train.py
 	$(BIN)/python -m twinfer_server.trust ensembles/digits/*.pt2 > build-trusted.txt
@@ -76,6 +79,18 @@ $(MADE): pyproject.toml constraints.txt
 	@$(PIP) install --quiet --constraint constraints.txt hatchling
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[server,fit,dev]'
 	@echo "$(TORCH_INDEX)" > $@
+
+# The peers' environments see torch and everything else of .venv behind their own packages. Where one cannot be made, the
+# benchmark says so in its table and goes on.
+build/peers/mosec/.made: PACKAGES := mosec==0.9.8
+build/peers/triton/.made: PACKAGES := nvidia-pytriton==0.7.0
+build/peers/%/.made: $(MADE)
+	@echo "Making build/peers/$*: $(PACKAGES) ..."
+	@$(BIN)/python -m venv build/peers/$*
+	@build/peers/$*/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: $(PACKAGES) || rm -rf build/peers/$*
+	@test ! -d build/peers/$* || { \
+	  site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(BIN)/python -c "$$site" > "$$(build/peers/$*/bin/python -c "$$site")/beside.pth" && touch $@; }
 
 # Another TORCH_INDEX than the environment was made with brings another torch.
 ifneq ($(TORCH_INDEX),$(TORCH_INDEX_BEFORE))

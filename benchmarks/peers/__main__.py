@@ -8,6 +8,7 @@ figures are medians of the runs, ratios medians of the rounds' pairs, and every 
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -22,8 +23,9 @@ from rich.table import Table
 
 from benchmarks.harness import Cores, describe_machine, describe_versions, pin, worker, write_result
 from benchmarks.peers.contenders import BARE, BATCHER, CONTENDERS, TWINFER, Running, started
-from benchmarks.peers.load import BATCH_ROWS, Load, Served, run_load
-from benchmarks.peers.pairs import PAIRS, Pair
+from benchmarks.peers.loop import Served, ask_first, prepare, run_load
+from benchmarks.peers.pairs import PAIRS
+from benchmarks.peers.ways import WAYS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,9 +44,39 @@ Runs = dict[Point, list[Served]]
 Figure = dict[str, object]
 
 
+def start_all(
+    pair: str, root: Path, cores: Cores, loader: ProcessPoolExecutor, stack: ExitStack, say: Callable[[str], None]
+) -> tuple[list[Running], dict[str, Figure]]:
+    """Start whoever can be, one after the other, until each has answered; give them, and what is known of all, by name."""
+    facts: dict[str, Figure] = {
+        contender.name: {"pair": pair, "server": contender.name, **dict.fromkeys(SERVER_COLUMNS.keys() - {"pair", "server"})}
+        for contender in CONTENDERS
+    }
+    for contender in CONTENDERS:
+        facts[contender.name]["why_not"] = contender.why_not or None
+    contenders = [contender for contender in CONTENDERS if not contender.why_not]
+    loader.submit(prepare, pair, sorted({way for contender in contenders for way in contender.ways})).result()
+    folder = PAIRS[pair].write(root / pair)
+    running = []
+    for contender in contenders:
+        say(f"{pair}: starting {contender.name}")
+        log = root / f"{pair}-{contender.name}.log"
+        server = stack.enter_context(started(contender, pair, folder, cores.server, log))
+        try:
+            loader.submit(ask_first, server.address, server.process.pid, pair, contender.ways[0]).result()
+        except RuntimeError as error:
+            if not contender.environment:
+                raise RuntimeError(f"{contender.name}: {error}; it said {log.read_text()[-2000:]}") from error
+            facts[contender.name]["why_not"] = f"{error}: {' '.join(log.read_text().split()[-30:])}"
+        else:
+            facts[contender.name]["first_answer_seconds"] = round(time.perf_counter() - server.started_at, 2)
+            running.append(server)
+    return running, facts
+
+
 def measure(
-    pair: Pair, servers: Sequence[Running], load: Load, loader: ProcessPoolExecutor, levels: Sequence[int], rounds: int,
-    seconds: float, on_run: Callable[[str], None],
+    pair: str, servers: Sequence[Running], loader: ProcessPoolExecutor, levels: Sequence[int], rounds: int, seconds: float,
+    on_run: Callable[[str], None],
 ) -> Runs:  # fmt: skip
     """Run every way of every server at every level, `rounds` times in turn, so that a slow spell hits them alike."""
     runs: Runs = {}
@@ -52,11 +84,11 @@ def measure(
         for in_flight in levels:
             for server in servers:
                 for way in server.contender.ways:
-                    if way == "BatchInfer" and in_flight < BATCH_ROWS:
+                    if in_flight < WAYS[way].rows_per_message:
                         continue
-                    on_run(f"{pair.name}, round {number + 1}, {in_flight} in flight: {server.contender.name}, {way}")
-                    point = Point(pair.name, in_flight, server.contender.name, way)
-                    served = loader.submit(run_load, server.address, server.pid, load, way, in_flight, seconds).result()
+                    on_run(f"{pair}, round {number + 1}, {in_flight} in flight: {server.contender.name}, {way}")
+                    point = Point(pair, in_flight, server.contender.name, way)
+                    served = loader.submit(run_load, server.address, server.process.pid, pair, way, in_flight, seconds).result()
                     runs.setdefault(point, []).append(served)
     return runs
 
@@ -157,27 +189,19 @@ def main(
     bar = Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True, refresh_per_second=2)
     with tempfile.TemporaryDirectory() as root, worker(cores.load) as loader, bar:
         pin(cores.load)
-        task = bar.add_task("starting", total=None)
-        for pair in (PAIRS[name] for name in pairs.split(",")):
-            load = loader.submit(Load.make, pair.name).result()
-            folder = pair.write(Path(root) / pair.name)
+        task = bar.add_task("", total=None)
+
+        def say(text: str) -> None:
+            bar.update(task, description=text)
+
+        for pair in pairs.split(","):
             with ExitStack() as stack:
-                running = [stack.enter_context(started(contender, pair, folder, load, cores.server)) for contender in CONTENDERS]
-                runs = measure(
-                    pair, running, load, loader, levels, rounds, seconds,
-                    lambda text: bar.update(task, description=text),
-                )  # fmt: skip
-                figures += summarise(runs)
-                servers += [
-                    {
-                        "pair": pair.name,
-                        "server": server.contender.name,
-                        "first_answer_seconds": round(server.first_answer_seconds, 2),
-                        "peak_mib": round(server.peak_mib, 1),
-                        "why_not": None,
-                    }
-                    for server in running
-                ]
+                running, facts = start_all(pair, Path(root), cores, loader, stack, say)
+                runs = measure(pair, running, loader, levels, rounds, seconds, say)
+                for server in running:
+                    facts[server.contender.name]["peak_mib"] = round(server.peak_mib, 1)
+            figures += summarise(runs)
+            servers += facts.values()
     tables = [lay_out(figures, COLUMNS), lay_out(servers, SERVER_COLUMNS)]
     for rows in tables:
         show(rows, console)
@@ -185,7 +209,8 @@ def main(
         markdown.write_text("\n".join(map(write_markdown, tables)), encoding="utf-8")
     if json_file is not None:
         setup: dict[str, object] = {
-            "loop": "closed", "rounds": rounds, "seconds_per_run": seconds, "batch_rows": BATCH_ROWS,
+            "loop": "closed", "rounds": rounds, "seconds_per_run": seconds,
+            "rows_per_message": {name: way.rows_per_message for name, way in WAYS.items()},
             "server_cores": sorted(cores.server) or "any", "load_cores": sorted(cores.load) or "any", "servers": servers,
         }  # fmt: skip
         write_result(json_file, "benchmarks.peers", machine, setup, figures)

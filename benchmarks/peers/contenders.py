@@ -1,74 +1,108 @@
 """Who is measured: how each server is started, and by which ways it is asked."""
 
+import os
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness import ROOT, pin
-from benchmarks.peers.load import Load, ask_first
-from benchmarks.peers.pairs import Pair
-from twinfer_server.demo import read_address
+import psutil
 
+from benchmarks.harness import ROOT, pin
+
+ENVIRONMENTS = ROOT / "build" / "peers"
 TWINFER, BARE, BATCHER = "twinfer", "bare", "batcher"
 """The second is plain grpc.aio that calls the models row by row; the third the same with a simple batcher of 2 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A server: its command for a pair and the pair's ensemble folder, and its ways of being asked, the plain one first."""
+    """A server: its command, with places for the pair, its ensemble folder and free ports, and the ways of asking it."""
 
     name: str
     ways: tuple[str, ...]
-    python: str
     arguments: tuple[str, ...]
+    environment: str = ""
+    """The folder of its own Python environment; empty: it is in the one that everything else is in."""
 
-    def command(self, pair: Pair, folder: Path) -> list[str]:
-        """Give the command that serves a pair."""
-        return [self.python, *(argument.format(pair=pair.name, folder=folder) for argument in self.arguments)]
+    @property
+    def python(self) -> Path:
+        """The interpreter that runs it."""
+        return ENVIRONMENTS / self.environment / "bin" / "python" if self.environment else Path(sys.executable)
+
+    @property
+    def why_not(self) -> str:
+        """Why it cannot be measured; empty where it can."""
+        return "" if self.python.exists() else f"{self.python.relative_to(ROOT)} is not there; `make peers` makes it"
+
+
+QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=")
+SERVE = ("-c", "from twinfer.cli import main; main()", "serve", "{folder}", "--listen", "127.0.0.1:{port}", "--trust-code")
+MOSEC = ("-m", "benchmarks.peers.mosec_server", "{pair}", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
+CONTENDERS = (
+    Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY)),
+    Contender(BARE, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}")),
+    Contender(BATCHER, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}", "--batching")),
+    Contender("Mosec", ("HTTP",), MOSEC, "mosec"),
+    Contender("PyTriton", ("ModelInfer",), ("-m", "benchmarks.peers.triton_server", "{pair}", "{port}", "{second_port}"), "triton"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that has answered its first row, so many seconds after it was started."""
+    """A server under way."""
 
     contender: Contender
     address: str
-    pid: int
-    first_answer_seconds: float
+    process: "subprocess.Popen[bytes]"
+    started_at: float
 
     @property
     def peak_mib(self) -> float:
-        """The most memory that the process has ever had resident."""
-        lines = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8").splitlines()
-        (kibibytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-        return int(kibibytes) / 1024
-
-
-QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=")
-SERVE = "from twinfer.cli import main; main()"
-CONTENDERS = (
-    Contender(
-        TWINFER, ("Infer", "InferStream", "BatchInfer"), sys.executable,
-        ("-c", SERVE, "serve", "{folder}", "--listen", "127.0.0.1:0", "--trust-code", *QUIETLY),
-    ),
-    Contender(BARE, ("Infer",), sys.executable, ("-m", "benchmarks.peers.plain", "{pair}")),
-    Contender(BATCHER, ("Infer",), sys.executable, ("-m", "benchmarks.peers.plain", "{pair}", "--batching")),
-)  # fmt: skip
+        """The most memory that its processes have ever had resident, added up: an upper bound."""
+        process = psutil.Process(self.process.pid)
+        return sum(_peak_mib(each.pid) for each in (process, *process.children(recursive=True)))
 
 
 @contextmanager
-def started(contender: Contender, pair: Pair, folder: Path, load: Load, cores: frozenset[int]) -> Iterator[Running]:
-    """Run a server on `cores` until the body ends; it has answered a row when the body begins."""
+def started(contender: Contender, pair: str, folder: Path, cores: frozenset[int], log: Path) -> Iterator[Running]:
+    """Run a server on `cores` until the body ends; what it prints goes to `log`. It need not be ready when the body begins."""
+    port, second_port = _find_ports(2)
+    arguments = [argument.format(pair=pair, folder=folder, port=port, second_port=second_port) for argument in contender.arguments]
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "clients" / "python", ROOT / "service")))
     began = time.perf_counter()
-    command = contender.command(pair, folder)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=lambda: pin(cores)) as process:
+    with log.open("wb") as output, subprocess.Popen(
+        [contender.python, *arguments], stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths},
+        preexec_fn=lambda: pin(cores),
+    ) as process:  # fmt: skip
         try:
-            address = read_address(process)
-            ask_first(address, load)
-            yield Running(contender, address, process.pid, time.perf_counter() - began)
+            yield Running(contender, f"127.0.0.1:{port}", process, began)
         finally:
-            process.terminate()
+            _stop(process)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a server and whatever it has started, softly first."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    for left in psutil.wait_procs(family, timeout=10)[1]:
+        left.kill()
+
+
+def _find_ports(count: int) -> Sequence[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _peak_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kibibytes) / 1024

@@ -1,6 +1,6 @@
 """The two pairs of models: as an ensemble folder, as requests, and as what plain torch answers to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from benchmarks.peers.models import CLASSES, Convolutions, Doubled, Raised, Tran
 
 MAX_ROWS = 32
 """The most rows that any server computes at once."""
+
+DELAY_SECONDS = 0.002
+"""How long peers wait for more rows."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -42,11 +45,10 @@ class Pair:
         random = np.random.default_rng(0)
         return [{name: _draw(random, dtype, shape) for name, (dtype, shape) in self.inputs.items()} for _ in range(count)]
 
-    def expect(self, rows: list[Arrays]) -> NDArray[np.float32]:
+    def expect(self, rows: Sequence[Arrays]) -> NDArray[np.float32]:
         """Compute the probabilities by themselves, row by row: float32 [rows, classes]."""
         compute = Both(self)
-        stacked = [compute({name: row[name][np.newaxis] for name in row})[0] for row in rows]
-        return np.stack(stacked)
+        return np.stack([compute(stack([row]))[0] for row in rows])
 
 
 class Both:
@@ -62,6 +64,11 @@ class Both:
             beliefs: list[Tensor] = [model(torch.from_numpy(arrays[name])).softmax(-1) for name, model in self._models.items()]
             fused: NDArray[np.float32] = torch.stack(beliefs).mean(0).numpy()
             return fused
+
+
+def stack(rows: Sequence[Arrays]) -> Arrays:
+    """Put rows on top of each other: [n, ...] by input name."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _draw(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
