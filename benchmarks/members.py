@@ -1,14 +1,16 @@
-"""What `acceleration = "auto"` gains a member over fp32 eager, on one thread of a CPU, in fp32 and in bf16.
+"""What twinfer and `acceleration = "auto"` gain a member over plain torch, on one thread of a CPU, in fp32 and in bf16.
 
-Each way is a member loaded by twinfer from a folder of its own; all of them are in one process and computed in turns, on staged
-samples. Times are medians, ratios are medians of the rounds: how many times as fast as fp32 eager. The error is the largest
-absolute difference to it over its largest absolute output.
+Plain torch is the model in fp32, eager, in a process of its own that leaves the memory allocator as it is. The ways are members
+loaded by twinfer, each from a folder of its own, in one process whose allocator is set up as a server's. All are computed in turns,
+on the same samples. Times are medians, ratios are medians of the rounds: how many times as fast as plain torch. The error is the
+largest absolute difference to fp32 eager over its largest absolute output.
 
     python -m benchmarks.members --json benchmarks/results/members-cpu.json
 """
 
 import json as json_module
 import shlex
+import statistics
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -20,18 +22,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import describe_machine, describe_versions, write_result
-from twinfer_server.device import CpuDevice
+from benchmarks import architectures
+from benchmarks.harness import describe_machine, describe_versions, worker, write_result
+from twinfer_server.device import CpuDevice, keep_freed_memory
 from twinfer_server.ensemble import Member, load_ensemble
 from twinfer_server.ensemble.bucket import Bucket
 from twinfer_server.inputs import InputLimits
 from twinfer_server.trust import Trust
-from twinfer_server.tuning.pace import Paces, pace
+from twinfer_server.tuning.pace import pace
 
 MAX_ROWS = 32
 TOKENS = 64
-ROUNDS = 2
-"""How often all ways are timed at each number of rows, in turns."""
+ROUNDS = 5
+"""How often plain torch and all ways are timed at each number of rows, in turns."""
 WAYS = {
     "fp32 eager": "",
     "fp32 auto": 'precision = "fp32"\nacceleration = "auto"\ntolerance = 1e-4',
@@ -46,7 +49,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One model, one way, one number of rows; `speed_up` over fp32 eager, `spread` the middle half of its rounds."""
+    """One model, one way, one number of rows; `speed_up` over plain torch, `spread` the least and the most of its rounds."""
 
     model: str
     way: str
@@ -101,26 +104,31 @@ def load(folder: Path) -> Member:
 
 
 def measure(model: str, folder: Path) -> list[Point]:
-    """Measure all ways of one model, in turns, at one row and at the most."""
+    """Measure plain torch and all ways of one model, in turns, at one row and at the most."""
     members = {}
     for number, (way, keys) in enumerate(WAYS.items()):
         console.print(f"{model}, {way}")
         members[way] = load(write_folder(folder / f"{model}-{number}", model, keys))
-    points = []
+    member = next(iter(members.values()))
+    tokens, points = member.token_sizes[-1], []
     for rows in (1, MAX_ROWS):
-        paces = _pace(list(members.values()), rows)
-        outputs = [member.compute(member.slots[0], Bucket(rows, member.token_sizes[-1])) for member in members.values()]
+        with worker(frozenset()) as plain:
+            plain.submit(prepare_plain, model, member.arguments(member.slots[0], Bucket(rows, tokens))).result()
+            rounds = [(plain.submit(time_plain).result(), _time(list(members.values()), rows)) for _ in range(ROUNDS)]
+        outputs = [member.compute(member.slots[0], Bucket(rows, tokens)) for member in members.values()]
+        plain_ms = statistics.median(seconds for seconds, _ in rounds) * 1e3
+        points.append(Point(model, "plain torch", "", rows, plain_ms, 1.0, (1.0, 1.0), 0.0, member.model.parameter_bytes / 1e6))
         for place, (way, member) in enumerate(members.items()):
-            ratios = sorted(one / other for one, other in zip(paces.seconds[0], paces.seconds[place], strict=True))
+            ratios = sorted(seconds / ours[place] for seconds, ours in rounds)
             points.append(
                 Point(
                     model=model,
                     way=way,
                     served=str(member.tuned.choice),
                     rows=rows,
-                    milliseconds=paces.medians[place] * 1e3,
-                    speed_up=paces.ratio(0, place)[0],
-                    spread=(ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]),
+                    milliseconds=statistics.median(ours[place] for _, ours in rounds) * 1e3,
+                    speed_up=statistics.median(ratios),
+                    spread=(ratios[0], ratios[-1]),
                     largest_error=((outputs[place] - outputs[0]).abs().max() / outputs[0].abs().max()).item(),
                     megabytes=member.model.parameter_bytes / 1e6,
                 )
@@ -128,12 +136,29 @@ def measure(model: str, folder: Path) -> list[Point]:
     return points
 
 
-def _pace(members: list[Member], rows: int) -> Paces:
-    """Time the members' computing several times over, and put the rounds together."""
-    tokens = members[0].token_sizes[-1]
-    calls = [lambda member=member: member.compute(member.slots[0], Bucket(rows, tokens)) for member in members]
-    runs = [pace(calls, torch.device("cpu")) for _ in range(ROUNDS)]
-    return Paces(tuple(tuple(second for run in runs for second in run.seconds[place]) for place in range(len(members))))
+def _time(members: list[Member], rows: int) -> list[float]:
+    """Time the members' computing in turns; the median seconds of each."""
+    bucket = Bucket(rows, members[0].token_sizes[-1])
+    calls = [lambda member=member: member.compute(member.slots[0], bucket) for member in members]
+    return pace(calls, torch.device("cpu")).medians
+
+
+_plain: tuple[torch.nn.Module, tuple[torch.Tensor, ...]]
+"""In the process of plain torch: its model, and what it is called with."""
+
+
+def prepare_plain(model: str, arguments: tuple[torch.Tensor, ...]) -> None:
+    """Make the model, in the process of plain torch."""
+    global _plain  # what a worker process keeps between its tasks
+    torch.set_num_threads(1)
+    _plain = getattr(architectures, f"make_{model}")().eval(), arguments
+
+
+def time_plain() -> float:
+    """Time the model, in the process of plain torch; the median seconds."""
+    model, arguments = _plain
+    with torch.inference_mode():
+        return pace([lambda: model(*arguments)], torch.device("cpu")).medians[0]
 
 
 def write_page(path: Path, machine: dict[str, object], points: list[Point]) -> None:
@@ -141,10 +166,10 @@ def write_page(path: Path, machine: dict[str, object], points: list[Point]) -> N
     command = shlex.join(["python", "-m", "benchmarks.members", *sys.argv[1:]])
     has = ", ".join(f"{name}: {'yes' if machine[key] else 'no'}" for name, key in (("AMX", "amx"), ("AVX512-BF16", "avx512_bf16")))
     lines = [
-        "# Members: fp32 eager against `auto`, on one thread",
+        "# Members: plain torch against fp32 eager and `auto`, on one thread",
         "",
         f"{machine['cpu']}, {has}, torch {describe_versions()['torch']}; `{command}`. MiniLM sees {TOKENS} tokens.",
-        "Speed-up: the median of the rounds, the middle half of them in brackets.",
+        f"Speed-up over plain torch: the median of {ROUNDS} rounds, the least and the most of them in brackets.",
         "",
         "| model | way | served | rows | ms | speed-up | largest error | MB |",
         "|---|---|---|---|---|---|---|---|",
@@ -160,6 +185,7 @@ def write_page(path: Path, machine: dict[str, object], points: list[Point]) -> N
 def main(json: Annotated[Path | None, typer.Option(help="Where to write the result; a page goes beside it.")] = None) -> None:
     """Measure, print a table, and write the result."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     machine = describe_machine() | {
         "amx": torch.cpu._is_amx_tile_supported(),
         "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),

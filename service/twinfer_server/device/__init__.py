@@ -2,6 +2,7 @@
 
 import torch
 
+from .allocator import keep_freed_memory
 from .cpu import CpuDevice, CpuEvent, HereLane, ThreadLane, usable_cores
 from .cuda import CudaDevice
 from .lane import Device, Event, Graph, Lane, Work
@@ -17,6 +18,7 @@ __all__ = [
     "Lane",
     "ThreadLane",
     "Work",
+    "keep_freed_memory",
     "open_device",
     "usable_cores",
 ]
@@ -31,6 +33,7 @@ def open_device(name: str, lanes: int) -> Device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     torch_device = torch.device(name)
     if torch_device.type == "cpu":
+        keep_freed_memory()
         return CpuDevice(lanes)
     if torch_device.type == "cuda" and torch.cuda.is_available():
         return CudaDevice(torch.device("cuda", torch_device.index or 0))

@@ -2,9 +2,12 @@
 
 import io
 import json
+import tempfile
 import zipfile
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .model import LoadedModel
 from .source import Source, outline
@@ -20,6 +23,26 @@ def is_compiled(content: bytes) -> bool:
             return any(COMPILED_FOLDER in name for name in archive.namelist())
     except zipfile.BadZipFile:
         return False
+
+
+class CompiledPackage:
+    """A compiled package, ready to be called from any thread.
+
+    By torch's runner itself: `torch._inductor.aoti_load_package` would load the whole compiler, seconds and 150 MB of it, and read
+    the form of the outputs again at every call.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        """Load the package; raises whatever the runner stumbles over."""
+        with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
+            file.write(content)
+            file.flush()
+            self._runner = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", False, 1, -1)
+        self._form = pytree.treespec_loads(self._runner.get_call_spec()[1])
+
+    def __call__(self, *arguments: Tensor) -> object:
+        """Compute on tensors, by position, and give what the model gives."""
+        return pytree.tree_unflatten(self._runner.boxed_run(list(arguments)), self._form)
 
 
 def load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
@@ -41,11 +64,11 @@ def load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
             # It would end the process with SIGILL.
             raise source.refuse(f"compiled for a processor with {instructions}", "a package compiled on a machine like this one")
     try:
-        module = torch._inductor.aoti_load_package(io.BytesIO(content))
+        package = CompiledPackage(content)
     except Exception as error:
         raise source.refuse(
             f"which torch {torch.__version__} cannot load ({outline(error)})",
             "a package of torch._inductor.aoti_compile_and_package",
         ) from error
     size = sum(entry.file_size for entry in entries if entry.filename.endswith((".so", ".bin")) or "/weights/" in entry.filename)
-    return LoadedModel(module, "aotinductor", size, digest, is_capturable=False)
+    return LoadedModel(package, "aotinductor", size, digest, is_capturable=False)

@@ -3,14 +3,16 @@
 import io
 import zipfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from torch.export import ExportedProgram
-from torch.export.passes import move_to_device_pass
 
 from .compiled import is_compiled, load_compiled
 from .model import LoadedModel, count_bytes
 from .source import Source, outline
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 def load_pt2(source: Source) -> LoadedModel:
@@ -21,6 +23,8 @@ def load_pt2(source: Source) -> LoadedModel:
     content, digest = source.read_program()
     if is_compiled(content):
         return load_compiled(source, content, digest)
+    from torch.export.passes import move_to_device_pass  # here, for the compiled packages that do without torch.export
+
     try:
         if not zipfile.is_zipfile(io.BytesIO(content)):  # else torch logs a traceback before it gives up
             raise ValueError("it is no archive")
@@ -36,7 +40,7 @@ def load_pt2(source: Source) -> LoadedModel:
     return LoadedModel(module.forward, "pt2", count_bytes(_walk_tensors(program)), digest, checked=module)
 
 
-def _refuse_training(program: ExportedProgram, source: Source) -> None:
+def _refuse_training(program: "ExportedProgram", source: Source) -> None:
     """Refuse a program that was exported in training mode: its dropout and statistics are on, and mix rows."""
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
@@ -49,6 +53,6 @@ def _refuse_training(program: ExportedProgram, source: Source) -> None:
                     )
 
 
-def _walk_tensors(program: ExportedProgram) -> Iterator[torch.Tensor]:
+def _walk_tensors(program: "ExportedProgram") -> Iterator[torch.Tensor]:
     yield from program.state_dict.values()
     yield from (value for value in program.constants.values() if isinstance(value, torch.Tensor))
