@@ -126,6 +126,12 @@ def test_typed_contents_and_raw_bytes_are_the_same_tensor(channel: grpc.Channel,
     assert typed["prediction"].tolist() == raw["prediction"].tolist()
 
 
+def test_bf16_is_taken_where_fp32_is(channel: grpc.Channel) -> None:
+    upper_halves = (np.array([[1, 2, 3]], "<f4").view("<u4") >> 16).astype("<u2")
+    found = infer(channel, (oip.tensor("numbers", "BF16", [1, 3]), upper_halves.tobytes()))
+    assert found["prediction"].tolist() == infer(channel, oip.raw("numbers", "FP32", [[1, 2, 3]]))["prediction"].tolist()
+
+
 def test_several_inputs_of_typed_contents_make_one_row(channel: grpc.Channel) -> None:
     inputs = [
         oip.tensor(NAMES[datatype], datatype, SHAPES[datatype], pb.InferTensorContents(**TYPED[datatype]))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from .parameters import Parameters, read_text, read_whole
 REGION, BYTE_SIZE, OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
 PARAMETERS = (REGION, BYTE_SIZE, OFFSET)
 
-MAX_REGIONS = 1024
+MAX_REGIONS = 256
 """Each holds a file open."""
 MAX_NAME_CHARS = 256
 

@@ -1,0 +1,108 @@
+"""The limits, deadlines and the drain hold for the Open Inference Protocol as for the typed service."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests import oip
+from tests.calls import Failure, begin, call, connect
+from tests.gated import HELD, Gate, write_gated
+from tests.servers import running
+from twinfer_server.rpc.oip import grpc_service_pb2 as pb
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_gated(tmp_path / "gated")
+
+
+@pytest.fixture
+def gate(folder: Path) -> Iterator[Gate]:
+    gate = Gate(folder)
+    yield gate
+    gate.open()
+
+
+def numbers(*firsts: float, **parameters: object) -> pb.ModelInferRequest:
+    return oip.request("gated", [oip.raw("numbers", "FP32", [[first, 0, 9] for first in firsts])], parameters=parameters)
+
+
+def held(channel: grpc.Channel, gate: Gate) -> Any:
+    """A call whose row stands at the gate."""
+    future = begin(channel, oip.MODEL_INFER, numbers(HELD).SerializeToString())
+    gate.wait_for_somebody()
+    return future
+
+
+def test_a_row_whose_timeout_passes_is_late(folder: Path, gate: Gate) -> None:
+    with running(folder, trust_code=True) as server, connect(server.address) as channel:
+        found = oip.infer(channel, numbers(HELD, timeout=300_000))
+        gate.open()
+        assert found.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert found.error.member == "numbers"
+
+
+def test_a_row_that_waits_behind_a_stuck_one_has_its_own_timeout(folder: Path, gate: Gate) -> None:
+    with running(folder, trust_code=True) as server, connect(server.address) as channel:
+        future = held(channel, gate)
+        found = oip.infer(channel, numbers(0.0, 0.0, timeout=300_000))
+        assert found.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "row 0: " in found.details
+        gate.open()
+        assert pb.ModelInferResponse.FromString(future.result()).outputs
+
+
+def test_rows_beyond_what_may_be_in_hand_are_told_when_to_come_again(folder: Path, gate: Gate) -> None:
+    with running(folder, trust_code=True, max_waiting_rows=2) as server, connect(server.address) as channel:
+        config = oip.ask(channel, "ModelConfig", pb.ModelConfigRequest(name="gated"), pb.ModelConfigResponse).config
+        assert config.max_batch_size == 2
+        future = held(channel, gate)
+        found = oip.infer(channel, numbers(0.0, 0.0))
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert int(found.pushback) >= 10
+        gate.open()
+        assert pb.ModelInferResponse.FromString(future.result()).outputs
+
+
+def test_a_message_over_the_limit_is_refused_and_one_below_is_read(folder: Path) -> None:
+    with running(folder, trust_code=True, max_message_bytes=1_000_000) as server, connect(server.address) as channel:
+        found = call(channel, oip.MODEL_INFER, bytes(1_000_001))
+        assert isinstance(found, Failure)
+        assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        # Large enough to be read on another thread, in either form.
+        pixels = [oip.tensor("image", "UINT8", [1, 500, 600, 3]), bytes(900_000)]
+        typed = oip.tensor("image", "UINT8", [1, 500, 600, 3], pb.InferTensorContents(uint_contents=bytes(900_000)))
+        for tensor in (pixels, (typed, None)):
+            assert isinstance(oip.infer(channel, oip.request("gated", [tensor])), pb.ModelInferResponse)  # type: ignore[list-item]
+
+
+def test_a_drain_answers_what_is_in_hand_and_refuses_the_rest(folder: Path, gate: Gate) -> None:
+    with running(folder, trust_code=True) as server, connect(server.address) as channel:
+        future = held(channel, gate)
+        server.stop.set()
+        while oip.ask(channel, "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready:
+            pass
+        found = oip.infer(channel, numbers(0.0))
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        gate.open()
+        assert pb.ModelInferResponse.FromString(future.result()).outputs
+
+
+def test_a_caller_who_goes_away_takes_his_rows_along(folder: Path, gate: Gate) -> None:
+    with running(folder, trust_code=True, max_waiting_rows=3) as server, connect(server.address) as channel:
+        future = held(channel, gate)
+        waiting = begin(channel, oip.MODEL_INFER, numbers(0.0, 0.0).SerializeToString())
+        while True:  # until both rows are in hand
+            found = oip.infer(channel, numbers(0.0, timeout=50_000))
+            if found.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                break
+        waiting.cancel()
+        while oip.infer(channel, numbers(0.0, 0.0, timeout=50_000)).code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            pass
+        gate.open()
+        assert pb.ModelInferResponse.FromString(future.result()).outputs
+        with pytest.raises(grpc.FutureCancelledError):
+            waiting.result()
