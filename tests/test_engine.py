@@ -4,12 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fronts import behind_a_front
 from tests.models import Opinion, chance, load_members, number, write_members
 from twinfer_server.device import CpuDevice
 from twinfer_server.engine import LocalEngine
@@ -31,6 +32,7 @@ from twinfer_server.errors import (
     TwinferError,
     UnknownMember,
 )
+from twinfer_server.fronts.remote import RemoteEngine
 from twinfer_server.rows import Answer, Policy, Request, State
 from twinfer_server.settings import ServerSettings
 
@@ -45,33 +47,43 @@ class Pair:
         self.ensemble = ensemble
         self.left, self.right = left, right
         self.engine: LocalEngine
+        self.door: LocalEngine | RemoteEngine
+        """Where rows come in: the engine itself, or a front before it."""
+        self.has_front = False
 
     async def ask(self, policy: Policy | None = None, *, size_bytes: int = 1, **options: Any) -> Answer:
         """Ask with a number for each member among `options`."""
         xs = {name: options.pop(name) for name in ("left", "right") if name in options}
         request = Request({name: number(x) for name, x in xs.items()}, time.monotonic(), policy=policy, **options)
-        return await self.engine.infer(request, size_bytes)
+        return await self.door.infer(request, size_bytes)
 
 
 Scenario = Callable[[Pair], Coroutine[Any, Any, None]]
 
 
-@pytest.fixture(params=["serial", "lanes"])
+@pytest.fixture(params=["serial", "lanes", "serial behind a front"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
     left, right = Opinion(), Opinion()
     folder = write_members(tmp_path, {"left": left, "right": right}, 'policy = "best_effort"')
     # Members that are expected to take long: no second flight is staged behind one that is held.
-    return Pair(load_members(folder, request.param, seconds=1000.0), left, right)
+    pair = Pair(load_members(folder, request.param.split()[0], seconds=1000.0), left, right)
+    pair.has_front = request.param.endswith("front")
+    return pair
 
 
 @asynccontextmanager
 async def serving(pair: Pair, **settings: Any) -> AsyncIterator[None]:
     # Nobody looks for stuck members: these ones are held on purpose.
-    pair.engine = LocalEngine(pair.ensemble, ServerSettings(**({"default_timeout_seconds": 1e6, "stall_seconds": 1e6} | settings)))
+    read = ServerSettings(**({"default_timeout_seconds": 1e6, "stall_seconds": 1e6} | settings))
+    pair.door = pair.engine = LocalEngine(pair.ensemble, read)
     pair.engine.start()
     try:
-        yield
-        await pair.engine.drain()
+        async with AsyncExitStack() as stack:
+            if pair.has_front:
+                pair.door = (await stack.enter_async_context(behind_a_front(pair.engine, read))).front
+            yield
+            await pair.door.drain()
+            await pair.engine.drain()
     finally:
         pair.left.release()
         pair.right.release()
@@ -276,7 +288,7 @@ def test_a_drain_answers_what_is_in_hand_and_takes_nothing_more(pair: Pair) -> N
             with pair.left.held():
                 tasks = [asyncio.create_task(pair.ask(left=x, right=x)) for x in (1, 2, 3)]
                 await asyncio.to_thread(pair.left.entered.wait)
-                drain = asyncio.create_task(pair.engine.drain())
+                drain = asyncio.create_task(pair.door.drain())
                 await asyncio.sleep(0)
                 with pytest.raises(Draining):
                     await pair.ask(left=1, right=1)
@@ -299,7 +311,8 @@ def test_a_caller_who_goes_away_takes_his_row_out_of_the_queue(pair: Pair) -> No
                     await asyncio.sleep(0)
                 waiting.cancel()
                 await asyncio.wait({waiting})
-                assert not pair.engine._batcher.waiting_rows
+                while pair.engine._batcher.waiting_rows:  # a front's word is on its way
+                    await asyncio.sleep(0)
                 another = asyncio.create_task(pair.ask(left=3, right=3))  # there is room again
                 flying.cancel()
                 await asyncio.wait({flying})
@@ -354,7 +367,7 @@ def test_a_row_that_comes_after_a_large_batch_goes_before_what_no_flight_has_car
         async with serving(pair):
             requests = [Request({"left": number(x), "right": number(x)}, time.monotonic()) for x in range(14)]
             with pair.left.held():
-                batch = asyncio.create_task(pair.engine.infer_batch(requests, 1))
+                batch = asyncio.create_task(pair.door.infer_batch(requests, 1))
                 await asyncio.to_thread(pair.left.entered.wait)
                 while pair.engine._batcher.waiting_rows < 10:
                     await asyncio.sleep(0)
@@ -379,7 +392,7 @@ def test_the_rows_of_a_batch_share_a_flight_and_a_bad_one_leaves_no_hole(pair: P
             with pair.left.held():
                 flying = asyncio.create_task(pair.ask(left=9, right=9))
                 await asyncio.to_thread(pair.left.entered.wait)
-                batch = asyncio.create_task(pair.engine.infer_batch([*requests[:2], bad, *requests[2:]], 1))
+                batch = asyncio.create_task(pair.door.infer_batch([*requests[:2], bad, *requests[2:]], 1))
                 while pair.engine._batcher.waiting_rows < 4:
                     await asyncio.sleep(0)
             await flying
@@ -402,7 +415,7 @@ def test_a_row_of_a_batch_may_have_less_time_than_the_others(pair: Pair) -> None
             with pair.left.held():
                 flying = asyncio.create_task(pair.ask(left=9, right=9))
                 await asyncio.to_thread(pair.left.entered.wait)
-                batch = asyncio.create_task(pair.engine.infer_batch(requests, 1))
+                batch = asyncio.create_task(pair.door.infer_batch(requests, 1))
                 with pytest.raises(DeadlinePassed):  # and so by then has the row with less time
                     await pair.ask(left=2, right=2, timeout_seconds=0.2)
                 assert not batch.done()

@@ -45,7 +45,7 @@ class Fronts:
     async def open(self, engine: LocalEngine) -> None:
         """Let calls reach the engine, now that it is ready, and keep the fronts alive from now on."""
         self._engine = engine
-        engine.operations.on_change = lambda: self._tell(_describe(engine))
+        engine.operations.on_change = lambda: self._tell(describe_now(engine))
         await asyncio.gather(*(self._open(front) for front in self._fronts))
         self._keepers = [asyncio.create_task(self._keep(place)) for place in range(len(self._fronts))]
 
@@ -84,7 +84,7 @@ class Fronts:
 
     async def _open(self, front: FrontProcess) -> None:
         assert self._engine is not None
-        await front.open(self._engine, Open(self._folder, self._engine.ensemble.spec, _describe(self._engine)))
+        await front.open(self._engine, Open(self._folder, self._engine.ensemble.spec, describe_now(self._engine)))
         front.tell(self._health)
 
     async def _keep(self, place: int) -> None:
@@ -109,7 +109,8 @@ class Fronts:
         self._keepers = []
 
 
-def _describe(engine: LocalEngine) -> Describe:
+def describe_now(engine: LocalEngine) -> Describe:
+    """Say how the ensemble is now."""
     ensemble = engine.ensemble
     return Describe(engine.description, frozenset(ensemble.crew.version.fusion.needs), ensemble.classes)
 

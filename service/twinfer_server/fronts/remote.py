@@ -44,7 +44,7 @@ class RemoteEngine:
         self._cells_lock = threading.Lock()
         self._admission = Admission(settings)
         self._margin = ReplyMargin(settings)
-        threads = settings.decode_threads or max(1, usable_cores() // settings.workers)
+        threads = settings.decode_threads or max(1, usable_cores() // (settings.workers or 1))
         self._decoder = Decoder(intake, threads, self._send_soon, self._fail_soon)
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -108,6 +108,16 @@ class RemoteEngine:
         self._admission.is_draining = True
         while self._admission.rows:
             await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._decoder.close()
+
+    @property
+    def taken_cells(self) -> int:
+        """The cells in which rows lie."""
+        with self._cells_lock:
+            return self._cells.taken
 
     def lose(self) -> None:
         """End every row: the device process is gone."""
