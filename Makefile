@@ -77,7 +77,7 @@ $(MADE): pyproject.toml constraints.txt
 	  $(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),--constraint constraints.txt) $(TORCH); }
 	@echo "Making .venv: everything else ..."
 	@$(PIP) install --quiet --constraint constraints.txt hatchling
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[server,fit,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[server,fit,bench,dev]'
 	@echo "$(TORCH_INDEX)" > $@
 
 # The peers' environments see torch and everything else of .venv behind their own packages. Where one cannot be made, the

@@ -33,6 +33,8 @@ NEVER = {part: never for parts, never in LAYERS for part in parts}
 # the service from inside functions only.
 LIBRARY = {"grpc", "google.protobuf", "twinfer"}
 COMMAND_LINE = LIBRARY | {"typer"}
+# What makes load is no part of the library: its extra brings `hdrh`, and the rest is put off like the command line's.
+LOAD = LIBRARY | {"hdrh"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +124,18 @@ def test_the_client_is_light() -> None:
     wrong = []
     for path, module in files_under(CLIENT):
         in_command_line = is_within(module, {"twinfer.cli"})
-        allowed = set(sys.stdlib_module_names) | (COMMAND_LINE if in_command_line else LIBRARY)
+        in_load = is_within(module, {"twinfer.load"})
+        allowed = set(sys.stdlib_module_names) | (COMMAND_LINE if in_command_line else LOAD if in_load else LIBRARY)
         for found in imports_of(path.read_text(), module):
-            is_put_off = found.when == "types" or (found.when == "call" and in_command_line)
+            is_put_off = found.when == "types" or (found.when == "call" and (in_command_line or in_load))
             if not is_within(found.name, allowed) and not is_put_off:
                 wrong.append(f"{path.relative_to(ROOT)}:{found.line}: imports {found.name}")
             if is_within(found.name, {"twinfer_server"}) and not in_command_line:
                 wrong.append(f"{path.relative_to(ROOT)}:{found.line}: the library knows nothing of the service")
+            if is_within(found.name, {"twinfer.cli", "typer", "rich"}) and not in_command_line:
+                wrong.append(f"{path.relative_to(ROOT)}:{found.line}: only commands know the command line")
+            if is_within(found.name, {"twinfer.load"}) and not (in_command_line or in_load):
+                wrong.append(f"{path.relative_to(ROOT)}:{found.line}: the library knows nothing of load")
     assert not wrong, "\n".join(wrong)
 
 

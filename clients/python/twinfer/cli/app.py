@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from twinfer.cli.bench import bench
 from twinfer.cli.describe import describe
 from twinfer.cli.infer import infer
 from twinfer.cli.operate import fusion, member
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(infer)
 app.command()(describe)
+app.command()(bench)
 app.command()(timeline)
 app.add_typer(fusion, name="fusion")
 app.add_typer(member, name="member")

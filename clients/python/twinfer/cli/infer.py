@@ -1,14 +1,12 @@
 """`twinfer infer`: asks the server for one answer."""
 
-import io
-import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from twinfer.answers import Answer, MemberAnswer
+from twinfer.cli.inputs import Image, Inputs, Text, read_inputs
 from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
 from twinfer.cli.predictions import says, tables
 from twinfer.cli.report import plain, print_json, print_table
@@ -24,20 +22,9 @@ class PolicyChoice(StrEnum):
 
 
 def infer(
-    # Not typer's own Path: whether it lets - through depends on its version.
-    image: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="The image file for the input `image`; - reads it from stdin."),
-    ] = None,
-    text: Annotated[str | None, typer.Option(help="The text for the input `text`.")] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="NAME=VALUE",
-            help="Any input by its name, several times if need be: a text, @FILE for an image, @FILE.npy for a tensor.",
-        ),
-    ] = None,
+    image: Image = None,
+    text: Text = None,
+    inputs: Inputs = None,
     server: Server = DEFAULT_SERVER,
     top_k: Annotated[int | None, typer.Option(min=1, help="How many classes, labels or own texts to list.")] = None,
     policy: Annotated[PolicyChoice | None, typer.Option(help="What the answer needs: every member, or any.")] = None,
@@ -47,7 +34,9 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Ask for the fused answer to an image and a text."""
-    values = _read_inputs(image, text, inputs or [])
+    values = read_inputs(image, text, inputs)
+    if not values:
+        raise typer.BadParameter("there is no input; give --image, --text or --input NAME=VALUE.")
     options: Options = {"member_predictions": members, "explain": explain}
     if top_k is not None:
         options["top_k"] = top_k
@@ -63,45 +52,6 @@ def infer(
         print_json(_summary(answer) | plain(answer.message))
     else:
         _print(answer, members or explain, explain)
-
-
-def _read_inputs(image: str | None, text: str | None, inputs: list[str]) -> dict[str, Any]:
-    """Gather the inputs. Raises typer.BadParameter for what cannot be read, or is given twice."""
-    given: list[tuple[str, Any]] = []
-    if image is not None:
-        given.append(("image", _read_file(image)))
-    if text is not None:
-        given.append(("text", text))
-    for item in inputs:
-        name, equals, value = item.partition("=")
-        if not name or not equals:
-            raise typer.BadParameter(f"{item[:60]!r} is not NAME=VALUE.", param_hint="--input")
-        given.append((name, _read_file(value[1:]) if value.startswith("@") else value))
-    if not given:
-        raise typer.BadParameter("there is no input; give --image, --text or --input NAME=VALUE.")
-    values = dict(given)
-    if len(values) < len(given):
-        raise typer.BadParameter("an input is given twice.")
-    return values
-
-
-def _read_file(name: str) -> Any:
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"{name}: {error.strerror}.") from None
-    return _read_array(name, content) if name.endswith(".npy") else content
-
-
-def _read_array(name: str, content: bytes) -> Any:
-    try:
-        import numpy
-    except ModuleNotFoundError:
-        raise typer.BadParameter(f"{name}: reading .npy files needs numpy: pip install numpy") from None
-    try:
-        return numpy.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise typer.BadParameter(f"{name}: {error}") from None
 
 
 def _summary(answer: Answer) -> dict[str, Any]:
