@@ -1,7 +1,6 @@
 """`twinfer bench`: loads a server, and says what it answers, how fast, and what fails."""
 
 import importlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,10 +101,14 @@ def bench(
 
 def _import() -> Any:
     """Import what makes load. Exits with 2 where the extra is missing."""
-    for name in MODULES:
-        if importlib.util.find_spec(name) is None:
-            typer.echo(f"twinfer bench needs {name}, which is not installed. Install it:\n  {INSTALL}", err=True)
-            raise typer.Exit(2)
+    try:
+        for name in MODULES:
+            importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name not in MODULES:
+            raise
+        typer.echo(f"twinfer bench needs {missing.name}, which is not installed. Install it:\n  {INSTALL}", err=True)
+        raise typer.Exit(2) from None
     return importlib.import_module("twinfer.load")
 
 

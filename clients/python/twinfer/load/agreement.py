@@ -57,4 +57,5 @@ def _look_up(found: Numbers, key: tuple[int, str]) -> float:
     """Of the best few classes, the last may change places with the first that is not listed, which is no better than it."""
     if key in found or key[1] not in RANKED:
         return found.get(key, math.nan)
-    return min(value for (_, name), value in found.items() if name == key[1])
+    listed = [value for (_, name), value in found.items() if name == key[1]]
+    return min(listed) if len(listed) > 1 else math.nan

@@ -128,10 +128,13 @@ class _Stretch:
         """Measure the time that counts, and how busy this side is meanwhile; what is interrupted has the time until then."""
         await asyncio.sleep(max(0.0, self._measured_from - time.perf_counter()))
         loop, process = time.thread_time(), time.process_time()
+        self._tally.seconds = self._load.seconds
         try:
             await asyncio.sleep(max(0.0, self.ends - time.perf_counter()))
+        except asyncio.CancelledError:
+            self._tally.seconds = time.perf_counter() - self._measured_from
+            raise
         finally:
-            self._tally.seconds = min(self.ends, time.perf_counter()) - self._measured_from
             self._tally.loop_cpu_seconds = time.thread_time() - loop
             self._tally.cpu_seconds = time.process_time() - process
 
