@@ -70,7 +70,11 @@ def unary(
     async def handle(data: bytes, context: Context) -> bytes:
         try:
             reply = await method(await parse(kind, data, pool), len(data), context)
-            return reply.SerializeToString()
+            written = reply.SerializeToString()
+            # Let the others of the same flight be written, too, before the first is sent: sent one by one between the others'
+            # writing, each would wake gRPC's threads by itself, for a tenth of a call's cost.
+            await asyncio.sleep(0)
+            return written
         except Exception as error:
             known = describe_error(error)
             if on_failure is not None:
