@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from tests import oip
 from tests.calls import connect
@@ -66,6 +68,32 @@ def test_embeddings_lie_side_by_side(tmp_path: Path) -> None:
     with serving(tmp_path, toml) as channel:
         found = infer(channel, "tasks", oip.raw("one", "FP32", [[2.0, 0.0]]), oip.raw("other", "FP32", [[0.0, 3.0]]))
         assert found["prediction"][0] == pytest.approx([0.5**0.5, 0, 0, 0.5**0.5], abs=1e-6)
+
+
+class Lengths(nn.Module):
+    """Answers one logit, how many tokens there are, and 0; whatever else comes with the ids and the mask."""
+
+    def forward(self, ids: Tensor, mask: Tensor, *types: Tensor) -> Tensor:
+        return torch.stack([mask.sum(1).float(), torch.zeros(len(ids))], dim=-1)
+
+
+def test_one_text_goes_to_members_that_take_ready_ids_in_different_forms(tmp_path: Path) -> None:
+    toml = 'task = "classification"\n'
+    for name, types in (("plain", "false"), ("typed", "true")):
+        toml += f"""
+            [members.{name}]
+            model = "{register(Lengths())}"
+            [members.{name}.input.text]
+            kind = "text"
+            tokenizer = "words.json"
+            max_tokens = 8
+            mask = true
+            token_types = {types}
+        """
+    with serving(tmp_path, toml + '[fusion]\nmethod = "weighted_mean"\n', {"words.json": WORDS}) as channel:
+        found = infer(channel, "tasks", oip.texts("text", "a", "a b a"))
+        assert found["prediction"][:, 0] == pytest.approx([chance(0.5), chance(1.5)], abs=1e-6)
+        assert found["plain.state"] == found["typed.state"] == [[b"OK"]] * 2
 
 
 def test_likenesses_are_to_as_many_texts_as_a_row_brings(tmp_path: Path) -> None:

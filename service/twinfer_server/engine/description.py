@@ -184,6 +184,8 @@ def _describe_fusion(version: FusionVersion) -> FusionDescription:
 def _find_member_shape(takes: Sequence[InputKind[Any]]) -> tuple[int, ...]:
     """Find the shape of a ready tensor that none of the members resizes."""
     shapes = [kind.staging[0].shape if kind.at_least != (0, 0) else kind.tensor_shape for kind in takes]
+    if len({len(shape) for shape in shapes}) > 1:  # ready ids, with token types and without: one tensor cannot be both
+        return takes[0].tensor_shape
     return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))
 
 

@@ -60,7 +60,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model; `members` are the indexes of the members whose switches its readiness depends on.
+    """One model; `member` is the index of the member that it is by itself, -1 for the others.
 
     `refusal` says why nobody can ask it, and is empty where one can.
     """
@@ -86,7 +86,7 @@ class Catalog:
     """The models by name, the ensemble first."""
 
     def __init__(self, description: Description) -> None:
-        """Publish what is served; that does not change while a server lives."""
+        """Publish what is served; nothing of it changes with the switches or the fusion."""
         members = [_member_model(description, index) for index in range(len(description.members))]
         fusion = _fusion_model(description, members)
         self.ensemble = _ensemble_model(description, members, fusion)
@@ -106,12 +106,7 @@ class Catalog:
 
 
 def _ensemble_model(description: Description, members: Sequence[Model], fusion: Model) -> Model:
-    is_scores = description.task in ("classification", "multi_label")
-    outputs = [
-        OutputTensor(PREDICTION, "FP32", description.fused_shape, Role.FUSED, is_scores=is_scores),
-        OutputTensor(DEGRADED, "BOOL", (1,), Role.DEGRADED),
-    ]
-    steps = []
+    outputs, steps = [*fusion.outputs], []
     for facts, member in zip(description.members, members, strict=True):
         names = {output.name: f"{facts.name}.{output.name}" for output in member.outputs}
         outputs += [
