@@ -45,9 +45,11 @@ def first_label(answer: pb.InferResponse) -> str:
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(folder: Path, gate: Gate) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"], ids=["one process", "two fronts"])
+def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(folder: Path, gate: Gate, workers: str) -> None:
     # The drain may take longer than this test waits: what ends it is that everything is answered.
-    with started(folder, "--set", f"drain_seconds={100 * PATIENCE_SECONDS}") as server, connect(server.address) as channel:
+    patient = ("--set", f"drain_seconds={100 * PATIENCE_SECONDS}")
+    with started(folder, *patient, "--workers", workers) as server, connect(server.address) as channel:
         idle = watch(channel)
         assert next(idle).status == SERVING
         outbox = Outbox()

@@ -1,0 +1,155 @@
+"""Front processes from outside: answers like one process's, and what is lost when one of the processes is killed."""
+
+import os
+import select
+import signal
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.calls import INFER, PATIENCE_SECONDS, Failure, begin, connect, infer, read_failure
+from tests.gated import HELD, Gate, row, write_gated
+from tests.processes import ServerProcess, run, started
+from tests.servers import DIGITS
+from twinfer.v1 import ensemble_service_pb2 as pb
+from twinfer_server.demo import read_rows, running_server
+
+# A member that a test holds is not to be switched off, nor waited for by health.
+PATIENT = ("--set", "breaker_stall_seconds=1000", "--set", "stuck_seconds=1000")
+CONNECTIONS = 16
+"""So many that each of two processes has some: the kernel deals them out by chance."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_gated(tmp_path / "gated")
+
+
+@pytest.fixture
+def gate(folder: Path) -> Iterator[Gate]:
+    gate = Gate(folder)
+    yield gate
+    gate.open()
+
+
+def fronts_of(server: ServerProcess) -> list[int]:
+    """The processes that accept calls."""
+    pid = server.process.pid
+    children = (int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split())
+    return sorted(child for child in children if b"fronts.front" in Path(f"/proc/{child}/cmdline").read_bytes())
+
+
+def wait_for_end(pids: list[int]) -> None:
+    """Wait until processes that are not this one's children have ended."""
+    for pid in pids:
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended, _, _ = select.select([handle], [], [], PATIENCE_SECONDS)
+        os.close(handle)
+        assert ended, f"process {pid} is still there"
+
+
+def metrics_of(server: ServerProcess) -> dict[str, float]:
+    """What the exporter says."""
+    address = next(line for line in server.said if line.startswith("metrics on ")).removeprefix("metrics on ")
+    with urllib.request.urlopen(f"http://{address}/metrics") as reply:
+        lines = [line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        pass
+
+
+def test_answers_are_those_of_one_process() -> None:
+    rows = read_rows(DIGITS)[:20]
+    answers = []
+    for workers in ("0", "2"):
+        with (
+            running_server(DIGITS, arguments=["--set", "cache_dir=", "--workers", workers]) as address,
+            connect(address) as channel,
+        ):
+            found = []
+            for number, held_out in enumerate(rows):
+                options = pb.InferOptions(member_predictions=True, explain=number % 2 == 0, top_k=3)
+                request = pb.InferRequest(request_id=str(number), options=options)
+                request.inputs["image"].image = held_out.image.read_bytes()
+                if number % 3:
+                    request.inputs["text"].text = held_out.text
+                answer = infer(channel, request)
+                assert isinstance(answer, pb.InferResponse), answer
+                answer.ClearField("timings")
+                for member in answer.members:
+                    for field in ("device_time", "alone_time"):
+                        member.ClearField(field)
+                found.append(answer)
+            bad = infer(channel, pb.InferRequest(inputs={"image": pb.Input(image=b"none")}))
+            assert isinstance(bad, Failure)
+            answers.append((found, bad))
+    assert answers[0] == answers[1]
+
+
+def test_a_front_that_is_killed_loses_its_own_calls_and_is_started_again(folder: Path, gate: Gate) -> None:
+    arguments = (*PATIENT, "--workers", "2", "--metrics-listen", "127.0.0.1:0")
+    with started(folder, *arguments) as server, ExitStack() as stack:
+        killed, other = fronts_of(server)
+        channels = [stack.enter_context(connect(server.address)) for _ in range(CONNECTIONS)]
+        calls = [begin(channel, INFER, row(HELD).SerializeToString()) for channel in channels]
+        gate.wait_for_somebody()
+        wait_until(lambda: metrics_of(server)["twinfer_rows_in_hand"] == CONNECTIONS)
+
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: metrics_of(server)["twinfer_rows_in_hand"] < CONNECTIONS)
+        gate.open()
+        failures = [read_failure(failure) for call in calls if (failure := call.exception())]
+        assert 0 < len(failures) < CONNECTIONS
+        assert {failure.code for failure in failures} == {grpc.StatusCode.UNAVAILABLE}
+
+        wait_until(lambda: len(set(fronts_of(server)) - {killed}) == 2)
+        fronts = fronts_of(server)
+        assert other in fronts
+        assert all(isinstance(infer(channel, row()), pb.InferResponse) for channel in channels)
+        metrics = metrics_of(server)
+        assert metrics["twinfer_rows_in_hand"] == 0
+        assert metrics['twinfer_rows_total{code="CANCELLED",reason="CANCELLED"}'] == len(failures)
+        assert metrics['twinfer_rows_total{code="OK",reason=""}'] == 2 * CONNECTIONS - len(failures)
+
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        wait_for_end(fronts)
+    assert f"a front process ended with exit code -{int(signal.SIGKILL)}" in server.log.read_text()
+
+
+def test_when_the_device_process_is_killed_calls_fail_at_once_and_no_front_is_left(folder: Path, gate: Gate) -> None:
+    with started(folder, *PATIENT, "--workers", "2") as server, connect(server.address) as channel:
+        fronts = fronts_of(server)
+        held = begin(channel, INFER, row(HELD).SerializeToString())
+        gate.wait_for_somebody()
+        server.process.kill()
+        failure = read_failure(held.exception())
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert "the process that owns the device has ended" in failure.details
+        assert server.wait() == -signal.SIGKILL
+        wait_for_end(fronts)
+    assert "the process that owns the device has ended; this front ends, too" in server.log.read_text()
+
+
+def test_a_port_that_somebody_listens_on_is_not_shared_with_them(folder: Path) -> None:
+    """Not even where the other one is such a service itself, whose processes share theirs."""
+    with started(folder, "--workers", "1") as server:
+        second = run("serve", str(folder), "--listen", server.address, "--workers", "1", "--trust-code")
+    assert second.returncode == 1
+    assert "another server has the port" in second.stderr or "Address already in use" in second.stderr
+
+
+def test_a_unix_socket_cannot_be_shared(folder: Path, tmp_path: Path) -> None:
+    found = run("serve", str(folder), "--listen", f"unix:{tmp_path}/socket", "--workers", "2")
+    assert found.returncode == 1
+    assert "workers: " in found.stderr
