@@ -225,11 +225,18 @@ def test_a_member_answers_by_itself_with_what_it_says_in_the_ensemble(channel: g
         {"sequence_id": 0, "sequence_start": False, "sequence_end": False},
         {"triton_enable_empty_final_response": True},
         {"triton_whatever_comes_next": 1.5},
+        {"binary_data_output": True},
     ],
     ids=lambda parameters: ", ".join(parameters),
 )
 def test_parameters_that_clients_send_are_taken(channel: grpc.Channel, parameters: dict[str, Any]) -> None:
     assert "prediction" in infer(channel, oip.raw("numbers", "FP32", [[0, 0, 9]]), parameters=parameters)
+
+
+def test_what_clients_say_of_http_is_passed_over(channel: grpc.Channel) -> None:
+    numbers, data = oip.raw("numbers", "FP32", [[0, 0, 9]])
+    said = oip.tensor("numbers", "FP32", list(numbers.shape), binary_data_size=len(data))
+    assert "prediction" in infer(channel, (said, data), outputs=[oip.wanted("prediction", binary_data=True)])
 
 
 def test_a_policy_holds_as_in_the_typed_service(channel: grpc.Channel) -> None:

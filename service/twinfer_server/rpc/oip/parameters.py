@@ -7,11 +7,14 @@ from . import grpc_service_pb2 as pb
 
 Parameters = Mapping[str, pb.InferParameter]
 
+HINTS = ("triton_", "binary_data")
+"""How the names of parameters begin that ask for nothing: Triton's own, and how bytes would travel over HTTP."""
+
 
 def check_known(field: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raise InvalidOption for a parameter that nobody would look at; Triton's own, which are hints, are let pass."""
+    """Raise InvalidOption for a parameter that nobody would look at; hints are let pass."""
     for name in names:
-        if name not in known and not name.startswith("triton_"):
+        if name not in known and not name.startswith(HINTS):
             allowed = ", ".join(known) or "none"
             raise InvalidOption(f"{field}[{quote(name)}]: no such parameter; allowed: {allowed}")
 
