@@ -36,9 +36,9 @@ class Decoder:
     def decode(self, rows: Sequence[Row], size_bytes: int) -> None:
         """Queue the rows of one request, for as many threads as its size is worth; event loop.
 
-        One row in which there is nothing to decode is made ready at once: handing it to a thread would take longer.
+        Rows in which there is nothing to decode are made ready at once: handing them to a thread would take longer.
         """
-        if len(rows) == 1 and self._intake.is_light(rows[0].request):
+        if all(self._intake.is_light(row.request) for row in rows):
             self._take_turn(rows)
             return
         shares = min(self._threads, len(rows), 1 + size_bytes // SHARE_BYTES)

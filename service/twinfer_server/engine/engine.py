@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
 
 from ..device import usable_cores
 from ..ensemble import Ensemble
@@ -121,18 +120,23 @@ class LocalEngine:
         watch = Watch(rows, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
         try:
             self._decoder.decode(rows, size_bytes)
-            answers = await asyncio.gather(*replies, return_exceptions=True)
+            # One after the other: most are there by then, and a flight's rows wake their caller once.
+            answers = [await _find_outcome(reply) for reply in replies]
+        except asyncio.CancelledError:
+            for reply in replies:
+                if not reply.cancel() and not reply.cancelled():
+                    reply.exception()  # nobody else will ask for it
+                else:
+                    self.note_failure(Cancelled("the caller went away"))
+            self._batcher.discard_answered()
+            raise
         finally:
             watch.cancel()
-            cancelled = sum(reply.cancelled() for reply in replies)
-            for _ in range(cancelled):
-                self.note_failure(Cancelled("the caller went away"))
-            if cancelled:
-                self._batcher.discard_answered()
-        for row, answer in zip(rows, answers, strict=True):
-            if self._timeline is not None and isinstance(answer, Answer):
-                self._timeline.add_row(row, row.ready_at + answer.timings.queue_seconds)
-        return cast(list[Answer | TwinferError], answers)  # nothing else is ever set
+        if self._timeline is not None:
+            for row, answer in zip(rows, answers, strict=True):
+                if isinstance(answer, Answer):
+                    self._timeline.add_row(row, row.ready_at + answer.timings.queue_seconds)
+        return answers
 
     def take(self, row: Row) -> None:
         """Take in hand a row that has been checked and decoded elsewhere; raises TwinferError.
@@ -315,3 +319,11 @@ class LocalEngine:
             else:
                 row.answer.set_result(answer)
         self._admission.note_answers(len(rows))
+
+
+async def _find_outcome(reply: "asyncio.Future[Answer]") -> Answer | TwinferError:
+    """Wait for a row's answer, or the error that it ends with."""
+    try:
+        return await reply
+    except TwinferError as error:
+        return error

@@ -1,21 +1,16 @@
 """The codec: protobuf messages to plain rows, and answers back to messages."""
 
 import math
-import time
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
-from numpy.typing import NDArray
 
 from twinfer.v1 import ensemble_service_pb2, error_pb2, tensor_pb2
-from twinfer.v1.ensemble_service_pb2 import Prediction
 
-from ..engine import Description, MemberDescription
 from ..errors import InvalidInput, InvalidOption, TwinferError, quote
-from ..rows import Answer, Array, Caller, MemberAnswer, Policy, Priority, RawInput, Request, Timings
-from .predictions import write_matches, write_prediction, write_tensor
+from ..rows import Array, Caller, Policy, Priority, RawInput, Request
 
 E = TypeVar("E", Policy, Priority)
 
@@ -138,75 +133,6 @@ def _check_size(field: str, message: tensor_pb2.Tensor) -> None:
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
-
-# Everything is written into the message where it belongs: one that is made apart is copied into the one around it, and with that
-# one again into the next.
-
-
-def write_answer(message: ensemble_service_pb2.InferResponse, answer: Answer, request: Request, description: Description) -> None:
-    """Write an answer into its message, which is empty; the total time ends here."""
-    message.ensemble = description.name
-    message.version = description.version
-    message.request_id = request.caller.request_id
-    _write(message.prediction, answer.fused, request, description)
-    for member, facts in zip(answer.members, description.members, strict=True):
-        _write_member(message.members.add(), member, facts, request, description)
-    message.degraded = answer.is_degraded
-    message.fusion_version = answer.fusion_version
-    if answer.disagreement is not None:
-        message.disagreement = answer.disagreement
-    _write_timings(message.timings, answer.timings, request)
-
-
-def _write_timings(message: ensemble_service_pb2.Timings, timings: Timings, request: Request) -> None:
-    write_duration(message.decode, timings.decode_seconds)
-    write_duration(message.queue, timings.queue_seconds)
-    write_duration(message.device, timings.device_seconds)
-    write_duration(message.slot_wait, timings.slot_wait_seconds)
-    message.flight_rows = timings.flight_rows
-    message.plan = timings.plan
-    if timings.overlap_ratio is not None:
-        message.overlap_ratio = timings.overlap_ratio
-    write_duration(message.total, time.monotonic() - request.arrived_at)
-
-
-def _write_member(
-    message: ensemble_service_pb2.MemberResult, member: MemberAnswer, facts: MemberDescription, request: Request,
-    description: Description,
-) -> None:  # fmt: skip
-    message.name = facts.name
-    message.state = int(member.state)  # type: ignore[assignment]  # the numbers are the contract's own
-    message.weight = member.weight
-    message.captured = member.was_captured
-    if member.device_seconds is not None:
-        write_duration(message.device_time, member.device_seconds)
-    if member.alone_seconds is not None:
-        write_duration(message.alone_time, member.alone_seconds)
-    if member.output is not None:
-        _write_own(message.prediction, member.output, facts, request, description)
-    if member.error is not None:
-        message.error.CopyFrom(write_error(member.error))
-    if member.influence is not None:
-        message.influence.moved = member.influence.moved
-        _write(message.influence.without, member.influence.without, request, description)
-
-
-def _write_own(
-    message: Prediction, output: NDArray[np.float32], facts: MemberDescription, request: Request, description: Description
-) -> None:  # fmt: skip
-    """Write what a member says by itself; where that is not in the form of the task, as it is."""
-    is_apart = description.task == "similarity" or (description.task == "detection" and facts.output != "detections")
-    if is_apart:
-        write_tensor(message, output)
-    else:
-        _write(message, output, request, description)
-
-
-def _write(message: Prediction, values: NDArray[np.float32], request: Request, description: Description) -> None:
-    if description.task == "similarity" and description.compared in request.inputs:
-        write_matches(message, values)
-    else:
-        write_prediction(message, description.task, values, description.labels, request.top_k)
 
 
 def write_error(error: TwinferError) -> error_pb2.Error:

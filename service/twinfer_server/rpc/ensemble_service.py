@@ -12,8 +12,9 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 from ..engine import Engine
 from ..errors import Draining, InvalidOption, Loading, TwinferError
 from ..rows import Answer, Request
+from .answer_writer import AnswerWriter
 from .boundary import Context, describe_error, fail, find_arrival, parse, unary
-from .codec import MAX_REQUEST_ID_BYTES, read_request, write_answer, write_error
+from .codec import MAX_REQUEST_ID_BYTES, read_request, write_error
 from .describing import write_description
 
 SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleService"].full_name
@@ -33,6 +34,7 @@ class EnsembleService:
         self._streams: dict[asyncio.Task[None], asyncio.Task[None]] = {}
         """The open streams: each one's handler, with its reader."""
         self._is_draining = False
+        self._writer = AnswerWriter()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Give the service's handlers, for raw bytes."""
@@ -81,7 +83,7 @@ class EnsembleService:
         request = read_request(message, *find_arrival(context))
         answer = await engine.infer(request, size_bytes)
         began = time.monotonic()
-        write_answer(reply, answer, request, engine.description)
+        self._writer.write(reply, answer, request, engine.description)
         engine.note_reply(request, answer, began)
 
     async def _batch_infer(self, message: pb.BatchInferRequest, size_bytes: int, context: Context) -> pb.BatchInferResponse:
@@ -102,7 +104,7 @@ class EnsembleService:
             answer = next(answers) if isinstance(row, Request) else row
             if isinstance(row, Request) and isinstance(answer, Answer):
                 began = time.monotonic()
-                write_answer(result.response, answer, row, engine.description)
+                self._writer.write(result.response, answer, row, engine.description)
                 engine.note_reply(row, answer, began)
             elif isinstance(answer, TwinferError):
                 self._note_failure(answer)

@@ -1,0 +1,108 @@
+"""The writer of answers: rows and their members to the contract's messages.
+
+Everything is written into the message where it belongs: one that is made apart is copied into the one around it, and with that
+one again into the next.
+"""
+
+import operator
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinfer.v1 import ensemble_service_pb2 as pb
+
+from ..engine import Description, MemberDescription
+from ..rows import Answer, MemberAnswer, Request
+from .codec import write_duration, write_error
+from .predictions import write_matches, write_prediction, write_tensor
+
+
+class AnswerWriter:
+    """Writes answers; what the rows of one flight have in common is written for the first of them, and copied for the others.
+
+    Event loop only.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing written."""
+        self._last: Answer | None = None
+        self._common = pb.InferResponse()
+
+    def write(self, message: pb.InferResponse, answer: Answer, request: Request, description: Description) -> None:
+        """Write an answer into its message, which is empty; the total time ends here."""
+        if self._last is None or not _is_alike(answer, self._last):
+            self._common = _write_common(answer, request, description)
+            self._last = answer
+        message.CopyFrom(self._common)
+        message.request_id = request.caller.request_id
+        _write(message.prediction, answer.fused, request, description)
+        if answer.disagreement is not None:
+            message.disagreement = answer.disagreement
+        own, timings = message.timings, answer.timings
+        write_duration(own.decode, timings.decode_seconds)
+        write_duration(own.queue, timings.queue_seconds)
+        write_duration(own.slot_wait, timings.slot_wait_seconds)
+        write_duration(own.total, time.monotonic() - request.arrived_at)
+
+
+def _is_alike(answer: Answer, other: Answer) -> bool:
+    """Whether two answers differ only in what each row has of its own.
+
+    Members are the same objects only where rows of one flight ask for no more than what is the same for all of them.
+    """
+    return answer.timings.device_seconds == other.timings.device_seconds and all(map(operator.is_, answer.members, other.members))
+
+
+def _write_common(answer: Answer, request: Request, description: Description) -> pb.InferResponse:
+    timings = answer.timings
+    message = pb.InferResponse(
+        ensemble=description.name,
+        version=description.version,
+        degraded=answer.is_degraded,
+        fusion_version=answer.fusion_version,
+        timings=pb.Timings(flight_rows=timings.flight_rows, plan=timings.plan, overlap_ratio=timings.overlap_ratio),
+    )
+    write_duration(message.timings.device, timings.device_seconds)
+    for member, facts in zip(answer.members, description.members, strict=True):
+        _write_member(message.members.add(), member, facts, request, description)
+    return message
+
+
+def _write_member(
+    message: pb.MemberResult, member: MemberAnswer, facts: MemberDescription, request: Request,
+    description: Description,
+) -> None:  # fmt: skip
+    message.name = facts.name
+    message.state = int(member.state)  # type: ignore[assignment]  # the numbers are the contract's own
+    message.weight = member.weight
+    message.captured = member.was_captured
+    if member.device_seconds is not None:
+        write_duration(message.device_time, member.device_seconds)
+    if member.alone_seconds is not None:
+        write_duration(message.alone_time, member.alone_seconds)
+    if member.output is not None:
+        _write_own(message.prediction, member.output, facts, request, description)
+    if member.error is not None:
+        message.error.CopyFrom(write_error(member.error))
+    if member.influence is not None:
+        message.influence.moved = member.influence.moved
+        _write(message.influence.without, member.influence.without, request, description)
+
+
+def _write_own(
+    message: pb.Prediction, output: NDArray[np.float32], facts: MemberDescription, request: Request, description: Description
+) -> None:  # fmt: skip
+    """Write what a member says by itself; where that is not in the form of the task, as it is."""
+    is_apart = description.task == "similarity" or (description.task == "detection" and facts.output != "detections")
+    if is_apart:
+        write_tensor(message, output)
+    else:
+        _write(message, output, request, description)
+
+
+def _write(message: pb.Prediction, values: NDArray[np.float32], request: Request, description: Description) -> None:
+    if description.task == "similarity" and description.compared in request.inputs:
+        write_matches(message, values)
+    else:
+        write_prediction(message, description.task, values, description.labels, request.top_k)
