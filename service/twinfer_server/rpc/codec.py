@@ -94,42 +94,48 @@ def _read_input(name: str, message: ensemble_service_pb2.Input) -> RawInput:
                 raise InvalidInput(f"inputs[{quote(name)}].texts: found no text; allowed: at least one")
             return tuple(message.texts.values)
         case "tensor":
-            return read_tensor(f"inputs[{quote(name)}].tensor", message.tensor)
+            return _read_tensor(name, message.tensor)
     raise InvalidInput(f"inputs[{quote(name)}]: no value is set; allowed: image, text, texts or tensor")
 
 
-def read_tensor(field: str, message: tensor_pb2.Tensor) -> Array:
+def _read_tensor(name: str, message: tensor_pb2.Tensor) -> Array:
     """Look at a tensor's bytes as an array, read-only and without a copy; raises InvalidInput."""
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         names = ", ".join(tensor_pb2.DataType.Name(number) for number in _DTYPES)
-        raise InvalidInput(f"{field}.dtype: found {message.dtype or 'none'}; allowed: {names}")
+        raise InvalidInput(f"{_tensor_field(name)}.dtype: found {message.dtype or 'none'}; allowed: {names}")
     shape = tuple(message.shape)
     if len(shape) > MAX_RANK:
-        raise InvalidInput(f"{field}.shape: found {len(shape)} dimensions; allowed: at most {MAX_RANK}")
+        raise InvalidInput(f"{_tensor_field(name)}.shape: found {len(shape)} dimensions; allowed: at most {MAX_RANK}")
     data, size = message.data, math.prod(shape) * dtype.itemsize
     if size != len(data) or min(shape, default=1) < 1:
-        _check_size(field, message)
+        _check_size(name, message)
     if message.dtype == tensor_pb2.DATA_TYPE_BOOL and data.strip(b"\0\1"):
-        raise InvalidInput(f"{field}.data: found a byte that is neither 0 nor 1; allowed: 0 or 1, as dtype DATA_TYPE_BOOL says")
+        raise InvalidInput(
+            f"{_tensor_field(name)}.data: found a byte that is neither 0 nor 1; allowed: 0 or 1, as dtype DATA_TYPE_BOOL says"
+        )
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     if message.dtype == tensor_pb2.DATA_TYPE_BF16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array
 
 
-def _check_size(field: str, message: tensor_pb2.Tensor) -> None:
+def _check_size(name: str, message: tensor_pb2.Tensor) -> None:
     """Refuse a tensor whose shape is impossible, or says something else than its data does."""
     shape, itemsize = list(message.shape), _DTYPES[message.dtype].itemsize
     if any(size < 0 for size in shape):
-        raise InvalidInput(f"{field}.shape: found {shape}; allowed: sizes of at least 0")
+        raise InvalidInput(f"{_tensor_field(name)}.shape: found {shape}; allowed: sizes of at least 0")
     if math.prod(size for size in shape if size) * itemsize > MAX_TENSOR_BYTES:  # even an empty one has strides that overflow
-        raise InvalidInput(f"{field}.shape: found {shape}; allowed: at most {MAX_TENSOR_BYTES} bytes in all")
+        raise InvalidInput(f"{_tensor_field(name)}.shape: found {shape}; allowed: at most {MAX_TENSOR_BYTES} bytes in all")
     if math.prod(shape) * itemsize != len(message.data):
         raise InvalidInput(
-            f"{field}.data: found {len(message.data)} bytes; allowed: {math.prod(shape) * itemsize}, "
+            f"{_tensor_field(name)}.data: found {len(message.data)} bytes; allowed: {math.prod(shape) * itemsize}, "
             f"as dtype {tensor_pb2.DataType.Name(message.dtype)} and shape {shape} say"
         )
+
+
+def _tensor_field(name: str) -> str:
+    return f"inputs[{quote(name)}].tensor"
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
