@@ -18,6 +18,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from twinfer.cli import app
+from twinfer.cli.bench import MODULES as BENCH_MODULES
 from twinfer.cli.options import seconds
 from twinfer.cli.report import plain
 from twinfer.cli.server import FIT_MODULES, INSTALL, INSTALL_FIT, MODULES
@@ -352,9 +353,8 @@ main()
 def test_all_commands_are_shown_without_the_server() -> None:
     done = python(WITHOUT.format(absent={"twinfer_server", "torch", "numpy", "PIL"}), "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(
-        f" {command} " in done.stdout for command in ("infer", "describe", "timeline", "member", "serve", "validate", "demo", "fit")
-    )
+    commands = ("infer", "describe", "bench", "timeline", "member", "serve", "validate", "demo", "fit")
+    assert all(f" {command} " in done.stdout for command in commands)
 
 
 @pytest.mark.parametrize("command", ["serve", "validate", "demo"])
@@ -399,13 +399,15 @@ def test_every_module_of_the_extra_is_known() -> None:
     imported_as = {
         "grpcio-health-checking": "grpc_health",
         "grpcio-reflection": "grpc_reflection",
+        "hdrhistogram": "hdrh",
         "pillow": "PIL",
     }
     extras = pyproject["project"]["optional-dependencies"]
-    names = {extra: {line.partition(">")[0] for line in extras[extra]} for extra in ("server", "fit")}
+    names = {extra: {line.partition(">")[0] for line in extras[extra]} for extra in ("server", "fit", "bench")}
     modules = {extra: {imported_as.get(name, name.replace("-", "_")) for name in names[extra]} for extra in names}
     assert modules["server"] | {"twinfer_server"} == MODULES
     assert modules["fit"] - {"twinfer[server]"} | MODULES == FIT_MODULES
+    assert modules["bench"] - {"uvloop"} == set(BENCH_MODULES)
 
 
 def test_without_a_module_of_its_extra_fit_says_how_to_install_that(tmp_path: Path) -> None:

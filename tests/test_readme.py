@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -123,6 +124,7 @@ def test_the_readme_has_commands_for_all_that_it_promises() -> None:
     assert any(" describe " in line for line in commands("grpcurl"))
     assert any("base64" in line for line in commands("grpcurl"))
     assert commands("twinfer infer")
+    assert commands("twinfer bench")
 
 
 @pytest.mark.parametrize("line", commands("grpcurl"), ids=lambda line: " ".join(word for word in line.split() if len(word) < 60))
@@ -151,6 +153,15 @@ def test_every_client_command_gets_an_answer(digits_server: DigitsServer, line: 
     assert any(label in found.stdout for label in LABELS)
     if "--json" in line:
         json.loads(found.stdout)
+
+
+@pytest.mark.parametrize("line", commands("twinfer bench"))
+def test_every_line_that_measures_does(digits_server: DigitsServer, tmp_path: Path, line: str) -> None:
+    python = f"{shlex.quote(sys.executable)} -c 'from twinfer.cli import main; main()'"
+    line = line.replace(" load.", f" {shlex.quote(str(tmp_path))}/load.")
+    found = run_in_shell(line, digits_server.address, f'twinfer() {{ {python} "$@" --seconds 0.2 --warm-up 0; }}')
+    assert "Every answer was compared" in found.stdout
+    assert len(list(tmp_path.iterdir())) == line.count("/load.")
 
 
 def test_the_python_program_prints_what_each_member_says_and_what_they_say_together(

@@ -94,6 +94,8 @@ class _Stretch:
         # No retries, which would hide failures; and connections of their own, which gRPC would make one of.
         options = [*channel_options(DEFAULT_MAX_MESSAGE_BYTES, attempts=1), ("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(load.target, options) for _ in range(connections)]
+        for channel in self._channels:
+            channel.get_state(try_to_connect=True)
         self._caller: Caller = kind(self._channels, load.requests, load.timeout)
         self._load, self._tally = load, tally
         self._turns = itertools.cycle(range(len(load.requests)))
@@ -109,7 +111,7 @@ class _Stretch:
         """Make the call that is to begin at this time, and count what becomes of its rows."""
         is_measured, tally = self.is_measured(due), self._tally
         if is_measured:
-            tally.latest_start_seconds = max(tally.latest_start_seconds, time.perf_counter() - due)
+            tally.begun_late_seconds += self._load.batch * (time.perf_counter() - due)
         rows = list(itertools.islice(self._turns, self._load.batch))
         replies = await self._caller.ask(rows)
         now = time.perf_counter()

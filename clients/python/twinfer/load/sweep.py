@@ -19,7 +19,7 @@ class Point:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.value:g} calls" if self.kind == "concurrency" else f"{self.value:g}/s"
+        return f"{self.value:g} call{'s' * (self.value != 1)}" if self.kind == "concurrency" else f"{self.value:g}/s"
 
 
 @dataclass(slots=True)

@@ -16,8 +16,14 @@ DIGITS = 3
 """Significant ones: a percentile is at most 0.1 % too high, and never too low."""
 SPANS = ("decode", "queue", "device", "total")
 """Of the answers' timings."""
+SUMS = (
+    *("answered", "degraded", "wrong", "in_time", "not_sent"),
+    *("seconds", "loop_cpu_seconds", "cpu_seconds", "begun_late_seconds"),
+)
 SATURATED = 0.85
 """The share of a core above which the event loop, which has one, is what limits the load."""
+UNPUNCTUAL = 0.2
+"""The part of the median latency above which it says too much of this side."""
 
 
 class Tally:
@@ -33,9 +39,9 @@ class Tally:
         self.in_time = 0
         # Arrivals that found as many calls in flight as there may be.
         self.not_sent = 0
-        # The longest that a call was begun after its time, because this side was busy.
-        self.latest_start_seconds = 0.0
         self.seconds = self.loop_cpu_seconds = self.cpu_seconds = 0.0
+        # By how much calls were begun after their time, because this side was busy; part of their latencies.
+        self.begun_late_seconds = 0.0
         self._flight_rows = 0
         self._spans = dict.fromkeys(SPANS, 0)
 
@@ -61,9 +67,8 @@ class Tally:
         self.latencies.add(other.latencies)
         self.errors.update(other.errors)
         self.examples = other.examples | self.examples
-        for name in ("answered", "degraded", "wrong", "in_time", "not_sent", "seconds", "loop_cpu_seconds", "cpu_seconds"):
+        for name in SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.latest_start_seconds = max(self.latest_start_seconds, other.latest_start_seconds)
         self._flight_rows += other._flight_rows
         for name in SPANS:
             self._spans[name] += other._spans[name]
@@ -88,6 +93,11 @@ class Tally:
         """How busy this side's event loop was, 0 to 1."""
         return self.loop_cpu_seconds / self.seconds if self.seconds else 0.0
 
+    @property
+    def begun_late_ms(self) -> float:
+        """How long after its time a row was asked for on average, in milliseconds."""
+        return self.begun_late_seconds / max(1, self.answered + self.failed) * 1e3
+
     def milliseconds(self) -> dict[str, float]:
         """Give the latencies' percentiles; none where nothing was answered."""
         if not self.answered:
@@ -110,6 +120,10 @@ class Tally:
         found = []
         if self.loop_share > SATURATED:
             found.append(f"this client is the limit: its event loop was busy {self.loop_share:.0%} of the time")
+        if self.answered and self.begun_late_ms > UNPUNCTUAL * self.milliseconds()["p50"]:
+            found.append(
+                f"this client is late: calls began {self.begun_late_ms:.2f} ms after their time, which the latencies include"
+            )
         if self.not_sent:
             found.append(f"{self.not_sent:,} arrivals were not sent: as many calls as allowed were in flight")
         return found
@@ -131,7 +145,7 @@ class Tally:
             "server_ms": self.server_milliseconds(),
             "client_loop_share": self.loop_share,
             "client_cpu_cores": self.cpu_seconds / self.seconds if self.seconds else 0.0,
-            "latest_start_ms": self.latest_start_seconds * 1e3,
+            "begun_late_ms": self.begun_late_ms,
             "warnings": self.warnings(),
             "latency_histogram": self.latencies.encode().decode(),
         }
