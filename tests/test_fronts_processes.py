@@ -147,9 +147,3 @@ def test_a_port_that_somebody_listens_on_is_not_shared_with_them(folder: Path) -
         second = run("serve", str(folder), "--listen", server.address, "--workers", "1", "--trust-code")
     assert second.returncode == 1
     assert "another server has the port" in second.stderr or "Address already in use" in second.stderr
-
-
-def test_a_unix_socket_cannot_be_shared(folder: Path, tmp_path: Path) -> None:
-    found = run("serve", str(folder), "--listen", f"unix:{tmp_path}/socket", "--workers", "2")
-    assert found.returncode == 1
-    assert "workers: " in found.stderr

@@ -41,6 +41,22 @@ def test_every_fault_is_named_at_once() -> None:
     assert [line.split(":")[0] for line in str(refused.value).splitlines()] == ["max_text_bytes", "drain_seconds"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            {"listen": "unix:/run/twinfer.sock", "workers": 2},
+            "workers: Value error, Input should be 0 where callers",
+        ),
+        ({"shared_memory": True, "workers": 2}, "shared_memory: Value error, Input should be false with workers"),
+    ],
+    ids=["a Unix socket", "regions of shared memory"],
+)
+def test_what_processes_cannot_share_is_refused(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidSettings, match=words):
+        read_settings(**flags)
+
+
 def test_trust_lists_are_written_like_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWINFER_TRUST_LIST", "/etc/one:/etc/two")
     assert read_settings().trust_list == [Path("/etc/one"), Path("/etc/two")]

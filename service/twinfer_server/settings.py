@@ -4,6 +4,7 @@ A flag wins over its variable. A variable that begins with TWINFER_ and names no
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,8 +128,17 @@ class ServerSettings(BaseSettings):
     @classmethod
     def _can_share_the_port(cls, workers: int, info: ValidationInfo) -> int:
         if workers and str(info.data.get("listen", "")).startswith("unix:"):
-            raise ValueError("Input should be 0 where callers connect to a unix socket, which processes cannot share")
+            raise ValueError("Input should be 0 where callers connect to a Unix socket, which processes cannot share")
+        if workers and sys.platform != "linux":
+            raise ValueError("Input should be 0: processes share memory without a name, and a port, on Linux only")
         return workers
+
+    @field_validator("shared_memory")
+    @classmethod
+    def _is_known_to_all(cls, shared_memory: bool, info: ValidationInfo) -> bool:
+        if shared_memory and info.data.get("workers"):
+            raise ValueError("Input should be false with workers: a region is registered with one process only")
+        return shared_memory
 
     @field_validator("breaker_failures")
     @classmethod
