@@ -164,7 +164,7 @@ def test_a_caller_who_does_not_read_is_not_read_from(tmp_path: Path) -> None:
 
 def test_a_row_that_outstays_its_timeout_gets_an_error_and_the_others_their_answers(folder: Path, gate: Gate) -> None:
     outbox = Outbox()
-    with running(folder, trust_code=True) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, breaker_stall_seconds=60.0) as server, connect(server.address) as channel:
         answers = stream(channel, outbox)
         outbox.put(row(HELD, "late", pb.InferOptions(timeout={"seconds": 2})))
         gate.wait_for_somebody()

@@ -13,9 +13,10 @@ from ..engine import Engine
 from ..errors import Draining, InvalidOption, Loading, TwinferError
 from ..rows import Answer, Request
 from .answer_writer import AnswerWriter
-from .boundary import Context, describe_error, fail, find_arrival, parse, unary
+from .boundary import Context, describe_error, find_arrival, parse, unary
 from .codec import MAX_REQUEST_ID_BYTES, read_request, write_error
 from .describing import write_description
+from .streams import Streams
 
 SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleService"].full_name
 RESULTS_AT_A_TIME = 16
@@ -29,10 +30,8 @@ class EnsembleService:
         """`pool` parses large messages; a stream may have `max_stream_rows` in hand, a batch `max_batch_rows`."""
         self.engine: Engine | None = None
         self._pool = pool
-        self._max_stream_rows = max_stream_rows
         self._max_batch_rows = max_batch_rows
-        self._streams: dict[asyncio.Task[None], asyncio.Task[None]] = {}
-        """The open streams: each one's handler, with its reader."""
+        self._streams = Streams(self._answer_row, max_stream_rows, is_in_order=False)
         self._is_draining = False
         self._writer = AnswerWriter()
 
@@ -44,17 +43,14 @@ class EnsembleService:
                 "Infer": unary(pb.InferRequest, self._infer, self._pool, self._note_failure),
                 "BatchInfer": unary(pb.BatchInferRequest, self._batch_infer, self._pool, self._note_failure),
                 "GetEnsemble": unary(pb.GetEnsembleRequest, self._get_ensemble, self._pool),
-                "InferStream": grpc.stream_stream_rpc_method_handler(self._infer_stream),
+                "InferStream": grpc.stream_stream_rpc_method_handler(self._streams.handle),
             },
         )
 
     async def drain(self) -> None:
         """Refuse new calls, read nothing more from open streams, and return when their rows are answered and they have ended."""
         self._is_draining = True
-        for reader in self._streams.values():
-            reader.cancel()
-        while self._streams:
-            await asyncio.wait(set(self._streams))
+        await self._streams.drain()
 
     def _ready_engine(self) -> Engine:
         if self._is_draining:
@@ -111,45 +107,8 @@ class EnsembleService:
                 result.error.CopyFrom(write_error(answer))
         return reply
 
-    async def _infer_stream(self, requests: object, context: Context) -> None:
-        """Serve a stream: one reader, one task per row in hand, and one writer, for a stream's messages go out one at a time."""
-        replies: asyncio.Queue[bytes | None] = asyncio.Queue()
-        rows: set[asyncio.Task[None]] = set()
-        # A row is in hand until its answer is written: a caller who does not read is not read from.
-        room = asyncio.Semaphore(self._max_stream_rows)
-        reader = asyncio.create_task(self._read_rows(context, rows, replies, room))
-        writer = asyncio.create_task(_write_replies(context, replies, room))
-        handler = asyncio.current_task()
-        assert handler is not None
-        self._streams[handler] = reader
-        handler.add_done_callback(self._streams.pop)
-        if self._is_draining:
-            reader.cancel()
-        try:
-            was_cut_short = await _was_cancelled(reader)
-            await asyncio.gather(*rows)
-            replies.put_nowait(None)
-            await writer
-        finally:
-            tasks = (reader, writer, *rows)
-            for task in tasks:
-                task.cancel()
-            # Where the caller has gone away, what they raise of it is nobody's concern.
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if was_cut_short:
-            await fail(context, Draining("the server is shutting down; no more rows are read from this stream"))
-
-    async def _read_rows(
-        self, context: Context, rows: set[asyncio.Task[None]], replies: "asyncio.Queue[bytes | None]", room: asyncio.Semaphore
-    ) -> None:  # fmt: skip
-        await room.acquire()
-        while (data := await context.read()) is not grpc.aio.EOF:
-            task = asyncio.create_task(self._answer_row(data, context, replies))
-            rows.add(task)
-            task.add_done_callback(rows.discard)
-            await room.acquire()
-
-    async def _answer_row(self, data: bytes, context: Context, replies: "asyncio.Queue[bytes | None]") -> None:
+    async def _answer_row(self, data: bytes, context: Context) -> bytes:
+        """Answer one row of a stream."""
         request_id = ""
         try:
             message = await parse(pb.InferStreamRequest, data, self._pool)
@@ -161,22 +120,7 @@ class EnsembleService:
             known = describe_error(error)
             self._note_failure(known)
             reply = pb.InferStreamResponse(request_id=request_id, error=write_error(known))
-        replies.put_nowait(reply.SerializeToString())
-
-
-async def _was_cancelled(task: "asyncio.Task[None]") -> bool:
-    """Wait for a task to end; whether somebody else cancelled it. If the waiting itself is cancelled, so it stays."""
-    await asyncio.wait({task})
-    if task.cancelled():
-        return True
-    task.result()  # raises what the task raised
-    return False
-
-
-async def _write_replies(context: Context, replies: "asyncio.Queue[bytes | None]", room: asyncio.Semaphore) -> None:
-    while (reply := await replies.get()) is not None:
-        await context.write(reply)
-        room.release()
+        return reply.SerializeToString()
 
 
 def _read_row(message: pb.InferRequest, arrived_at: float, deadline: float | None, traceparent: str) -> Request | TwinferError:

@@ -15,6 +15,7 @@ from ...rows import Answer, Request
 from ...settings import ServerSettings
 from ..boundary import SMALL_MESSAGE_BYTES, Arrival, Context, UnaryMethod, describe_error, find_arrival, parse, summarize, unary
 from ..codec import MAX_REQUEST_ID_BYTES
+from ..streams import Streams
 from . import grpc_service_pb2 as pb
 from .describing import write_config, write_metadata
 from .memory import memory_handlers, refusing_handlers
@@ -23,7 +24,6 @@ from .reading import find_sources, read_call, read_rows
 from .regions import Place, Regions
 from .server_facts import facts_handlers
 from .statistics import Statistics
-from .stream import Streams
 from .writing import write_response
 
 INFERENCE_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -43,7 +43,7 @@ class InferenceService:
         self._settings = settings
         self._regions = Regions(settings.shared_memory)
         self._statistics = Statistics()
-        self._streams = Streams(self._respond, settings.max_stream_rows)
+        self._streams = Streams(self._respond, settings.max_stream_rows, is_in_order=True)
         self._is_draining = False
         self._is_serving = False
         self._switches: Mapping[str, bool] = {}
