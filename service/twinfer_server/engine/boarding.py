@@ -1,6 +1,7 @@
 """Boarding: which of the rows that wait fly together now, with which members, and in which slots."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -100,11 +101,15 @@ class Boarding:
             index = member.index
             wait = max([0.0 if is_ready[index] else waits[index], *(soonest[feeder] for feeder in member.feeders)])
             soonest.append(wait + self._least_seconds[index])
-        kept: set[int] = set()
+        busy = {index for index, is_free in enumerate(is_ready) if not is_free}  # or kept free for somebody
+        seconds_of: dict[tuple[int, ...], float] = {}
         room = [member.max_samples for member in self._ensemble.members]
         manifest = _Manifest()
         for row in self.queue.take_in_order():
-            missing = self._find_missing(row, soonest, now)
+            if row.crew not in seconds_of:
+                seconds_of[row.crew] = self._find_seconds(row.crew, soonest)
+            # For nearly every row that says it all.
+            missing = self._find_missing(row, soonest, now) if now + seconds_of[row.crew] >= row.reply_by else {}
             if len(missing) == len(row.crew) and pending_members(row):  # a cascade's first: the others are asked in its place
                 row.crew = (*row.crew, *pending_members(row))
                 missing = self._find_missing(row, soonest, now)
@@ -113,16 +118,16 @@ class Boarding:
                 manifest.refused.append((row, off))
                 continue
             late = [index for index in missing if index not in off]
-            flying = [index for index in row.crew if index not in missing]
+            flying = tuple(index for index in row.crew if index not in missing) if missing else row.crew
             if row.policy is Policy.REQUIRE_ALL and late and all(is_ready[index] for index in late):
                 continue  # it cannot make it: its timer is about to fail it, and work for it would be wasted
             if not flying and all(is_ready):
                 continue
-            if (row.policy is Policy.REQUIRE_ALL and late) or not flying or not all(is_ready[i] and i not in kept for i in flying):
+            if (row.policy is Policy.REQUIRE_ALL and late) or not flying or not busy.isdisjoint(flying):
                 manifest.staying.append(row)
                 row.blocked_at = row.blocked_at or now
                 if now - row.ready_at > PATIENCE_SECONDS:
-                    kept.update(flying)  # else rows that need only one of its lanes could keep it waiting for ever
+                    busy.update(flying)  # else rows that need only one of its lanes could keep it waiting for ever
                 continue
             for index in flying:
                 room[index] -= len(row.samples[index][0])
@@ -155,6 +160,12 @@ class Boarding:
         flight.number, flight.boarded_at = next(self._numbers), now
         self.queue.block(now)
         return flight
+
+    def _find_seconds(self, crew: Sequence[int], soonest: Sequence[float]) -> float:
+        """Find in how many seconds all of a crew could have answered; infinity if one is off."""
+        if any(self._switchboard.why_off(index) is not None for index in crew):
+            return math.inf
+        return max((soonest[index] for index in crew), default=math.inf)
 
     def _find_missing(self, row: Row, soonest: Sequence[float], now: float) -> dict[int, TwinferError]:
         """Say, by member index, who cannot fly for the row and why: switched off, too late, or fed by somebody who is."""
