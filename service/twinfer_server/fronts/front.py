@@ -5,9 +5,7 @@ import logging
 import os
 import pickle
 import select
-import signal
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -109,14 +107,14 @@ class Front:
         return 1
 
 
-def main() -> None:
-    """Live as a front: the arguments are the descriptors of the link and of the memory for rows and for answers."""
-    # Who ends the service tells the device process; its fronts have rows in hand, and end when it says so.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    link, rows, answers = map(int, sys.argv[1:])
+def main(link: int, rows: int, answers: int) -> None:
+    """Live as a front: with the descriptors of the link and of the memory for rows and for answers. Does not return."""
     threading.Thread(target=_end_with_the_link, args=(os.dup(link),), daemon=True).start()
-    run_loop(_live(link, rows, answers))
+    try:
+        run_loop(_live(link, rows, answers))
+    except BaseException:
+        logger.exception("a front ended by a defect")
+    end_process(1)  # never back into the process that it was forked from
 
 
 async def _live(link: int, rows: int, answers: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..engine import LocalEngine
 from ..rpc import PortTaken
 from ..settings import ServerSettings
+from .nursery import Nursery, NurseryEnded
 from .orders import Describe, Drain, Open, Order, Report, Stop
 from .process import FrontEnded, FrontProcess
 
@@ -31,15 +32,16 @@ class Fronts:
         self._keepers: list[asyncio.Task[None]] = []
         self._engine: LocalEngine | None = None
         self._health = Report(is_serving=False, members={})
+        self._nursery = Nursery()
         self._held: socket.socket | None = None
 
     async def start(self) -> str:
-        """Have all fronts listen; give the address with the port that was found. Raises PortTaken and FrontEnded."""
+        """Have all fronts listen; give the address with the port that was found. Raises PortTaken, FrontEnded and NurseryEnded."""
         self._held, address = _reserve(self._settings.listen)
         # Once it is known that nobody else has the port, they share it.
         self._settings = self._settings.model_copy(update={"listen": address, "admin_listen": ""})
         self._fronts = [FrontProcess() for _ in range(self._settings.workers)]
-        await asyncio.gather(*(front.start(self._settings) for front in self._fronts))
+        await asyncio.gather(*(front.start(self._nursery, self._settings) for front in self._fronts))
         return address
 
     async def open(self, engine: LocalEngine) -> None:
@@ -69,6 +71,7 @@ class Fronts:
             for front in self._fronts:
                 front.kill()
             await asyncio.wait(ends)
+        self._nursery.close()
         if self._held is not None:
             self._held.close()
             self._held = None
@@ -92,13 +95,12 @@ class Fronts:
         while True:
             ended = self._fronts[place].ended
             await asyncio.wait({ended})  # to wait for it directly would be to cancel it with this task
-            code = ended.result()
-            logger.error("a front process ended with exit code %d; its calls are lost, another one is started", code)
+            logger.error("the front process %d has ended; its calls are lost, another one is started", self._fronts[place].pid)
             self._fronts[place] = front = FrontProcess()
             try:
-                await front.start(self._settings)
+                await front.start(self._nursery, self._settings)
                 await self._open(front)
-            except (FrontEnded, PortTaken) as error:
+            except (FrontEnded, NurseryEnded, PortTaken) as error:
                 logger.error("%s", error)  # the text says it all
                 front.kill()
                 await asyncio.sleep(RESTART_SECONDS)

@@ -4,10 +4,9 @@ import asyncio
 import logging
 import os
 import pickle
+import signal
 import socket
-import subprocess
-import sys
-import threading
+from contextlib import suppress
 from typing import Any
 
 from ..engine import LocalEngine
@@ -16,14 +15,13 @@ from ..settings import ServerSettings
 from .cells import SharedMemory
 from .desk import Desk
 from .link import Frame, Link, Op
+from .nursery import Nursery
 from .orders import Listen, Open, Order
 
 logger = logging.getLogger(__name__)
 
-START = "from twinfer_server.fronts.front import main; main()"
 
-
-class FrontEnded(Exception):
+class FrontEnded(RuntimeError):
     """The process has ended where it should not have."""
 
 
@@ -33,37 +31,31 @@ class FrontProcess:
     def __init__(self) -> None:
         """Begin with nothing; `start` makes the process."""
         loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[int] = loop.create_future()
-        """Its exit code, when the link to it has been closed as well; negative where a signal ended it."""
-        self._exit_code: int | None = None
+        self.ended: asyncio.Future[None] = loop.create_future()
+        """Done when nothing more comes from it: its process has ended, or is ended for that."""
+        self.pid = 0
         self.desk: Desk | None = None
         self._said: dict[Op, asyncio.Future[str]] = {op: loop.create_future() for op in (Op.LISTENING, Op.READY, Op.DRAINED)}
         self._link = Link(self._on_frame, self._on_lost)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._handle = -1
+        """Of the process, whatever its number means meanwhile."""
 
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        return self._process.pid if self._process else 0
-
-    async def start(self, settings: ServerSettings) -> str:
-        """Start the process and have it listen; gives its address. Raises PortTaken and FrontEnded."""
-        ours, theirs = socket.socketpair()
-        size_bytes = (
-            settings.max_waiting_bytes + 2 * settings.max_message_bytes
-        )  # what little lies in it is all the memory it takes
+    async def start(self, nursery: Nursery, settings: ServerSettings) -> str:
+        """Start the process and have it listen; gives its address. Raises PortTaken, FrontEnded and NurseryEnded."""
+        # Only what has been used takes memory; bfloat16, as the one kind of input, grows when it is read.
+        size_bytes = settings.max_waiting_bytes + 2 * settings.max_message_bytes
         self._rows, self._answers = SharedMemory(size_bytes), SharedMemory(size_bytes)
-        fds = (theirs.fileno(), self._rows.fd, self._answers.fd)
-        # A thread of torch's own for every core, in every process, would be too many.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", "-c", START, *map(str, fds)]
-        self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment)  # noqa: ASYNC220
-        theirs.close()
-        self._rows.close_fd()
-        self._answers.close_fd()
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self._wait, args=(loop,), name=f"front-{self.pid}", daemon=True).start()
-        await loop.create_connection(lambda: self._link, sock=ours)
+        ours, theirs = socket.socketpair()
+        await asyncio.get_running_loop().create_connection(lambda: self._link, sock=ours)
+        try:
+            self.pid = await nursery.fork((theirs.fileno(), self._rows.fd, self._answers.fd))
+            self._handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            raise FrontEnded(f"the front process {self.pid} ended as soon as it had begun") from None
+        finally:
+            theirs.close()
+            self._rows.close_fd()
+            self._answers.close_fd()
         self.tell(Listen(settings))
         address = await self._hear(Op.LISTENING)
         if not address:
@@ -85,14 +77,16 @@ class FrontProcess:
         self._link.send(Op.CONTROL, payload=pickle.dumps(order))
 
     def kill(self) -> None:
-        """End it at once."""
-        if self._process is not None and not self.ended.done():
-            self._process.kill()
+        """End it at once; nothing happens where it has ended."""
+        if self._handle >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+        self._link.close()
 
     async def _hear(self, op: Op) -> str:
         said = await self._wait_for(op)
         if not said.done():
-            raise FrontEnded(f"the front process {self.pid} ended with exit code {self.ended.result()} before it was ready")
+            raise FrontEnded(f"the front process {self.pid} ended before it was ready")
         return said.result()
 
     async def _wait_for(self, op: Op) -> "asyncio.Future[str]":
@@ -116,23 +110,9 @@ class FrontProcess:
     def _on_lost(self) -> None:
         if self.desk is not None:
             self.desk.close()
-        self.kill()  # it has closed the link, so it has ended, or is good for nothing any more
-        self._note_end()
-
-    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for the process's end, on a thread that does nothing else."""
-        assert self._process is not None
-        code = self._process.wait()
-        try:
-            loop.call_soon_threadsafe(self._on_exit, code)
-        except RuntimeError:  # the loop has ended before
-            logger.debug("the front process %d ended after the device process's life", self._process.pid)
-
-    def _on_exit(self, code: int) -> None:
-        self._exit_code = code
-        self._link.close()
-        self._note_end()
-
-    def _note_end(self) -> None:
-        if self._exit_code is not None and not self._link.is_open and not self.ended.done():
-            self.ended.set_result(self._exit_code)
+        self.kill()  # a process without its link is good for nothing any more
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        if not self.ended.done():
+            self.ended.set_result(None)
