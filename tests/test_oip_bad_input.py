@@ -54,6 +54,10 @@ NUMBERS = "inputs['numbers']"
 CASES = [
     Case("no inputs", ask(), "MISSING_INPUT", ("inputs", "numbers")),
     Case("an unknown input", ask(oip.raw("x", "FP32", [[1]])), "UNKNOWN_INPUT", ("inputs['x']", "numbers", "image", "text")),
+    Case(
+        "a hundred thousand unknown inputs", ask(*((oip.Tensor(name=str(number)), b"") for number in range(100_000))),
+        "UNKNOWN_INPUT", ("inputs['0']", "numbers"),
+    ),
     Case("an input twice", ask(GOOD_NUMBERS, GOOD_NUMBERS), INPUT, (NUMBERS, "twice")),
     Case("an unknown datatype", numbers([1, 3], bytes(12), "FP31"), INPUT, (NUMBERS, "datatype", "'FP31'", "BF16", "BYTES")),
     Case("no datatype", numbers([1, 3], bytes(12), ""), INPUT, (NUMBERS, "datatype", "''")),
@@ -135,6 +139,7 @@ CASES = [
         OPTION, ("'colour'", "classification"),
     ),
     Case("an unknown parameter", ask(GOOD_NUMBERS, parameters={"colour": 1}), OPTION, ("'colour'", "timeout", "priority")),
+    Case("too many parameters", ask(GOOD_NUMBERS, parameters={f"triton_{n}": n for n in range(65)}), OPTION, ("65", "at most 64")),
     Case("a sequence", ask(GOOD_NUMBERS, parameters={"sequence_id": 3}), OPTION, ("sequence_id", "none")),
     Case("a sequence by name", ask(GOOD_NUMBERS, parameters={"sequence_id": "s"}), OPTION, ("sequence_id", "none")),
     Case("a negative timeout", ask(GOOD_NUMBERS, parameters={"timeout": -1}), OPTION, ("timeout", "-1", "at least 0")),

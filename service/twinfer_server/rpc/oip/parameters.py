@@ -1,6 +1,6 @@
 """Parameters: values of several types under free names, read as what they have to be."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from ...errors import InvalidOption, quote
 from . import grpc_service_pb2 as pb
@@ -11,9 +11,14 @@ HINTS = ("triton_", "binary_data")
 """How the names of parameters begin that ask for nothing: Triton's own, and how bytes would travel over HTTP."""
 
 
-def check_known(field: str, names: Iterable[str], known: Collection[str]) -> None:
+MAX_PARAMETERS = 64
+
+
+def check_known(field: str, parameters: Parameters, known: Collection[str]) -> None:
     """Raise InvalidOption for a parameter that nobody would look at; hints are let pass."""
-    for name in names:
+    if len(parameters) > MAX_PARAMETERS:
+        raise InvalidOption(f"{field}: found {len(parameters)}; allowed: at most {MAX_PARAMETERS}")
+    for name in parameters:
         if name not in known and not name.startswith(HINTS):
             allowed = ", ".join(known) or "none"
             raise InvalidOption(f"{field}[{quote(name)}]: no such parameter; allowed: {allowed}")

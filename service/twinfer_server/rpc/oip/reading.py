@@ -78,13 +78,16 @@ def read_call(message: pb.ModelInferRequest, model: Model, regions: Regions, arr
     return Call(model, message.id, make_row, wanted)
 
 
-def find_sources(message: pb.ModelInferRequest, regions: Regions, max_bytes: int) -> list[Source]:
-    """Find where each input's bytes are, before any are read; raises InvalidInput and InvalidOption.
+def find_sources(message: pb.ModelInferRequest, model: Model, regions: Regions, max_bytes: int) -> list[Source]:
+    """Find where each input's bytes are, before any are read; raises InvalidRequest.
 
     What comes through shared memory may have `max_bytes` in all, as a message.
     """
+    names = [tensor.name for tensor in model.inputs]
     places: dict[str, Place | None] = {}
-    for tensor in message.inputs:
+    for tensor in message.inputs:  # ends at the first that should not be there, however many there are
+        if tensor.name not in names:
+            raise UnknownInput(f"{name_input(tensor)}: no such input; allowed: {names}")
         if tensor.name in places:
             raise InvalidInput(f"{name_input(tensor)}: found twice; allowed: once")
         places[tensor.name] = None
@@ -112,8 +115,6 @@ def read_rows(call: Call, sources: Sequence[Source]) -> list[Request]:
     """Cut the inputs into rows, as many as the first sizes of their shapes say; raises InvalidRequest. Any thread."""
     kinds = {tensor.name: tensor.kind for tensor in call.model.inputs}
     for source in sources:
-        if source.tensor.name not in kinds:
-            raise UnknownInput(f"{source.field}: no such input; allowed: {list(kinds)}")
         check_shape(source.field, source.tensor.datatype, source.tensor.shape)
     counts = {source.tensor.name: source.tensor.shape[0] for source in sources}
     rows, most = next(iter(counts.values()), 1), call.model.max_rows
@@ -125,7 +126,7 @@ def read_rows(call: Call, sources: Sequence[Source]) -> list[Request]:
 
 def _check_options(options: Parameters, model: Model) -> None:
     known = ("timeout", "priority", "policy") if model.is_ensemble else ("timeout", "priority")
-    check_known("parameters", [name for name in options if name not in _SEQUENCE], known)
+    check_known("parameters", options, (*known, *_SEQUENCE))
     for name in _SEQUENCE:
         if name in options and is_set(options[name]):
             raise InvalidOption(f"parameters[{name!r}]: found a value; allowed: none, for rows do not know of each other")

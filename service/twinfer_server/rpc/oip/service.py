@@ -150,7 +150,7 @@ class InferenceService:
         if model.refusal:
             raise Unsupported(f"model {model.name!r} cannot be asked: {model.refusal}; allowed: {catalog.ensemble.name!r}")
         call = read_call(message, model, self._regions, arrival)
-        sources = find_sources(message, self._regions, self._settings.max_message_bytes)
+        sources = find_sources(message, model, self._regions, self._settings.max_message_bytes)
         size_bytes += sum(source.raw.byte_size for source in sources if isinstance(source.raw, Place))
         requests = await self._on_pool(size_bytes, lambda: read_rows(call, sources))
         answers = await _infer(engine, requests, size_bytes, model.member)
