@@ -53,7 +53,7 @@ def start_all(
         for contender in CONTENDERS
     }
     for contender in CONTENDERS:
-        facts[contender.name]["why_not"] = contender.why_not or None
+        facts[contender.name] |= {"why_not": contender.why_not or None, "version": contender.version or None}
     contenders = [contender for contender in CONTENDERS if not contender.why_not]
     loader.submit(prepare, pair, sorted({way for contender in contenders for way in contender.ways})).result()
     folder = PAIRS[pair].write(root / pair)
@@ -137,6 +137,7 @@ COLUMNS = {
 SERVER_COLUMNS = {
     "pair": ("pair", ""),
     "server": ("server", ""),
+    "version": ("version", ""),
     "first_answer_seconds": ("first answer after s", ".2f"),
     "peak_mib": ("peak memory MiB", ",.0f"),
     "why_not": ("not measured because", ""),

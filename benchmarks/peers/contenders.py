@@ -29,11 +29,21 @@ class Contender:
     arguments: tuple[str, ...]
     environment: str = ""
     """The folder of its own Python environment; empty: it is in the one that everything else is in."""
+    package: str = ""
+    """What that environment is there for."""
 
     @property
     def python(self) -> Path:
         """The interpreter that runs it."""
         return ENVIRONMENTS / self.environment / "bin" / "python" if self.environment else Path(sys.executable)
+
+    @property
+    def version(self) -> str:
+        """The version of its package; empty where it has none of its own."""
+        question = f"from importlib.metadata import version; print(version({self.package!r}))"
+        if not self.package or self.why_not:
+            return ""
+        return subprocess.run([self.python, "-c", question], capture_output=True, text=True, check=True).stdout.strip()
 
     @property
     def why_not(self) -> str:
@@ -44,12 +54,13 @@ class Contender:
 QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=")
 SERVE = ("-c", "from twinfer.cli import main; main()", "serve", "{folder}", "--listen", "127.0.0.1:{port}", "--trust-code")
 MOSEC = ("-m", "benchmarks.peers.mosec_server", "{pair}", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
+TRITON = ("-m", "benchmarks.peers.triton_server", "{pair}", "{port}", "{second_port}")
 CONTENDERS = (
     Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY)),
     Contender(BARE, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}")),
     Contender(BATCHER, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}", "--batching")),
-    Contender("Mosec", ("HTTP",), MOSEC, "mosec"),
-    Contender("PyTriton", ("ModelInfer",), ("-m", "benchmarks.peers.triton_server", "{pair}", "{port}", "{second_port}"), "triton"),
+    Contender("Mosec", ("HTTP",), MOSEC, "mosec", "mosec"),
+    Contender("PyTriton", ("ModelInfer",), TRITON, "triton", "nvidia-pytriton"),
 )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -33,10 +33,26 @@ _DTYPES: Mapping[int, np.dtype[np.generic]] = {
     tensor_pb2.DATA_TYPE_FP64: np.dtype("<f8"),
 }
 DTYPE_OF_NAME = {str(dtype): number for number, dtype in _DTYPES.items() if number != tensor_pb2.DATA_TYPE_BF16}
-_DEFAULT_OPTIONS = ensemble_service_pb2.InferOptions()
+
+
 # Looked up once: a descriptor makes a new mapping whenever it is asked.
 _POLICIES = frozenset(ensemble_service_pb2.Policy.values())
 _PRIORITIES = frozenset(ensemble_service_pb2.Priority.values())
+
+
+class _Options(TypedDict, total=False):
+    """What a request's options say, by the names that `Request` has for it."""
+
+    policy: Policy | None
+    timeout_seconds: float | None
+    priority: Priority
+    top_k: int
+    wants_member_predictions: bool
+    wants_explanation: bool
+    fusion_weights: Mapping[str, float]
+
+
+_NO_OPTIONS = _Options()
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -49,23 +65,28 @@ def read_request(
     request_id = message.request_id
     if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
         raise InvalidOption(f"request_id: found {len(request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
-    options = message.options if message.HasField("options") else _DEFAULT_OPTIONS
-    policy = read_enum("options.policy", options.policy, Policy, _POLICIES)
-    priority = read_enum("options.priority", options.priority, Priority, _PRIORITIES)
+    # Most requests have none, or an empty message of them.
+    options = _read_options(message.options) if message.options.ByteSize() else _NO_OPTIONS
     return Request(
         inputs={name: _read_input(name, value) for name, value in message.inputs.items()},
         arrived_at=arrived_at,
         deadline=deadline,
         ensemble=message.ensemble,
         version=message.version,
-        policy=policy,
+        caller=Caller(request_id, traceparent),
+        **options,
+    )
+
+
+def _read_options(options: ensemble_service_pb2.InferOptions) -> _Options:
+    return _Options(
+        policy=read_enum("options.policy", options.policy, Policy, _POLICIES),
         timeout_seconds=_read_timeout(options.timeout) if options.HasField("timeout") else None,
-        priority=priority or Priority.NORMAL,
+        priority=read_enum("options.priority", options.priority, Priority, _PRIORITIES) or Priority.NORMAL,
         top_k=options.top_k,
         wants_member_predictions=options.member_predictions,
         wants_explanation=options.explain,
         fusion_weights=dict(options.fusion_weights),
-        caller=Caller(request_id, traceparent),
     )
 
 
