@@ -77,7 +77,7 @@ def test_a_sure_first_member_answers_alone_and_the_other_is_skipped(pair: Pair) 
     assert pair.dear.batches == []
 
 
-def test_an_unsure_first_member_is_fused_with_the_other_and_asked_once(pair: Pair) -> None:
+def test_an_unsure_first_member_is_fused_with_the_other_and_asked_once(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     answer = pair.ask(UNSURE, 1.0)
     assert states(answer) == {"cheap": "OK", "dear": "OK"}
     assert first_chance(answer) == pytest.approx(chance(UNSURE, 1.0), abs=1e-6)
@@ -85,6 +85,9 @@ def test_an_unsure_first_member_is_fused_with_the_other_and_asked_once(pair: Pai
     assert pair.cheap.batches == [[UNSURE]]
     assert pair.dear.batches == [[1.0]]
     assert answer.members["cheap"].device_ms is not None
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], (
+        "a flight without answers is none to learn from"
+    )
 
 
 def test_rows_of_both_kinds_come_back_with_their_own_answers(pair: Pair) -> None:

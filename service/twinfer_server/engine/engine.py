@@ -318,7 +318,8 @@ class LocalEngine:
                 row.answer.set_exception(answer)
             else:
                 row.answer.set_result(answer)
-        self._admission.note_answers(len(rows))
+        if rows:  # a cascade may send all of a flight's rows on
+            self._admission.note_answers(len(rows))
 
 
 async def _find_outcome(reply: "asyncio.Future[Answer]") -> Answer | TwinferError:
