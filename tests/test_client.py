@@ -581,6 +581,18 @@ def test_a_refused_connection_is_unavailable_and_says_where(caller: Caller, refu
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.UNSPECIFIED)
 
 
+def test_a_connection_that_takes_its_time_is_waited_for(caller: Caller) -> None:
+    # Connected, and then nothing: what a busy server or a far one looks like until it has said its first word.
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(errors.DeadlinePassed):
+        caller.infer(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
+
+
+def test_channel_options_of_the_caller_win(caller: Caller) -> None:
+    options = [("grpc.max_receive_message_length", 10)]
+    with serving(ScriptedService()) as address, pytest.raises(errors.Overloaded, match="larger than max"):
+        caller.infer(address, client={"options": options})
+
+
 # --- retries and sizes ------------------------------------------------------------------------------------------------
 
 OVERLOADED = (grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", (("grpc-retry-pushback-ms", "5"),))

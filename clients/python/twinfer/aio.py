@@ -51,7 +51,7 @@ class AsyncClient:
         options: Sequence[channel.Option] = (),
     ) -> None:
         """Make a client; see `Client`."""
-        all_options = channel.channel_options(max_message_bytes, attempts) + list(options)
+        all_options = [*options, *channel.channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, all_options)
         else:

@@ -31,9 +31,9 @@ def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:
         # unless they are told otherwise; data in flight that nobody acknowledges is noticed after the 20 seconds.
         ("grpc.keepalive_time_ms", 330_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        # A server that is just starting is found soon, and one that is down is not hammered.
+        # A server that is just starting is found soon, and one that is down is not hammered. Not a word of
+        # `min_reconnect_backoff_ms`: that is how long an attempt to connect may take, and 20 seconds unless it is set.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
 

@@ -45,7 +45,7 @@ class Client:
         attempts: how often a call is tried while the server is unavailable or overloaded, the first included.
         options: further gRPC channel options; they win over the client's own.
         """
-        all_options = channel.channel_options(max_message_bytes, attempts) + list(options)
+        all_options = [*options, *channel.channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
         if credentials is None:
             self._channel = grpc.insecure_channel(target, all_options)
         else:
