@@ -58,8 +58,10 @@ async def run_closed(load: Load, concurrency: int, tally: Tally) -> None:
         while (now := time.perf_counter()) < stretch.ends:
             await stretch.ask(now)
 
-    async with _Stretch(load, concurrency, tally) as stretch:
-        await asyncio.gather(stretch.watch(), *(keep_asking(stretch) for _ in range(concurrency)))
+    async with _Stretch(load, concurrency, tally) as stretch, asyncio.TaskGroup() as tasks:
+        tasks.create_task(stretch.watch())
+        for _ in range(concurrency):
+            tasks.create_task(keep_asking(stretch))
 
 
 async def run_open(load: Load, arrivals: Iterable[float], tally: Tally) -> None:
@@ -68,18 +70,17 @@ async def run_open(load: Load, arrivals: Iterable[float], tally: Tally) -> None:
     Source: Gil Tene, "How NOT to Measure Latency", and wrk2.
     """
     under_way: set[asyncio.Task[None]] = set()
-    async with _Stretch(load, load.max_in_flight, tally) as stretch:
-        watching = asyncio.create_task(stretch.watch())
+    async with _Stretch(load, load.max_in_flight, tally) as stretch, asyncio.TaskGroup() as tasks:
+        tasks.create_task(stretch.watch())
         for arrival in arrivals:
             due = stretch.start + arrival
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             if len(under_way) >= load.max_in_flight:
                 tally.not_sent += load.batch * stretch.is_measured(due)
                 continue
-            call = asyncio.create_task(stretch.ask(due))
+            call = tasks.create_task(stretch.ask(due))
             under_way.add(call)
             call.add_done_callback(under_way.discard)
-        await asyncio.gather(watching, *under_way)
 
 
 class _Stretch:
