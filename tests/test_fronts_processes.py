@@ -136,6 +136,16 @@ def test_a_front_that_is_killed_loses_its_own_calls_and_is_started_again(folder:
     assert f"the front process {killed} has ended" in server.log.read_text()
 
 
+def test_fronts_are_started_again_even_where_the_process_that_they_are_forked_from_is_gone(folder: Path) -> None:
+    with started(folder, "--workers", "2") as server:
+        for pid in (nursery_of(server), *fronts_of(server)):
+            os.kill(pid, signal.SIGKILL)
+        with connect(server.address) as channel:
+            wait_until(lambda: isinstance(infer(channel, row()), pb.InferResponse))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
 def test_when_the_device_process_is_killed_calls_fail_at_once_and_no_front_is_left(folder: Path, gate: Gate) -> None:
     with started(folder, *PATIENT, "--workers", "2") as server, connect(server.address) as channel:
         fronts = [nursery_of(server), *fronts_of(server)]
