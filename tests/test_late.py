@@ -217,8 +217,9 @@ def test_a_process_with_a_stuck_member_ends_on_sigterm_with_exit_code_0(tmp_path
         assert next(process.stdout) == "ready\n"
         with Client(address, attempts=1) as client:
             impatient = make_request(inputs(-1000), timeout=1.0, policy="best_effort")
-            calls = [callers.submit(client.infer, impatient, timeout=60), callers.submit(client.infer, inputs(-1000), timeout=60)]
+            calls = [callers.submit(client.infer, impatient, timeout=60)]
             assert next(process.stdout) == "stuck\n"
+            calls.append(callers.submit(client.infer, inputs(-1000), timeout=60))
             process.send_signal(signal.SIGTERM)
             assert states(calls[0].result()) == {"stuck": MemberState.LATE, "free": MemberState.OK}
             with pytest.raises(TwinferError) as failure:

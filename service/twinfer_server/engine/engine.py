@@ -73,23 +73,10 @@ class LocalEngine:
 
     async def infer(self, request: Request, size_bytes: int) -> Answer:
         """Answer one row; raises TwinferError."""
-        self._admission.enter(size_bytes)
-        try:
-            row, answer = self._make_row(request)
-            watch = Watch([row], self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
-            try:
-                self._decoder.decode([row], size_bytes)
-                answered = await answer
-                if self._timeline is not None:
-                    self._timeline.add_row(row, row.ready_at + answered.timings.queue_seconds)
-                return answered
-            finally:
-                watch.cancel()
-                if answer.cancelled():
-                    self.note_failure(Cancelled("the caller went away"))
-                    self._batcher.discard_answered()
-        finally:
-            self._admission.leave(size_bytes)
+        [answer] = await self.infer_batch([request], size_bytes)
+        if isinstance(answer, TwinferError):
+            raise answer
+        return answer
 
     async def infer_batch(self, requests: Sequence[Request], size_bytes: int) -> list[Answer | TwinferError]:
         """Answer many rows, each with its answer or its error, in their order; raises TwinferError if none can be taken in hand."""
@@ -252,7 +239,7 @@ class LocalEngine:
         standing = self._batcher.standing_seconds()
         return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
 
-    def _make_row(self, request: Request, place: int = 0, count: int = 1) -> tuple[Row, "asyncio.Future[Answer]"]:
+    def _make_row(self, request: Request, place: int, count: int) -> tuple[Row, "asyncio.Future[Answer]"]:
         """Check a request, all but its inputs, and make its row; it is answered together with `count` rows in all."""
         policy = self._ensemble.check(request)
         self._batcher.switchboard.check(policy)
