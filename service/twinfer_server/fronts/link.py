@@ -37,7 +37,7 @@ class Op(IntEnum):
     """The device process: an order, pickled in the payload."""
 
 
-_HEAD = struct.Struct("<BIQId")
+_HEAD = struct.Struct("<BQQId")
 
 
 @dataclass(frozen=True, slots=True)

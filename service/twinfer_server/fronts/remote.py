@@ -20,7 +20,9 @@ from .orders import Describe
 from .wire import pack_error, pack_reply, pack_row, unpack_outcome
 
 RETRY_SECONDS = 0.1
+"""When to come again if there is no room: sooner than that hardly anything has been answered."""
 LOOK_SECONDS = 1.0
+"""How often to look whether rows that wait to be decoded are out of time, at the least."""
 
 
 class RemoteEngine:
