@@ -16,7 +16,7 @@ from tests.servers import write_ensemble
 from twinfer_server.device import CpuDevice
 from twinfer_server.engine import LocalEngine
 from twinfer_server.ensemble import Ensemble, load_ensemble, warm_up
-from twinfer_server.errors import Draining, MissingInput, Overloaded, TwinferError
+from twinfer_server.errors import Draining, MemberOff, MissingInput, Overloaded, TwinferError
 from twinfer_server.inputs import InputLimits
 from twinfer_server.rows import Answer, Policy, Priority, Request, State
 from twinfer_server.settings import ServerSettings
@@ -209,6 +209,24 @@ def test_the_limits_hold_for_all_fronts_together(ensemble: Ensemble, opinion: Op
                     await ask(other)
                 assert refused.value.retry_after_seconds > 0
             await asyncio.gather(*rows)
+        engine.close()
+
+    run(scenario)
+
+
+def test_what_a_member_that_is_off_is_needed_for_is_refused_before_it_is_decoded(ensemble: Ensemble) -> None:
+    async def scenario() -> None:
+        read = ServerSettings(default_timeout_seconds=1e6, stall_seconds=1e6)
+        engine = LocalEngine(ensemble, read)
+        engine.start()
+        changes: list[str] = []
+        engine.operations.on_change = lambda: changes.append("changed")
+        await engine.operations.set_member("left", is_on=False)
+        assert changes, "else the fronts would not be told"
+        async with behind_a_front(engine, read) as there:
+            request = Request({"left": number(1).repeat(2)}, time.monotonic())  # of no shape that it takes
+            with pytest.raises(MemberOff, match="an operator has switched it off"):
+                await there.front.infer(request, 1)
         engine.close()
 
     run(scenario)

@@ -233,6 +233,14 @@ class LocalEngine:
         """Whether the members that are on are enough for the ensemble's own policy."""
         return self._batcher.switchboard.can_answer(self._ensemble.default_policy)
 
+    def refusal(self, policy: Policy) -> TwinferError | None:
+        """Give the error that every row under `policy` is refused with now, before anything is done for it; None if none is."""
+        try:
+            self._batcher.switchboard.check(policy)
+        except TwinferError as error:
+            return error
+        return None
+
     def stuck_members(self) -> list[str]:
         """Name the members whose lane has stood still for `stuck_seconds`; looks for those that have just got stuck, too."""
         self._batcher.look_for_stuck()

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..engine import LocalEngine
+from ..rows import Policy
 from ..rpc import PortTaken
 from ..settings import ServerSettings
 from .nursery import Nursery, NurseryEnded
 from .orders import Describe, Drain, Open, Order, Report, Stop
 from .process import FrontEnded, FrontProcess
+from .wire import pack_error
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,8 @@ class Fronts:
 def describe_now(engine: LocalEngine) -> Describe:
     """Say how the ensemble is now."""
     ensemble = engine.ensemble
-    return Describe(engine.description, frozenset(ensemble.crew.version.fusion.needs), ensemble.classes)
+    refusals = {policy: pack_error(error) for policy in Policy if (error := engine.refusal(policy)) is not None}
+    return Describe(engine.description, frozenset(ensemble.crew.version.fusion.needs), ensemble.classes, refusals)
 
 
 def _reserve(address: str) -> tuple[socket.socket, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine import Description
+from ..rows import Policy
 from ..settings import ServerSettings
 from ..spec import EnsembleSpec
 
@@ -18,11 +19,15 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """The ensemble is now so: `needs` are the indexes of the members that the fusion needs, `classes` as `Ensemble.classes`."""
+    """The ensemble is now so: `needs` are the indexes of the members that the fusion needs, `classes` as `Ensemble.classes`.
+
+    `refusals` are packed errors, for the policies under which no row can be answered because members are off.
+    """
 
     description: Description
     needs: frozenset[int]
     classes: int
+    refusals: Mapping[Policy, bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from ..settings import ServerSettings
 from .cells import Cells, SharedMemory
 from .link import Frame, Link, Op
 from .orders import Describe
-from .wire import pack_error, pack_reply, pack_row, unpack_outcome
+from .wire import pack_error, pack_reply, pack_row, unpack_error, unpack_outcome
 
 RETRY_SECONDS = 0.1
 """When to come again if there is no room: sooner than that hardly anything has been answered."""
@@ -147,6 +147,8 @@ class RemoteEngine:
         self, request: Request, size_bytes: int, place: int = 0, count: int = 1
     ) -> tuple[Row, "asyncio.Future[Answer]"]:  # fmt: skip
         policy = self._intake.check(request, self.now.needs, self.now.classes)
+        if policy in self.now.refusals:
+            raise unpack_error(self.now.refusals[policy])
         answer: asyncio.Future[Answer] = self._loop.create_future()
         weights = self._intake.row_weights(request.fusion_weights)
         reply_by = self._margin.reply_by(request, count)
