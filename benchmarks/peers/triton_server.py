@@ -1,6 +1,6 @@
 """The pair behind Triton through PyTriton, in an environment of its own (`make peers`): a dynamic batcher, the models in Python.
 
-python -m benchmarks.peers.triton_server noop 8001 8000
+python -m benchmarks.peers.triton_server noop 8001 8000 build/triton
 """
 
 import os
@@ -30,7 +30,7 @@ if __name__ == "__main__":
         return {"prediction": compute(arrays)}
 
     config = TritonConfig(grpc_port=grpc_port, http_port=http_port, allow_metrics=False, log_verbose=0)
-    with Triton(config=config) as triton:
+    with Triton(config=config, workspace=sys.argv[4]) as triton:
         triton.bind(
             model_name=pair.name,
             infer_func=infer,
