@@ -109,15 +109,15 @@ def measure(model: str, folder: Path) -> list[Point]:
     for number, (way, keys) in enumerate(WAYS.items()):
         console.print(f"{model}, {way}")
         members[way] = load(write_folder(folder / f"{model}-{number}", model, keys))
-    member = next(iter(members.values()))
-    tokens, points = member.token_sizes[-1], []
+    first = members["fp32 eager"]
+    tokens, points = first.token_sizes[-1], []
     for rows in (1, MAX_ROWS):
         with worker(frozenset()) as plain:
-            plain.submit(prepare_plain, model, member.arguments(member.slots[0], Bucket(rows, tokens))).result()
+            plain.submit(prepare_plain, model, first.arguments(first.slots[0], Bucket(rows, tokens))).result()
             rounds = [(plain.submit(time_plain).result(), _time(list(members.values()), rows)) for _ in range(ROUNDS)]
         outputs = [member.compute(member.slots[0], Bucket(rows, tokens)) for member in members.values()]
         plain_ms = statistics.median(seconds for seconds, _ in rounds) * 1e3
-        points.append(Point(model, "plain torch", "", rows, plain_ms, 1.0, (1.0, 1.0), 0.0, member.model.parameter_bytes / 1e6))
+        points.append(Point(model, "plain torch", "", rows, plain_ms, 1.0, (1.0, 1.0), 0.0, first.model.parameter_bytes / 1e6))
         for place, (way, member) in enumerate(members.items()):
             ratios = sorted(seconds / ours[place] for seconds, ours in rounds)
             points.append(

@@ -20,7 +20,7 @@ from twinfer.errors import MemberFailed, MemberLate, MemberOff, NotFinite, Stage
 
 CALLERS = 32
 CALLS = 256
-DEADLINE_SECONDS = 2.0
+DEADLINE_SECONDS = 4.0
 CODES = {
     MemberFailed: grpc.StatusCode.INTERNAL,
     NotFinite: grpc.StatusCode.INTERNAL,
