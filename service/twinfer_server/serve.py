@@ -102,10 +102,10 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             engine.start()
             if metrics is not None:
                 metrics.watch(engine)
+            _spare_collecting()  # it takes a moment, so before there are rows that would feel it
             await server.open(engine)
             admin.open(engine)
             server.report(is_serving=True, members=engine.operations.switches)
-            _spare_collecting()
             observer.on_ready()
             await _watch_health(server, engine, stopping)
             await _drain(server, admin, engine, settings.drain_seconds)

@@ -28,8 +28,8 @@ def is_compiled(content: bytes) -> bool:
 class CompiledPackage:
     """A compiled package, ready to be called from any thread.
 
-    By torch's runner itself: `torch._inductor.aoti_load_package` would load the whole compiler, seconds and 150 MB of it, and read
-    the form of the outputs again at every call.
+    By torch's runner itself: `torch._inductor.aoti_load_package` would load the whole compiler, for seconds, with some 80 MB,
+    and read the form of the outputs again at every call.
     """
 
     def __init__(self, content: bytes) -> None:

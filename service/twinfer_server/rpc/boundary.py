@@ -72,7 +72,7 @@ def unary(
             reply = await method(await parse(kind, data, pool), len(data), context)
             written = reply.SerializeToString()
             # Let the others of the same flight be written, too, before the first is sent: sent one by one between the others'
-            # writing, each would wake gRPC's threads by itself, for a tenth of a call's cost.
+            # writing, each would wake gRPC's threads by itself.
             await asyncio.sleep(0)
             return written
         except Exception as error:
