@@ -1,63 +1,56 @@
 """The methods for shared memory, and those that this server does not have."""
 
-from collections.abc import Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-import grpc
+from google.protobuf.message import Message
 
 from ...errors import Unsupported
-from ..boundary import Context, unary
 from . import grpc_service_pb2 as pb
 from .regions import Regions
 
-Handlers = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
+Methods = Mapping[str, Callable[[Any], Message]]
+"""Methods by name that answer their request at once."""
 
 
-def memory_handlers(regions: Regions, pool: Executor) -> Handlers:
-    """Give the handlers of the methods for shared memory by name."""
+def memory_methods(regions: Regions) -> Methods:
+    """Give the methods for shared memory; there is none of CUDA's."""
 
-    async def status(message: pb.SystemSharedMemoryStatusRequest, size_bytes: int, context: Context) -> Any:
+    def status(message: pb.SystemSharedMemoryStatusRequest) -> Message:
         response = pb.SystemSharedMemoryStatusResponse()
         for region in regions.list(message.name):
             found = response.regions[region.name]
             found.name, found.key, found.offset, found.byte_size = region.name, region.key, region.offset, region.byte_size
         return response
 
-    async def register(message: pb.SystemSharedMemoryRegisterRequest, size_bytes: int, context: Context) -> Any:
+    def register(message: pb.SystemSharedMemoryRegisterRequest) -> Message:
         regions.register(message.name, message.key, message.offset, message.byte_size)
         return pb.SystemSharedMemoryRegisterResponse()
 
-    async def unregister(message: pb.SystemSharedMemoryUnregisterRequest, size_bytes: int, context: Context) -> Any:
+    def unregister(message: pb.SystemSharedMemoryUnregisterRequest) -> Message:
         regions.unregister(message.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
-    async def cuda_status(message: pb.CudaSharedMemoryStatusRequest, size_bytes: int, context: Context) -> Any:
-        return pb.CudaSharedMemoryStatusResponse()
-
-    async def cuda_unregister(message: pb.CudaSharedMemoryUnregisterRequest, size_bytes: int, context: Context) -> Any:
-        return pb.CudaSharedMemoryUnregisterResponse()
-
     return {
-        "SystemSharedMemoryStatus": unary(pb.SystemSharedMemoryStatusRequest, status, pool),
-        "SystemSharedMemoryRegister": unary(pb.SystemSharedMemoryRegisterRequest, register, pool),
-        "SystemSharedMemoryUnregister": unary(pb.SystemSharedMemoryUnregisterRequest, unregister, pool),
-        "CudaSharedMemoryStatus": unary(pb.CudaSharedMemoryStatusRequest, cuda_status, pool),
-        "CudaSharedMemoryUnregister": unary(pb.CudaSharedMemoryUnregisterRequest, cuda_unregister, pool),
+        "SystemSharedMemoryStatus": status,
+        "SystemSharedMemoryRegister": register,
+        "SystemSharedMemoryUnregister": unregister,
+        "CudaSharedMemoryStatus": lambda message: pb.CudaSharedMemoryStatusResponse(),
+        "CudaSharedMemoryUnregister": lambda message: pb.CudaSharedMemoryUnregisterResponse(),
     }
 
 
-def refusing_handlers(pool: Executor) -> Handlers:
-    """Give the handlers of the methods that nobody can use, by name."""
+def _refuse_models(message: Any) -> NoReturn:
+    raise Unsupported("models cannot be loaded or unloaded; allowed: the ensemble that the server was started with")
 
-    async def refuse_models(message: Any, size_bytes: int, context: Context) -> NoReturn:
-        raise Unsupported("models cannot be loaded or unloaded; allowed: the ensemble that the server was started with")
 
-    async def refuse_memory(message: Any, size_bytes: int, context: Context) -> NoReturn:
-        raise Unsupported("CUDA memory cannot be shared; allowed: tensors in requests, or in system shared memory")
+def _refuse_memory(message: Any) -> NoReturn:
+    raise Unsupported("CUDA memory cannot be shared; allowed: tensors in requests, or in system shared memory")
 
-    return {
-        "RepositoryModelLoad": unary(pb.RepositoryModelLoadRequest, refuse_models, pool),
-        "RepositoryModelUnload": unary(pb.RepositoryModelUnloadRequest, refuse_models, pool),
-        "CudaSharedMemoryRegister": unary(pb.CudaSharedMemoryRegisterRequest, refuse_memory, pool),
-    }
+
+REFUSED: Methods = {
+    "RepositoryModelLoad": _refuse_models,
+    "RepositoryModelUnload": _refuse_models,
+    "CudaSharedMemoryRegister": _refuse_memory,
+}
+"""The methods that nobody can use."""

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -13,20 +13,21 @@ from ...engine import Engine
 from ...errors import Draining, Loading, TwinferError, Unsupported
 from ...rows import Answer, Request
 from ...settings import ServerSettings
-from ..boundary import SMALL_MESSAGE_BYTES, Arrival, Context, UnaryMethod, describe_error, find_arrival, parse, summarize, unary
+from ..boundary import SMALL_MESSAGE_BYTES, Arrival, Context, describe_error, find_arrival, parse, summarize, unary
 from ..codec import MAX_REQUEST_ID_BYTES
 from ..streams import Streams
 from . import grpc_service_pb2 as pb
 from .describing import write_config, write_metadata
-from .memory import memory_handlers, refusing_handlers
+from .memory import REFUSED, Methods, memory_methods
 from .models import Catalog, Model
 from .reading import find_sources, read_call, read_rows
 from .regions import Place, Regions
-from .server_facts import facts_handlers
+from .server_facts import facts_methods
 from .statistics import Statistics
 from .writing import write_response
 
-INFERENCE_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_CONTRACT = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+INFERENCE_SERVICE = _CONTRACT.full_name
 FINAL = "triton_final_response"
 
 T = TypeVar("T")
@@ -50,25 +51,31 @@ class InferenceService:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Give the service's handlers, for raw bytes."""
-        own: dict[str, tuple[type[Message], UnaryMethod]] = {
-            "ServerReady": (pb.ServerReadyRequest, self._server_ready),
-            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
-            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
-            "ModelConfig": (pb.ModelConfigRequest, self._model_config),
-            "ModelStatistics": (pb.ModelStatisticsRequest, self._model_statistics),
-            "RepositoryIndex": (pb.RepositoryIndexRequest, self._repository_index),
+        at_once: Methods = {
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+            **facts_methods(self._settings),
+            **memory_methods(self._regions),
+            **REFUSED,
         }
         return grpc.method_handlers_generic_handler(
             INFERENCE_SERVICE,
             {
                 "ModelInfer": unary(pb.ModelInferRequest, self._model_infer, self._pool, self._note_failure),
                 "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._streams.handle),
-                **{name: unary(kind, method, self._pool) for name, (kind, method) in own.items()},
-                **facts_handlers(self._settings, self._pool),
-                **memory_handlers(self._regions, self._pool),
-                **refusing_handlers(self._pool),
+                **{name: self._answering_at_once(name, method) for name, method in at_once.items()},
             },
         )
+
+    def _answering_at_once(self, name: str, method: Callable[[Any], Message]) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        async def answer(message: Message, size_bytes: int, context: Context) -> Message:
+            return method(message)
+
+        return unary(getattr(pb, _CONTRACT.methods_by_name[name].input_type.name), answer, self._pool)
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
@@ -98,26 +105,26 @@ class InferenceService:
             return False
         return model.member < 0 or self._switches.get(self._engine.description.members[model.member].name, False)
 
-    async def _server_ready(self, message: pb.ServerReadyRequest, size_bytes: int, context: Context) -> Message:
+    def _server_ready(self, message: pb.ServerReadyRequest) -> Message:
         return pb.ServerReadyResponse(ready=self._is_serving and not self._is_draining)
 
-    async def _model_ready(self, message: pb.ModelReadyRequest, size_bytes: int, context: Context) -> Message:
+    def _model_ready(self, message: pb.ModelReadyRequest) -> Message:
         if self._catalog is None:  # which models there are is not known yet
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._is_ready(self._catalog.find(message.name, message.version)))
 
-    async def _model_metadata(self, message: pb.ModelMetadataRequest, size_bytes: int, context: Context) -> Message:
+    def _model_metadata(self, message: pb.ModelMetadataRequest) -> Message:
         return write_metadata(self._ready()[1].find(message.name, message.version))
 
-    async def _model_config(self, message: pb.ModelConfigRequest, size_bytes: int, context: Context) -> Message:
+    def _model_config(self, message: pb.ModelConfigRequest) -> Message:
         return pb.ModelConfigResponse(config=write_config(self._ready()[1].find(message.name, message.version)))
 
-    async def _model_statistics(self, message: pb.ModelStatisticsRequest, size_bytes: int, context: Context) -> Message:
+    def _model_statistics(self, message: pb.ModelStatisticsRequest) -> Message:
         catalog = self._ready()[1]
         models = [catalog.find(message.name, message.version)] if message.name else catalog.models.values()
         return self._statistics.write(models)
 
-    async def _repository_index(self, message: pb.RepositoryIndexRequest, size_bytes: int, context: Context) -> Message:
+    def _repository_index(self, message: pb.RepositoryIndexRequest) -> Message:
         response = pb.RepositoryIndexResponse()
         for model in self._catalog.models.values() if self._catalog else ():
             if self._is_ready(model):
