@@ -25,14 +25,14 @@ class Sums:
     compute: float = 0.0
     reply: float = 0.0
 
-    def add(self, requests: int, total: float, queue: float, decode: float, compute: float, reply: float) -> None:
-        """Add requests and what they took."""
-        self.requests += requests
-        self.total += total
-        self.queue += queue
-        self.decode += decode
-        self.compute += compute
-        self.reply += reply
+    def add(self, more: "Sums") -> None:
+        """Add what other requests took."""
+        self.requests += more.requests
+        self.total += more.total
+        self.queue += more.queue
+        self.decode += more.decode
+        self.compute += more.compute
+        self.reply += more.reply
 
     def write(self, seconds: float) -> pb.StatisticDuration:
         """Turn one of the parts into its message; all requests count."""
@@ -51,7 +51,7 @@ class ModelCounts:
         """Turn them into their message."""
         all_ = Sums()
         for sums in self.sizes.values():
-            all_.add(sums.requests, sums.total, sums.queue, sums.decode, sums.compute, sums.reply)
+            all_.add(sums)
         return pb.ModelStatistics(
             name=model.name,
             version=model.version,
@@ -96,29 +96,27 @@ class Statistics:
         decode = max(answer.timings.decode_seconds for answer in answers)
         device = left = max(answer.timings.device_seconds for answer in answers)
         now, rows = time.time(), len(answers)
-        self._note(model, now, rows, total, queue, decode, device, reply)
+        self._note(model, now, rows, Sums(1, total, queue, decode, device, reply))
         for part in parts:
             if part.member >= 0:
                 compute = max(answer.members[part.member].device_seconds or 0.0 for answer in answers)
                 left -= compute
-                self._note(part, now, rows, compute, 0.0, 0.0, compute, 0.0)
+                self._note(part, now, rows, Sums(1, total=compute, compute=compute))
             else:
                 # The fusion, which comes last, stands for the flight: load generators add up what the parts say, and all of them
                 # have waited for the same flight.
                 compute = max(0.0, left)
-                self._note(part, now, rows, queue + compute, queue, 0.0, compute, 0.0)
+                self._note(part, now, rows, Sums(1, total=queue + compute, queue=queue, compute=compute))
 
     def note_failure(self, model: Model, seconds: float) -> None:
         """Count a request to `model` that failed after so many seconds."""
-        self._counts[model.name].failures.add(1, seconds, 0.0, 0.0, 0.0, 0.0)
+        self._counts[model.name].failures.add(Sums(1, total=seconds))
 
     def write(self, models: Iterable[Model]) -> pb.ModelStatisticsResponse:
         """Turn the counts of these models into their message."""
         return pb.ModelStatisticsResponse(model_stats=[self._counts[model.name].write(model) for model in models])
 
-    def _note(
-        self, model: Model, now: float, rows: int, total: float, queue: float, decode: float, compute: float, reply: float
-    ) -> None:  # fmt: skip
+    def _note(self, model: Model, now: float, rows: int, spent: Sums) -> None:
         counts = self._counts[model.name]
         counts.last_at = now
-        counts.sizes[rows].add(1, total, queue, decode, compute, reply)
+        counts.sizes[rows].add(spent)
