@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import quote
 from ..rows import RawInput
-from ..spec import EnsembleSpec
+from ..spec import EnsembleSpec, LeavesFolder, find_file
 
 if TYPE_CHECKING:
     import polars as pl
@@ -123,18 +123,11 @@ def _read_cell(file: Path, number: int, name: str, kind: str, cell: Any, folder:
         raise fault(file, number, name, f"a {type(cell).__name__}", "a text" if kind == "text" else "a path")
     if kind == "text":
         return cell
-    allowed = f"a file of {folder}"
-    path = folder / cell
     try:
-        path = path.resolve()
-        is_inside, is_file = path.is_relative_to(folder.resolve()), path.is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL: no name that a file can have
-        is_inside, is_file = True, False
-    if not is_inside:
-        raise fault(file, number, name, f"{quote(cell)}, which leaves the folder", allowed)
-    if not is_file:
-        raise fault(file, number, name, f"{quote(cell)}, which is no file", allowed)
-    return path
+        return find_file(folder, cell)
+    except ValueError as error:
+        wrong = "leaves the folder" if isinstance(error, LeavesFolder) else "is no file"
+        raise fault(file, number, name, f"{quote(cell)}, which {wrong}", f"a file of {folder}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from .directory import find_directory
 from .ensemble import BatchingSpec, EnsembleSpec, Task
-from .files import find_file
+from .files import LeavesFolder, find_file
 from .fusion import CascadeSpec, FusionSpec
 from .inputs import CropsInputSpec, FedInputSpec, ImageInputSpec, OutputInputSpec, RequestInputSpec, TensorInputSpec, TextInputSpec
 from .members import MemberSpec, OutputSpec
@@ -17,6 +17,7 @@ __all__ = [
     "FedInputSpec",
     "FusionSpec",
     "ImageInputSpec",
+    "LeavesFolder",
     "MemberSpec",
     "OutputInputSpec",
     "OutputSpec",

@@ -10,8 +10,12 @@ from ..errors import quote
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 
 
+class LeavesFolder(ValueError):
+    """A path that leads out of the folder that it has to stay in."""
+
+
 def find_file(folder: Path, value: str) -> Path:
-    """Give the path of a file of the folder; raises ValueError where it leaves the folder or is not there."""
+    """Give the path of a file of the folder; raises LeavesFolder, or ValueError where there is no such file."""
     path = folder / value
     try:
         path = path.resolve()
@@ -19,7 +23,7 @@ def find_file(folder: Path, value: str) -> Path:
     except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL: no name that a file can have
         is_inside, is_file = True, False
     if not is_inside:
-        raise ValueError(f"the path leaves the ensemble folder: {quote(value)}; allowed: a file inside it")
+        raise LeavesFolder(f"the path leaves the ensemble folder: {quote(value)}; allowed: a file inside it")
     if not is_file:
         raise ValueError(f"no such file: {quote(value)}; allowed: a file inside the ensemble folder")
     return path
