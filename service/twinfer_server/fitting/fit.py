@@ -1,6 +1,6 @@
 """Fitting an ensemble's fusion: from the members' outputs and the truth to what the server reads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,13 @@ from ..fusion import METHODS, Fitted, OpinionFusion, flatten_questions
 from ..fusion.pool import Pool, log_opinion_pool, maximum, weighted_mean
 from ..spec import EnsembleSpec, FusionSpec
 from .head import fit_head
-from .outputs import MemberOutputs
+from .outputs import MemberOutputs, OnProgress
 from .pooling import FOLDS, PoolData, PoolFit, PoolNumbers, fit_pool
 from .split import deal_folds
 
 TASKS = ("classification", "multi_label")
 POOLS: dict[str, Pool] = {"weighted_mean": weighted_mean, "log_opinion_pool": log_opinion_pool, "maximum": maximum}
 STACKING = "stacking"
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ The intervals are percentile intervals over rows drawn with replacement: Efron &
 bootstrap". Two predictions are compared on the same draws, so what both find hard does not blur their difference.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -73,11 +74,7 @@ def judge(probabilities: Floats, targets: NDArray[np.bool_], present: NDArray[np
     ece: the mean gap between confidence and accuracy, over bins of confidence. Source: Naeini et al. 2015; Guo et al. 2017.
     For multi_label every label of a row is an answer of its own, yes or no, and the scores are means over all of them.
     """
-    if is_multi_label:
-        chances = np.stack([1 - probabilities, probabilities], axis=-1)
-        truth = np.stack([~targets, targets], axis=-1)
-    else:
-        chances, truth = probabilities[:, None, :], targets[:, None, :]
+    chances, truth = _ask(probabilities, targets, is_multi_label)
     chances = np.where(present[:, None, None], chances, 1 / chances.shape[-1])
     counted = np.broadcast_to(present[:, None], chances.shape[:2]).astype(np.float64)
     confidence, right = _confidence(chances, truth)
@@ -93,24 +90,19 @@ def judge(probabilities: Floats, targets: NDArray[np.bool_], present: NDArray[np
 
 def measure(judgement: Judgement, seed: int) -> dict[str, Interval]:
     """Give every score with its interval."""
-    whole = judgement.scores(np.ones((1, len(judgement.answers))))
-    resampled = _stack([judgement.scores(draws) for draws in draw_rows(len(judgement.answers), seed)])
-    return {name: _interval(float(whole[name][0]), resampled[name]) for name in SCORES}
+    return {name: _interval(scores) for name, scores in _score_draws(judgement, seed).items()}
 
 
 def compare(one: Judgement, other: Judgement, seed: int) -> dict[str, Interval]:
     """Give every score of `one` less that of `other`, on the same rows, with the interval of the difference."""
-    every = np.ones((1, len(one.answers)))
-    whole, whole_other = one.scores(every), other.scores(every)
-    pairs = [(one.scores(draws), other.scores(draws)) for draws in draw_rows(len(one.answers), seed)]
-    resampled = _stack([{name: ours[name] - theirs[name] for name in SCORES} for ours, theirs in pairs])
-    return {name: _interval(float(whole[name][0] - whole_other[name][0]), resampled[name]) for name in SCORES}
+    ours, theirs = _score_draws(one, seed), _score_draws(other, seed)
+    return {name: _interval(ours[name] - theirs[name]) for name in SCORES}
 
 
 def mean_interval(values: Floats, seed: int) -> Interval:
     """Give the mean of values, [rows], with its interval."""
-    resampled = np.concatenate([draws @ values / len(values) for draws in draw_rows(len(values), seed)])
-    return _interval(float(values.mean()), resampled)
+    drawn = [draws @ values / len(values) for draws in draw_rows(len(values), seed)]
+    return _interval(np.concatenate([[values.mean()], *drawn]))
 
 
 def share_interval(hits: int, count: int) -> Interval:
@@ -124,11 +116,7 @@ def share_interval(hits: int, count: int) -> Interval:
 
 def reliability(probabilities: Floats, targets: NDArray[np.bool_], is_multi_label: bool = False) -> list[Bin]:
     """Give the bins of a reliability diagram: [rows, classes] predictions and truth, of rows that have an answer."""
-    if is_multi_label:
-        chances, truth = np.stack([1 - probabilities, probabilities], -1), np.stack([~targets, targets], -1)
-    else:
-        chances, truth = probabilities[:, None, :], targets[:, None, :]
-    confidence, right = (values.ravel() for values in _confidence(chances, truth))
+    confidence, right = (values.ravel() for values in _confidence(*_ask(probabilities, targets, is_multi_label)))
     bins = _bin(confidence)
     picked = [(confidence[bins == number], right[bins == number]) for number in range(BINS)]
     return [Bin(len(sure), float(sure.mean()), float(hits.mean())) if len(sure) else Bin(0, 0.0, 0.0) for sure, hits in picked]
@@ -146,6 +134,13 @@ def draw_rows(rows: int, seed: int) -> Iterator[Floats]:
         yield counts.astype(np.float64)
 
 
+def _ask(probabilities: Floats, targets: NDArray[np.bool_], is_multi_label: bool) -> tuple[Floats, NDArray[np.bool_]]:
+    """Give chances and truth of each answer's options, [rows, answers, options]: a row's classes, or no and yes to each label."""
+    if not is_multi_label:
+        return probabilities[:, None, :], targets[:, None, :]
+    return np.stack([1 - probabilities, probabilities], axis=-1), np.stack([~targets, targets], axis=-1)
+
+
 def _confidence(chances: Floats, truth: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Give, for [rows, answers, options], the chance of the likeliest option and whether it is right, [rows, answers]."""
     best = chances.argmax(-1)[..., None]
@@ -158,11 +153,15 @@ def _bin(confidence: Floats) -> NDArray[np.intp]:
     return np.clip(np.ceil(confidence * BINS).astype(np.intp) - 1, 0, BINS - 1)
 
 
-def _stack(blocks: list[dict[str, Floats]]) -> dict[str, Floats]:
+def _score_draws(judgement: Judgement, seed: int) -> dict[str, Floats]:
+    """Give every score of all rows, and then of each draw, [1 + RESAMPLES]."""
+    rows = len(judgement.answers)
+    blocks = [judgement.scores(draws) for draws in itertools.chain([np.ones((1, rows))], draw_rows(rows, seed))]
     return {name: np.concatenate([block[name] for block in blocks]) for name in SCORES}
 
 
-def _interval(value: float, resampled: Floats) -> Interval:
+def _interval(values: Floats) -> Interval:
+    """Give the first value, which is of all rows, with the range of the others, which are of the draws."""
     tail = 50 * (1 - COVERAGE)
-    low, high = np.nanpercentile(resampled, (tail, 100 - tail))
-    return Interval(value, float(low), float(high))
+    low, high = np.nanpercentile(values[1:], (tail, 100 - tail))
+    return Interval(float(values[0]), float(low), float(high))

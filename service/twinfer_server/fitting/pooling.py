@@ -5,7 +5,6 @@ rows without a single mistake do not make the fusion infinitely sure.
 """
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional
 from ..fusion import log_opinion_pool, renormalise, sharpen
 from ..fusion.pool import Pool
 from .optimum import minimise
+from .outputs import OnProgress
 
 PRIOR_SCALE = 0.5
 """The standard deviation of the prior of the logarithm of everything fitted: numbers beyond a factor of e^(2 * 0.5) = 2.7 from
@@ -87,7 +87,7 @@ def fuse(pool: Pool, data: PoolData, numbers: PoolNumbers | tuple[Tensor, Tensor
 
 
 def fit_pool(
-    pool: Pool, data: PoolData, start: PoolNumbers, takes_weights: bool, on_progress: Callable[[int, int], None]
+    pool: Pool, data: PoolData, start: PoolNumbers, takes_weights: bool, on_progress: OnProgress
 ) -> PoolFit:  # fmt: skip
     """Fit temperatures, then how sure the pool is; and the weights, where cross-validation shows that this pays.
 
@@ -102,9 +102,10 @@ def fit_pool(
     folds = data.fold
     losses = torch.zeros(2, len(folds), dtype=torch.float64)
     for fold in range(FOLDS):
-        for number, numbers in enumerate(_fit_both(pool, data.pick(folds != fold), start)):
-            left_out = data.pick(folds == fold)
-            losses[number, folds == fold] = functional.nll_loss(fuse(pool, left_out, numbers), left_out.truth, reduction="none")
+        seen, left_out = data.pick(folds != fold), data.pick(folds == fold)
+        for number, has_fitted_weights in enumerate((False, True)):
+            fused = fuse(pool, left_out, _fit(pool, seen, start, has_fitted_weights))
+            losses[number, folds == fold] = functional.nll_loss(fused, left_out.truth, reduction="none")
         on_progress(fold + 1, FOLDS + 1)
     gains = losses[0] - losses[1]
     gain, error = gains.mean().item(), gains.std().item() / math.sqrt(len(gains))
@@ -125,11 +126,6 @@ def fit_temperature(logits: Tensor, truth: Tensor, start: float = 1.0) -> float:
         return functional.cross_entropy(logits / (start * step.exp()), truth, reduction="sum") + _cost(step)
 
     return start * math.exp(minimise(loss, torch.zeros(1)).item())
-
-
-def _fit_both(pool: Pool, data: PoolData, start: PoolNumbers) -> Iterator[PoolNumbers]:
-    for has_fitted_weights in (False, True):
-        yield _fit(pool, data, start, has_fitted_weights)
 
 
 def _fit(pool: Pool, data: PoolData, start: PoolNumbers, has_fitted_weights: bool) -> PoolNumbers:

@@ -14,10 +14,8 @@ def split_rows(rows: LabelledRows, seed: int) -> tuple[LabelledRows, LabelledRow
 
     Stratified: rows with the same labels are dealt out in turn, so both halves have as many of each, give or take one.
     """
-    order = np.random.default_rng(seed).permutation(len(rows))
-    _, kinds = np.unique(rows.targets[order], axis=0, return_inverse=True)
-    dealt: NDArray[np.intp] = order[np.argsort(kinds, kind="stable")]
-    fitting, held_out = (rows.pick(np.sort(dealt[start::2]).tolist()) for start in (0, 1))
+    half = deal_folds(rows.targets, 2, seed)
+    fitting, held_out = (rows.pick(np.flatnonzero(half == number).tolist()) for number in (0, 1))
     check_count(fitting)
     check_count(held_out)
     return fitting, held_out
