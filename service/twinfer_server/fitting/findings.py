@@ -1,6 +1,7 @@
 """What the report says, as plain dicts, lists and numbers: scores, differences, classes, agreement."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,20 +9,15 @@ from numpy.typing import NDArray
 
 from .cascade import CascadeTrial
 from .gate import thin
-from .metrics import Interval, Judgement, compare, measure, share_interval
+from .metrics import Judgement, compare, measure, share_interval
 from .prediction import Prediction
-
-
-def as_range(interval: Interval) -> dict[str, float]:
-    """Write an interval as JSON has it."""
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
 def describe_scores(predictions: Sequence[Prediction], judgements: Sequence[Judgement], seed: int) -> list[dict[str, Any]]:
     """List every prediction's scores with their intervals."""
     return [
         {"name": prediction.name, "kind": prediction.kind, "is_fitted": prediction.is_fitted, "rows": int(prediction.present.sum())}
-        | {name: as_range(interval) for name, interval in measure(judgement, seed).items()}
+        | {name: asdict(interval) for name, interval in measure(judgement, seed).items()}
         for prediction, judgement in zip(predictions, judgements, strict=True)
     ]
 
@@ -30,7 +26,7 @@ def describe_differences(judgements: Mapping[str, Judgement], pairs: Sequence[tu
     """List how much better or worse one prediction is than another on the same rows."""
     return [
         {"one": one, "other": other}
-        | {name: as_range(interval) for name, interval in compare(judgements[one], judgements[other], seed).items()}
+        | {name: asdict(interval) for name, interval in compare(judgements[one], judgements[other], seed).items()}
         for one, other in pairs
     ]
 
@@ -62,7 +58,7 @@ def describe_agreement(predictions: Sequence[Prediction], is_multi_label: bool) 
 
     def agree(one: int, other: int) -> dict[str, float]:
         both = predictions[one].present & predictions[other].present
-        return as_range(share_interval(int((said[one] == said[other]).all(1)[both].sum()), int(both.sum())))
+        return asdict(share_interval(int((said[one] == said[other]).all(1)[both].sum()), int(both.sum())))
 
     places = range(len(predictions))
     names = [prediction.name for prediction in predictions]
@@ -78,12 +74,9 @@ def describe_cascade(trial: CascadeTrial, first: str) -> dict[str, Any]:
         "wanted_saving": wish.saving,
         "tolerated_loss": wish.tolerance,
         "fitting": {"rows": trial.rows["fitting rows"], "saving": fitting.saving, "loss": fitting.loss},
-        "held_out": {"rows": trial.rows["held-out rows"], "saving": as_range(trial.saving), "loss": as_range(trial.loss)},
+        "held_out": {"rows": trial.rows["held-out rows"], "saving": asdict(trial.saving), "loss": asdict(trial.loss)},
         "accuracies": dict(trial.accuracies),
-        "curves": {
-            name: [{"gate": point.gate, "saving": point.saving, "loss": point.loss} for point in thin(curve)]
-            for name, curve in trial.curves.items()
-        },
+        "curves": {name: [asdict(point) for point in thin(curve)] for name, curve in trial.curves.items()},
     }
 
 
@@ -99,6 +92,6 @@ def decide(prediction: Prediction, is_multi_label: bool) -> NDArray[np.bool_]:
 def _class_scores(named: NDArray[np.bool_], truth: NDArray[np.bool_]) -> dict[str, dict[str, float] | None]:
     hits = int((named & truth).sum())
     return {
-        "precision": as_range(share_interval(hits, int(named.sum()))) if named.any() else None,
-        "recall": as_range(share_interval(hits, int(truth.sum()))) if truth.any() else None,
+        "precision": asdict(share_interval(hits, int(named.sum()))) if named.any() else None,
+        "recall": asdict(share_interval(hits, int(truth.sum()))) if truth.any() else None,
     }

@@ -2,10 +2,10 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .gate import CascadePoint
-from .metrics import BINS, Bin, Interval
+from .metrics import BINS, Bin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,27 +16,28 @@ PLAIN, FITTED, GAP = "#8a8f98", "#2b6cb0", "#e07a5f"
 DOTS_PER_INCH = 110
 
 
-def draw_reliability(diagrams: Sequence[tuple[str, bool, Sequence[Bin], Interval]], columns: int) -> bytes:
-    """Draw reliability diagrams side by side; each has a name, whether it is fitted, its bins and its ECE.
+def draw_reliability(scores: Sequence[Mapping[str, Any]], diagrams: Mapping[str, Sequence[Bin]], columns: int) -> bytes:
+    """Draw the reliability diagrams of the predictions that have these scores, so many side by side.
 
     A bar is the accuracy of the answers in a bin of confidence, paler the fewer they are; what it lacks or has too much is marked.
     """
-    rows = -(-len(diagrams) // columns)
+    rows = -(-len(scores) // columns)
     figure = _figure(3.0 * columns, 3.15 * rows)
-    for number, (name, is_fitted, bins, ece) in enumerate(diagrams):
-        axes = figure.add_subplot(rows, columns, number + 1)
+    for number, score in enumerate(scores):
+        axes, bins = figure.add_subplot(rows, columns, number + 1), diagrams[score["name"]]
         most = max(entry.count for entry in bins)
         for place, entry in enumerate(bins):
             if not entry.count:
                 continue
             strength = 0.25 + 0.75 * (entry.count / most) ** 0.5
             middle, width = (place + 0.5) / BINS, 0.92 / BINS
-            axes.bar(middle, entry.accuracy, width, color=FITTED if is_fitted else PLAIN, alpha=strength)
+            axes.bar(middle, entry.accuracy, width, color=FITTED if score["is_fitted"] else PLAIN, alpha=strength)
             low, high = sorted((entry.accuracy, entry.confidence))
             axes.bar(middle, high - low, width, bottom=low, fill=False, edgecolor=GAP, hatch="////", linewidth=0.6)
         axes.plot((0, 1), (0, 1), color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.set_title(f"{name}\nECE {ece.value:.3f} ({ece.low:.3f} to {ece.high:.3f})", fontsize=9, color=INK)
+        title = "{name}\nECE {ece[value]:.3f} ({ece[low]:.3f} to {ece[high]:.3f})".format_map(score)
+        axes.set_title(title, fontsize=9, color=INK)
         axes.set_xlabel("confidence", fontsize=8)
         axes.set_ylabel("accuracy", fontsize=8)
         _plain(axes)

@@ -1,12 +1,9 @@
 """The study behind `twinfer fit`: fit on some rows, judge on others, and write down both."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..ensemble import Ensemble
 from ..fusion import FITTED_FILE, write_fitted
@@ -21,10 +18,10 @@ from .findings import (
     find_best_member,
 )
 from .fit import fit_fusion
-from .metrics import Bin, Judgement, judge, measure, reliability
+from .metrics import judge, reliability
 from .outputs import MemberOutputs, compute_outputs
 from .pictures import draw_agreement, draw_cascade, draw_reliability
-from .prediction import Prediction, ServedFusion
+from .prediction import ServedFusion
 from .report import Report
 from .rows import LabelledRows
 
@@ -93,6 +90,9 @@ class Study:
         predictions = [*before, *after, *([trial.prediction] if trial else [])]
         is_multi_label = spec.task == "multi_label"
         targets = self.held_out.targets
+        diagrams = {
+            one.name: reliability(one.probabilities[one.present], targets[one.present], is_multi_label) for one in predictions
+        }
         judgements = {one.name: judge(one.probabilities, targets, one.present, is_multi_label) for one in predictions}
         self.on_stage("judging", 0, 1)
         scores = describe_scores(predictions, list(judgements.values()), seed)
@@ -116,49 +116,20 @@ class Study:
             "differences": describe_differences(judgements, pairs, seed),
             "classes": describe_classes(told, targets, self.ensemble.labels, is_multi_label),
             "agreement": describe_agreement([*before, after[-1]], is_multi_label),
-            "reliability": {
-                one.name: [
-                    {"count": entry.count, "confidence": entry.confidence, "accuracy": entry.accuracy}
-                    for entry in _diagram(one, targets, is_multi_label)
-                ]
-                for one in predictions
-            },
+            "reliability": {name: [asdict(entry) for entry in diagram] for name, diagram in diagrams.items()},
             "cascade": describe_cascade(trial, self.ensemble.members[trial.wish.first].name) if trial else None,
         }
-        pictures = self._draw(before, after, judgements, findings["agreement"], trial)
-        self.on_stage("judging", 1, 1)
-        return Report(findings, pictures)
-
-    def _draw(
-        self,
-        before: list[Prediction],
-        after: list[Prediction],
-        judgements: Mapping[str, Judgement],
-        agreement: Mapping[str, Any],
-        trial: CascadeTrial | None,
-    ) -> dict[str, bytes]:
-        targets, is_multi_label = self.held_out.targets, self.ensemble.spec.task == "multi_label"
-        diagrams = [
-            (
-                one.name,
-                one.is_fitted,
-                _diagram(one, targets, is_multi_label),
-                measure(judgements[one.name], self.wishes.seed)["ece"],
-            )
-            for one in (*before, *after)
-        ]
+        agreement = findings["agreement"]
         pictures = {
-            "reliability": draw_reliability(diagrams, columns=len(before)),
+            "reliability": draw_reliability(scores[: len(before + after)], diagrams, columns=len(before)),
             "agreement": draw_agreement(agreement["names"], agreement["shares"]),
         }
-        return pictures | ({"cascade": draw_cascade(trial.curves, trial.chosen, trial.accuracies)} if trial else {})
+        if trial:
+            pictures["cascade"] = draw_cascade(trial.curves, trial.chosen, trial.accuracies)
+        self.on_stage("judging", 1, 1)
+        return Report(findings, pictures)
 
 
 def fitted_spec(spec: EnsembleSpec, method: str) -> EnsembleSpec:
     """Give the spec of an ensemble that serves what has been fitted."""
     return spec.model_copy(update={"fusion": FusionSpec.model_construct(method=method, fitted=FITTED_FILE)})
-
-
-def _diagram(prediction: Prediction, targets: NDArray[np.bool_], is_multi_label: bool) -> list[Bin]:
-    seen = prediction.present
-    return reliability(prediction.probabilities[seen], targets[seen], is_multi_label)
