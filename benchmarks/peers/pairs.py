@@ -28,12 +28,13 @@ class Pair:
     models: Mapping[str, type[nn.Module]]
     inputs: Mapping[str, tuple[str, tuple[int, ...]]]
 
-    def write(self, folder: Path) -> Path:
-        """Write the ensemble; give its folder."""
+    def write(self, folder: Path, files: Mapping[str, str] | None = None) -> Path:
+        """Write the ensemble; give its folder. `files` has the models' names in it, by member; without, they are Python."""
         lines = [f'name = "{self.name}"', "version = 1", 'task = "classification"']
         for name, model in self.models.items():
             dtype, shape = self.inputs[name]
-            lines += [f"[members.{name}]", f'model = "python:{model.__module__}:{model.__qualname__}"']
+            place = files[name] if files else f"python:{model.__module__}:{model.__qualname__}"
+            lines += [f"[members.{name}]", f'model = "{place}"']
             lines += [f"[members.{name}.input.{name}]", 'kind = "tensor"', f'dtype = "{dtype}"', f"shape = {list(shape)}"]
         lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", f"max_rows = {MAX_ROWS}"]
         folder.mkdir(parents=True, exist_ok=True)
