@@ -9,7 +9,7 @@ from twinfer.cli.bench import bench
 from twinfer.cli.describe import describe
 from twinfer.cli.infer import infer
 from twinfer.cli.operate import fusion, member
-from twinfer.cli.server import FORWARDED, compare, demo, fit, init, serve, validate
+from twinfer.cli.server import COMMANDS, FORWARDED, forward
 from twinfer.cli.timeline import timeline
 
 app = typer.Typer(
@@ -24,12 +24,8 @@ app.command()(bench)
 app.command()(timeline)
 app.add_typer(fusion, name="fusion")
 app.add_typer(member, name="member")
-app.command(context_settings=FORWARDED, add_help_option=False)(serve)
-app.command(context_settings=FORWARDED, add_help_option=False)(validate)
-app.command(context_settings=FORWARDED, add_help_option=False)(demo)
-app.command(context_settings=FORWARDED, add_help_option=False)(fit)
-app.command(context_settings=FORWARDED, add_help_option=False)(compare)
-app.command(context_settings=FORWARDED, add_help_option=False)(init)
+for name, says in COMMANDS.items():
+    app.command(name, help=says, context_settings=FORWARDED, add_help_option=False)(forward)
 
 
 def _show_version(is_wanted: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from twinfer.cli.extras import needing
 from twinfer.cli.inputs import Image, Inputs, Text, read_inputs
 from twinfer.cli.measurements import Progress, print_measurements
 from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Timeout, failures_reported
@@ -67,7 +68,10 @@ def bench(
         raise typer.BadParameter(f"{picture} ends in {picture.suffix!r}; allowed: {', '.join(SUFFIXES)}.", param_hint="--picture")
     if stream and batch > 1:
         raise typer.BadParameter("a stream takes one row at a time; give --stream or --batch, not both.")
-    load = _import()
+    with needing(MODULES, "twinfer bench", INSTALL):
+        for name in MODULES:
+            importlib.import_module(name)
+    load = importlib.import_module("twinfer.load")
     in_flight = CONCURRENCY if concurrency is None and rate is None else concurrency
     points = [load.Point("concurrency", number) for number in _read_numbers("--concurrency", in_flight, int)]
     points += [load.Point("rate", number) for number in _read_numbers("--rate", rate, float)]
@@ -97,19 +101,6 @@ def bench(
         raise typer.Exit(INTERRUPTED)
     if fail_on_errors and not all(one.tally.is_clean for one in measured):
         raise typer.Exit(1)
-
-
-def _import() -> Any:
-    """Import what makes load. Exits with 2 where the extra is missing."""
-    try:
-        for name in MODULES:
-            importlib.import_module(name)
-    except ModuleNotFoundError as missing:
-        if missing.name not in MODULES:
-            raise
-        typer.echo(f"twinfer bench needs {missing.name}, which is not installed. Install it:\n  {INSTALL}", err=True)
-        raise typer.Exit(2) from None
-    return importlib.import_module("twinfer.load")
 
 
 def _read_numbers(option: str, text: str | None, kind: type[int] | type[float]) -> list[float]:

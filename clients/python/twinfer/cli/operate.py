@@ -1,24 +1,19 @@
 """`twinfer fusion` and `twinfer member`: what operators see and change on a running server, over its --admin-listen address."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any
 
-import grpc
 import typer
 
-from twinfer import channel
+from twinfer.cli.admin import Reply, call_admin
 from twinfer.cli.describe import describe_fusion
 from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
 from twinfer.cli.report import plain, print_json
 from twinfer.client import Client
-from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
 from twinfer.v1 import ensemble_pb2
-from twinfer.v1.ensemble_admin_service_pb2_grpc import EnsembleAdminServiceStub
 
 TIMEOUT_SECONDS = 60.0
-Reply = TypeVar("Reply")
 
 fusion = typer.Typer(help="Change how the members' outputs become one, while the server answers.", no_args_is_help=True)
 member = typer.Typer(help="Switch members off and on, while the server answers.", no_args_is_help=True)
@@ -109,17 +104,8 @@ def _show(found: ensemble_pb2.Fusion, as_json: bool) -> None:
 
 
 def _call(server: str, as_json: bool, call: Callable[[Any], Reply]) -> Reply:
-    with failures_reported(as_json), _stub(server) as stub:
-        try:
-            return call(stub)
-        except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
-
-
-@contextmanager
-def _stub(server: str) -> Iterator[Any]:
-    with grpc.insecure_channel(server, channel.channel_options(channel.DEFAULT_MAX_MESSAGE_BYTES, 1)) as connection:
-        yield EnsembleAdminServiceStub(connection)
+    with failures_reported(as_json):
+        return call_admin(server, call)
 
 
 def _read_numbers(option: str, texts: list[str] | None) -> dict[str, float]:

@@ -5,15 +5,14 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from google.protobuf.duration_pb2 import Duration
 
-from twinfer import channel
+from twinfer.cli.admin import call_admin
+from twinfer.cli.extras import needing
 from twinfer.cli.options import failures_reported
 from twinfer.cli.server import INSTALL, MODULES
-from twinfer.statuses import error_from_call
-from twinfer.v1 import ensemble_admin_service_pb2, ensemble_admin_service_pb2_grpc
+from twinfer.v1 import ensemble_admin_service_pb2
 
 GRACE_SECONDS = 10.0
 
@@ -30,7 +29,9 @@ def timeline(
     output.write_bytes(trace)
     typer.echo(f"{output}: {len(json.loads(trace)['traceEvents'])} events of {seconds:g} s; open it in https://ui.perfetto.dev")
     if png is not None:
-        _draw(trace, png)
+        with needing(MODULES, "--png", INSTALL, "the server"):
+            picture = importlib.import_module("twinfer_server.picture")
+        picture.draw_timeline(json.loads(trace), png)
         typer.echo(f"{png}: the busiest stretch of it as a picture")
 
 
@@ -39,22 +40,6 @@ def _capture(server: str, seconds: float) -> bytes:
     request = ensemble_admin_service_pb2.CaptureTimelineRequest(
         duration=Duration(seconds=whole, nanos=round((seconds - whole) * 1e9))
     )
-    with grpc.insecure_channel(server, channel.channel_options(channel.DEFAULT_MAX_MESSAGE_BYTES, 1)) as connection:
-        stub = ensemble_admin_service_pb2_grpc.EnsembleAdminServiceStub(connection)
-        try:
-            reply = stub.CaptureTimeline(request, timeout=seconds + GRACE_SECONDS)
-        except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+    reply = call_admin(server, lambda stub: stub.CaptureTimeline(request, timeout=seconds + GRACE_SECONDS))
     trace: bytes = reply.trace_json
     return trace
-
-
-def _draw(trace: bytes, png: Path) -> None:
-    try:
-        picture = importlib.import_module("twinfer_server.picture")
-    except ModuleNotFoundError as missing:
-        if missing.name not in MODULES:
-            raise
-        typer.echo(f"--png needs {missing.name}, which is not installed. Install the server:\n  {INSTALL}", err=True)
-        raise typer.Exit(2) from None
-    picture.draw_timeline(json.loads(trace), png)
