@@ -14,7 +14,7 @@ from tests.models import as_any
 from tests.pretrained import make_image, save, save_bert, save_clip, save_siglip, save_vit
 from tests.servers import running
 from twinfer import Client
-from twinfer_server.commands import app
+from twinfer_server.commands import load_command
 from twinfer_server.drafting import CannotDraft, draft_member, draft_towers, write_folder
 from twinfer_server.spec import read_spec
 
@@ -44,7 +44,7 @@ def test_a_picture_and_a_text_classifier_become_a_pair_that_is_served_without_tr
         "--fusion",
         "weighted_mean",
     ]
-    result = CliRunner().invoke(app, ["init", str(folder), *arguments])
+    result = CliRunner().invoke(load_command("init"), [str(folder), *arguments])
     assert result.exit_code == 0, result.output
     assert f"next: twinfer validate {folder}" in result.stdout
     spec = read_spec(folder)

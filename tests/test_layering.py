@@ -17,7 +17,11 @@ WIRE = {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "twinfer"}
 # The service, from the top down: (its parts, what none of them imports). A part imports from its own layer and from
 # those below it. A part is a sub-package or a module of twinfer_server; a new one must be given its layer here.
 LAYERS: list[tuple[set[str], set[str]]] = [
-    ({"commands", "serve", "demo", "validate", "picture", "metrics", "fitting", "comparison", "drafting", "terminal"}, set()),
+    (
+        {"commands", "server_commands", "serve", "demo", "validate", "picture", "metrics", "fitting", "comparison", "drafting"}
+        | {"terminal"},
+        set(),
+    ),
     ({"fronts"}, {"torch"}),
     ({"rpc"}, {"torch"}),
     ({"engine"}, WIRE),

@@ -1,133 +1,36 @@
-"""The commands that need the service: `serve`, `validate`, `demo` and `fit`. The light client's command line hands them on."""
+"""The commands that need the service, and the way into them from the light client's command line.
 
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+A command's module is imported when it is called for, so that `serve` starts without what fitting and drafting need.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 
 import typer
 
-from .comparison.command import compare_command
-from .drafting.command import init_command
-from .errors import InvalidEnsemble
-from .fitting.command import fit_command
-from .process import configure_logging, end_process, run_loop
-from .serve import Observer, prepare_ensemble, serve, stop_on_signals
-from .settings import ServerSettings, read_settings
-from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
+from .process import collecting_put_off
 
-app = typer.Typer(name="twinfer", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-logger = logging.getLogger(__name__)
-
-Folder = Annotated[Path | None, typer.Argument(help="The ensemble folder. Default: the digits that come with twinfer.")]
+COMMANDS: Mapping[str, str] = {
+    "serve": ".server_commands",
+    "validate": ".server_commands",
+    "demo": ".server_commands",
+    "fit": ".fitting.command",
+    "compare": ".comparison.command",
+    "init": ".drafting.command",
+}
+"""The modules; each has a function named after the command."""
 
 
-def digits_folder() -> Path:
-    """Find the ensemble that comes with twinfer: inside the installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "ensembles" / "digits"
-    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "ensembles" / "digits"
-
-
-@app.command("serve")
-def serve_command(
-    folder: Folder = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT for callers; port 0 picks a free one.")] = None,
-    admin_listen: Annotated[str | None, typer.Option(help="HOST:PORT for operators; off by default.")] = None,
-    metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus; off by default.")] = None,
-    device: Device = None,
-    trust_code: TrustCode = None,
-    trust_list: TrustList = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that accept calls and decode; 0, the default: one does everything.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. drain_seconds=5; repeatable."),
-    ] = None,
-    log_json: Annotated[bool | None, typer.Option("--log-json", help="Log JSON lines.")] = None,
-) -> None:
-    """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
-    flags: dict[str, Any] = {
-        "listen": listen, "admin_listen": admin_listen, "metrics_listen": metrics_listen, "device": device,
-        "trust_code": trust_code, "trust_list": trust_list or None, "workers": workers, "log_json": log_json,
-    }  # fmt: skip
-    # A setting that has a flag of its own can be set either way; the flag wins.
-    flags = dict(map(_split_setting, setting or ())) | {name: value for name, value in flags.items() if value is not None}
-    with plain_errors():
-        settings = read_settings(**flags)
-        configure_logging(settings.log_level, settings.log_json)
-        with warmup_bar() as on_progress:
-            observer = Observer(_say_listening, _say_metrics, on_progress, _say_ready)
-            run_loop(_serve_until_signal(folder or digits_folder(), settings, observer))
-    end_process(0)
-
-
-@app.command("validate")
-def validate_command(
-    folder: Annotated[Path, typer.Argument(help="The ensemble folder.")],
-    device: Device = None,
-    trust_code: TrustCode = None,
-    trust_list: TrustList = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Load, probe and warm an ensemble folder without serving it, and say what is wrong with it or how it will run."""
-    from .validate import report, report_invalid
-
-    with plain_errors():
-        settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
-        try:
-            with warmup_bar() as on_progress:
-                ensemble = prepare_ensemble(folder, settings, on_progress)
-        except InvalidEnsemble as error:
-            if as_json:
-                report_invalid(error)
-            raise
-        report(ensemble, settings, as_json)
-
-
-@app.command("demo")
-def demo_command(
-    folder: Folder = None,
-    device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object, and print nothing else.")] = False,
-) -> None:
-    """Serve the digits on a free port, ask real held-out questions and show the answers."""
-    from .demo import demo
-
-    with plain_errors():
-        demo(folder or digits_folder(), device, as_json)
-
-
-app.command("fit")(fit_command)
-app.command("compare")(compare_command)
-app.command("init")(init_command)
+def load_command(name: str) -> typer.Typer:
+    """Import one of the commands, and all that it needs."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    with collecting_put_off():
+        module = import_module(COMMANDS[name], __package__)
+    app.command()(getattr(module, f"{name}_command"))
+    return app
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run one of the commands with `arguments`, the command's name first."""
-    app(args=list(arguments), prog_name="twinfer")
-
-
-def _split_setting(text: str) -> tuple[str, str]:
-    name, found, value = text.partition("=")
-    if not found or name not in ServerSettings.model_fields:
-        raise typer.BadParameter(f"found {text!r}; allowed: NAME=VALUE with a NAME of {', '.join(ServerSettings.model_fields)}")
-    return name, value
-
-
-def _say_listening(address: str, admin_address: str) -> None:
-    print(f"listening on {address}", flush=True)  # noqa: T201  # scripts read the port from this line
-    if admin_address:
-        print(f"operators on {admin_address}", flush=True)  # noqa: T201
-
-
-def _say_metrics(address: str) -> None:
-    print(f"metrics on {address}", flush=True)  # noqa: T201
-
-
-def _say_ready() -> None:
-    print("ready", flush=True)  # noqa: T201  # scripts wait for this line
-
-
-async def _serve_until_signal(folder: Path, settings: ServerSettings, observer: Observer) -> None:
-    await serve(folder, settings, observer, stop_on_signals())
+    name, *rest = arguments
+    load_command(name)(args=rest, prog_name=f"twinfer {name}")

@@ -1,7 +1,6 @@
 """A server's life: listen, load, warm up, serve, drain, end."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from .ensemble import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_m
 from .fronts import Fronts
 from .inputs import InputLimits
 from .metrics import Metrics
-from .process import end_process
+from .process import end_process, spare_collecting
 from .rpc import AdminServer, RpcServer
 from .settings import ServerSettings
 from .spec import read_spec
@@ -102,7 +101,7 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             engine.start()
             if metrics is not None:
                 metrics.watch(engine)
-            _spare_collecting()  # it takes a moment, so before there are rows that would feel it
+            spare_collecting()  # it takes a moment, so before there are rows that would feel it
             await server.open(engine)
             admin.open(engine)
             server.report(is_serving=True, members=engine.operations.switches)
@@ -128,15 +127,6 @@ async def _load(
     told.cancel()
     loader.shutdown(wait=False)
     return loading.result() if loading.done() else None
-
-
-def _spare_collecting() -> None:
-    """Take what has been loaded out of the garbage collector's sight, for it lives as long as the process.
-
-    Else every full collection walks the hundred thousands of objects of torch and the models, with everything standing still.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 async def _watch_health(server: RpcServer | Fronts, engine: LocalEngine, stopping: asyncio.Event) -> None:
