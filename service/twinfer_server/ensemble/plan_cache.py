@@ -51,8 +51,8 @@ def write_times(cache: Path, folder: Path, ensemble: Ensemble) -> None:
 
 
 def _path(cache: Path, folder: Path, ensemble: Ensemble) -> Path | None:
-    """Name the file after all that the times depend on; None where a member's program has no digest to go by."""
-    digests = [member.model.digest for member in ensemble.members]
+    """Name the file after all that the times depend on; None where nothing says what a member computes."""
+    digests = [member.model.digest or member.model.workload for member in ensemble.members]
     if not all(digests):
         return None
     parts = [

@@ -18,6 +18,8 @@ class LoadedModel:
     loader: str
     parameter_bytes: int
     digest: str = ""
+    workload: str = ""
+    """Where Python made it, and no digest speaks for it: the sha256 of what its time hangs upon, if that can be told."""
     is_capturable: bool = True
     checked: Callable[..., object] | None = None
     """The same model with checks of its arguments that are too slow for every flight; probing calls it."""

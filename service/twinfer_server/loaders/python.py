@@ -19,6 +19,7 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import find_file
 from .model import LoadedModel, count_bytes
 from .source import Source
+from .workload import hash_workload
 
 
 def load_python(source: Source) -> LoadedModel:
@@ -26,8 +27,9 @@ def load_python(source: Source) -> LoadedModel:
     model = make_python(source, source.spec.model, "model")
     if not callable(model):
         raise source.refuse(f"which gives {quote(type(model).__name__)}", "an nn.Module, or another callable on tensors")
-    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    return LoadedModel(model, "python", count_bytes(tensors))
+    if not isinstance(model, nn.Module):
+        return LoadedModel(model, "python", 0)
+    return LoadedModel(model, "python", count_bytes([*model.parameters(), *model.buffers()]), workload=hash_workload(model))
 
 
 def make_python(source: Source, text: str, key: str) -> object:

@@ -12,6 +12,7 @@ from .model import LoadedModel, count_bytes
 from .python import make_python
 from .source import Source, hash_file, outline
 from .timm import make_timm
+from .workload import hash_workload
 
 ALLOWED = '"python:file.py:attribute" (or python:module:attribute), or "timm:NAME"'
 
@@ -38,5 +39,5 @@ def load_safetensors(source: Source) -> LoadedModel:
     except (SafetensorError, RuntimeError, OSError) as error:
         raise source.refuse(f"which does not fit {architecture} ({outline(error)})", "weights of that architecture") from error
     module = module.to(source.device).float().eval().requires_grad_(False)
-    digest = "" if architecture.startswith("python:") else hash_file(path)
-    return LoadedModel(module, "safetensors", count_bytes([*module.parameters(), *module.buffers()]), digest)
+    digest, workload = ("", hash_workload(module)) if architecture.startswith("python:") else (hash_file(path), "")
+    return LoadedModel(module, "safetensors", count_bytes([*module.parameters(), *module.buffers()]), digest, workload)
