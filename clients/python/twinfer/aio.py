@@ -3,18 +3,9 @@
 # ruff: noqa: ASYNC109 - a timeout here is a gRPC deadline, which the server hears of; asyncio.timeout is not
 
 import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import grpc
 import grpc.aio
@@ -23,13 +14,12 @@ from twinfer import channel
 from twinfer.answers import Answer, Outcome
 from twinfer.batch import Batch
 from twinfer.health import CHECK, Readiness
-from twinfer.inputs import Inputs, takes_time
-from twinfer.requests import Options, as_request, check_size
+from twinfer.inputs import takes_time
+from twinfer.requests import Options, Row, as_request, check_size
 from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2, ensemble_service_pb2_grpc
 from twinfer.window import Window
 
-Row = Inputs | ensemble_service_pb2.InferRequest
 Made = TypeVar("Made")
 
 
@@ -51,11 +41,7 @@ class AsyncClient:
         options: Sequence[channel.Option] = (),
     ) -> None:
         """Make a client; see `Client`."""
-        all_options = [*options, *channel.channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, all_options)
-        else:
-            self._channel = grpc.aio.secure_channel(target, credentials, all_options)
+        self._channel: grpc.aio.Channel = channel.connect(grpc.aio, target, credentials, max_message_bytes, attempts, options)
         self._stub = ensemble_service_pb2_grpc.EnsembleServiceStub(self._channel)
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
@@ -135,8 +121,7 @@ class AsyncClient:
     async def describe(self, *, timeout: float | None = None) -> ensemble_pb2.Ensemble:
         """Return the ensemble that is served: inputs, members, fusion, limits, plans. Raises TwinferError."""
         reply = await self._call(self._stub.GetEnsemble, ensemble_service_pb2.GetEnsembleRequest(), timeout)
-        ensemble: ensemble_pb2.Ensemble = reply.ensemble
-        return ensemble
+        return cast(ensemble_pb2.Ensemble, reply.ensemble)
 
     async def wait_until_ready(self, timeout: float = channel.DEFAULT_TIMEOUT_SECONDS) -> None:
         """Return once the server says that it can answer; see `Client.wait_until_ready`."""

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from twinfer.errors import TwinferError
 from twinfer.predictions import Prediction
-from twinfer.statuses import error_from_message
+from twinfer.statuses import error_from_message, name_enum
 from twinfer.v1 import ensemble_service_pb2
 
 
@@ -63,7 +63,7 @@ class MemberAnswer:
         """Return the part that a message describes."""
         return cls(
             name=message.name,
-            state=_state(message.state),
+            state=name_enum(MemberState, ensemble_service_pb2.MemberState, message.state),
             weight=message.weight,
             device_ms=_milliseconds(message.device_time) if message.HasField("device_time") else None,
             alone_ms=_milliseconds(message.alone_time) if message.HasField("alone_time") else None,
@@ -162,6 +162,14 @@ class Outcome:
     request_id: str
     result: Answer | TwinferError
 
+    @classmethod
+    def from_message(
+        cls, index: int, request_id: str, message: ensemble_service_pb2.InferStreamResponse | ensemble_service_pb2.BatchInferResult
+    ) -> Self:
+        """Return the outcome that a message brings for the row at this place."""
+        failed = message.HasField("error")
+        return cls(index, request_id, error_from_message(message.error) if failed else Answer.from_message(message.response))
+
     @property
     def error(self) -> TwinferError | None:
         """Why the row failed; None if it was answered."""
@@ -177,11 +185,3 @@ class Outcome:
 
 def _milliseconds(span: Duration) -> float:
     return span.seconds * 1e3 + span.nanos / 1e6
-
-
-def _state(number: int) -> MemberState:
-    """Name a state; one that a newer server has and we do not know is UNSPECIFIED."""
-    try:
-        return MemberState(ensemble_service_pb2.MemberState.Name(number).removeprefix("MEMBER_STATE_"))
-    except ValueError:
-        return MemberState.UNSPECIFIED

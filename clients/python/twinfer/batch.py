@@ -2,27 +2,21 @@
 
 from collections.abc import Iterable
 
-from twinfer.answers import Answer, Outcome
+from twinfer.answers import Outcome
 from twinfer.errors import InternalError
-from twinfer.inputs import Inputs
-from twinfer.requests import Options, check_size, make_request
-from twinfer.statuses import error_from_message
+from twinfer.requests import Options, Row, as_request, check_size
 from twinfer.v1 import ensemble_service_pb2
 
 
 class Batch:
     """Rows to be sent in one message, and the outcomes of the reply."""
 
-    def __init__(
-        self, rows: Iterable[Inputs | ensemble_service_pb2.InferRequest], options: Options, max_message_bytes: int
-    ) -> None:
+    def __init__(self, rows: Iterable[Row], options: Options, max_message_bytes: int) -> None:
         """Make the message; the options are those of rows that have none of their own.
 
         Raises MessageTooLarge, and what `make_request` raises.
         """
-        self.message = ensemble_service_pb2.BatchInferRequest(
-            requests=[row if isinstance(row, ensemble_service_pb2.InferRequest) else make_request(row, **options) for row in rows]
-        )
+        self.message = ensemble_service_pb2.BatchInferRequest(requests=[as_request(row, options, are_of_many=True) for row in rows])
         check_size(self.message, max_message_bytes)
 
     def __len__(self) -> int:
@@ -34,10 +28,6 @@ class Batch:
         if len(reply.results) != len(requests):
             raise InternalError(f"the server answered {len(reply.results)} rows of {len(requests)}.")
         return [
-            Outcome(
-                index,
-                request.request_id or str(index),
-                error_from_message(result.error) if result.HasField("error") else Answer.from_message(result.response),
-            )
+            Outcome.from_message(index, request.request_id or str(index), result)
             for index, (request, result) in enumerate(zip(requests, reply.results, strict=True))
         ]

@@ -1,6 +1,11 @@
 """How both clients set up their channel: message sizes, retries, keepalive."""
 
 import json
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import grpc
 
 SERVICE = "twinfer.v1.EnsembleService"
 
@@ -16,6 +21,21 @@ DEFAULT_WINDOW = 64
 _METADATA_BYTES = 64 * 2**10
 
 Option = tuple[str, str | int]
+
+
+def connect(
+    kind: ModuleType,
+    target: str,
+    credentials: grpc.ChannelCredentials | None,
+    max_message_bytes: int,
+    attempts: int,
+    options: Sequence[Option],
+) -> Any:
+    """Make a channel of `kind`, which is `grpc` or `grpc.aio`; `options` win over the client's own. See `Client`."""
+    all_options = [*options, *channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
+    if credentials is None:
+        return kind.insecure_channel(target, all_options)
+    return kind.secure_channel(target, credentials, all_options)
 
 
 def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:

@@ -4,7 +4,7 @@ import queue
 import time
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import grpc
 
@@ -12,8 +12,7 @@ from twinfer import channel
 from twinfer.answers import Answer, Outcome
 from twinfer.batch import Batch
 from twinfer.health import CHECK, Readiness
-from twinfer.inputs import Inputs
-from twinfer.requests import Options, as_request, check_size
+from twinfer.requests import Options, Row, as_request, check_size
 from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2, ensemble_service_pb2_grpc
 from twinfer.window import Window
@@ -45,22 +44,12 @@ class Client:
         attempts: how often a call is tried while the server is unavailable or overloaded, the first included.
         options: further gRPC channel options; they win over the client's own.
         """
-        all_options = [*options, *channel.channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
-        if credentials is None:
-            self._channel = grpc.insecure_channel(target, all_options)
-        else:
-            self._channel = grpc.secure_channel(target, credentials, all_options)
+        self._channel: grpc.Channel = channel.connect(grpc, target, credentials, max_message_bytes, attempts, options)
         self._stub = ensemble_service_pb2_grpc.EnsembleServiceStub(self._channel)
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
 
-    def infer(
-        self,
-        inputs: Inputs | ensemble_service_pb2.InferRequest,
-        *,
-        timeout: float | None = None,
-        **options: Unpack[Options],
-    ) -> Answer:
+    def infer(self, inputs: Row, *, timeout: float | None = None, **options: Unpack[Options]) -> Answer:
         """Return the fused answer to one row.
 
         inputs: values by input name (see `describe`), or a request from `make_request`.
@@ -71,13 +60,7 @@ class Client:
         check_size(request, self._max_message_bytes)
         return Answer.from_message(self._call(self._stub.Infer, request, timeout))
 
-    def infer_batch(
-        self,
-        rows: Iterable[Inputs | ensemble_service_pb2.InferRequest],
-        *,
-        timeout: float | None = None,
-        **options: Unpack[Options],
-    ) -> list[Outcome]:
+    def infer_batch(self, rows: Iterable[Row], *, timeout: float | None = None, **options: Unpack[Options]) -> list[Outcome]:
         """Return an outcome per row, in their order, of one call for all of them: the cheapest way to ask many at once.
 
         A row that fails is an outcome with an error. The call carries at most `describe().limits.max_batch_rows` rows, and
@@ -91,7 +74,7 @@ class Client:
 
     def infer_many(
         self,
-        rows: Iterable[Inputs | ensemble_service_pb2.InferRequest],
+        rows: Iterable[Row],
         *,
         timeout: float | None = None,
         window: int = channel.DEFAULT_WINDOW,
@@ -135,8 +118,7 @@ class Client:
     def describe(self, *, timeout: float | None = None) -> ensemble_pb2.Ensemble:
         """Return the ensemble that is served: inputs, members, fusion, limits, plans. Raises TwinferError."""
         reply = self._call(self._stub.GetEnsemble, ensemble_service_pb2.GetEnsembleRequest(), timeout)
-        ensemble: ensemble_pb2.Ensemble = reply.ensemble
-        return ensemble
+        return cast(ensemble_pb2.Ensemble, reply.ensemble)
 
     def wait_until_ready(self, timeout: float = channel.DEFAULT_TIMEOUT_SECONDS) -> None:
         """Return once the server says that it can answer: it is there, loaded and warm.

@@ -7,6 +7,9 @@ from twinfer.errors import MessageTooLarge
 from twinfer.inputs import Inputs, make_input
 from twinfer.v1 import ensemble_service_pb2
 
+Row = Inputs | ensemble_service_pb2.InferRequest
+"""Inputs by name, or a ready request, which has options of its own."""
+
 PolicyName = Literal["require_all", "best_effort"]
 PriorityName = Literal["low", "normal", "high"]
 
@@ -58,13 +61,16 @@ def make_request(inputs: Inputs, *, timeout: float | None = None, **options: Unp
     )
 
 
-def as_request(inputs: Inputs | ensemble_service_pb2.InferRequest, options: Options) -> ensemble_service_pb2.InferRequest:
-    """Return a ready request as it is, and make one of inputs and options otherwise."""
-    if not isinstance(inputs, ensemble_service_pb2.InferRequest):
-        return make_request(inputs, **options)
-    if options:
+def as_request(row: Row, options: Options, *, are_of_many: bool = False) -> ensemble_service_pb2.InferRequest:
+    """Return a ready request as it is, and make one of inputs and options otherwise.
+
+    Options that are those of many rows are for such as have none; options of a ready request alone are a TypeError.
+    """
+    if not isinstance(row, ensemble_service_pb2.InferRequest):
+        return make_request(row, **options)
+    if options and not are_of_many:
         raise TypeError(f"a ready request has its own options; found besides: {', '.join(options)}.")
-    return inputs
+    return row
 
 
 def check_size(

@@ -1,7 +1,8 @@
 """Turns what came over the wire - a gRPC status, an `Error` message - into the exceptions of `errors.py`."""
 
 from collections.abc import Iterator
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -11,6 +12,8 @@ from twinfer.v1 import error_pb2
 
 ERROR_KEY = "twinfer-error-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+Name = TypeVar("Name", bound=StrEnum)
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -28,32 +31,26 @@ _BY_REASON: dict[Reason, type[TwinferError]] = {
 _BY_CODE = {kind.default_code: kind for kind in TwinferError.__subclasses__()}
 
 
-def _reason(number: int) -> Reason:
-    """Name a reason; one that only a newer server knows is UNSPECIFIED, so that the code picks the class."""
+def name_enum(kind: type[Name], contract: Any, number: int) -> Name:
+    """Name a value of one of the contract's enums without its prefix; one that only a newer server knows is UNSPECIFIED."""
+    prefix = contract.Name(0).removesuffix("UNSPECIFIED")
     try:
-        return Reason(error_pb2.Reason.Name(number).removeprefix("REASON_"))
+        return kind(contract.Name(number).removeprefix(prefix))
     except ValueError:
-        return Reason.UNSPECIFIED
-
-
-def _stage(number: int) -> Stage:
-    try:
-        return Stage(error_pb2.Stage.Name(number).removeprefix("STAGE_"))
-    except ValueError:
-        return Stage.UNSPECIFIED
+        return kind("UNSPECIFIED")
 
 
 def error_from_message(message: error_pb2.Error, retry_after_seconds: float | None = None) -> TwinferError:
     """Return the exception that an `Error` stands for, be it a call's, a row's or a member's."""
     code = _CODES.get(message.code, grpc.StatusCode.UNKNOWN)
-    reason = _reason(message.reason)
+    reason = name_enum(Reason, error_pb2.Reason, message.reason)  # unspecified: the code picks the class
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, TwinferError)
     return kind(
         message.text or code.name,
         code=code,
         reason=reason,
         member=message.member,
-        stage=_stage(message.stage),
+        stage=name_enum(Stage, error_pb2.Stage, message.stage),
         retry_after_seconds=retry_after_seconds,
     )
 

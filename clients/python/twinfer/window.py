@@ -1,10 +1,8 @@
 """The rows of a stream that are on their way, as far as it is the same for both clients."""
 
-from twinfer.answers import Answer, Outcome
+from twinfer.answers import Outcome
 from twinfer.errors import InternalError, MessageTooLarge, Unavailable
-from twinfer.inputs import Inputs
-from twinfer.requests import Options, check_size, make_request
-from twinfer.statuses import error_from_message
+from twinfer.requests import Options, Row, as_request, check_size
 from twinfer.v1 import ensemble_service_pb2
 
 
@@ -22,16 +20,14 @@ class Window:
     def __len__(self) -> int:
         return len(self._index_by_id)
 
-    def add(self, row: Inputs | ensemble_service_pb2.InferRequest) -> ensemble_service_pb2.InferStreamRequest | Outcome:
+    def add(self, row: Row) -> ensemble_service_pb2.InferStreamRequest | Outcome:
         """Return the message that sends a row, or its outcome if it is too large to be sent.
 
         Raises ValueError if a row with the same id is still unanswered, and what `make_request` raises.
         """
         index = self._taken
         self._taken += 1
-        message = ensemble_service_pb2.InferStreamRequest(
-            request=row if isinstance(row, ensemble_service_pb2.InferRequest) else make_request(row, **self._options)
-        )
+        message = ensemble_service_pb2.InferStreamRequest(request=as_request(row, self._options, are_of_many=True))
         request = message.request
         request_id = request.request_id = request.request_id or str(index)
         if request_id in self._index_by_id:
@@ -55,9 +51,7 @@ class Window:
         index = self._index_by_id.pop(message.request_id, None)
         if index is None:
             raise InternalError(f"the server answered a row that it was not sent: {message.request_id[:60]!r}.")
-        failed = message.HasField("error")
-        result = error_from_message(message.error) if failed else Answer.from_message(message.response)
-        return Outcome(index, message.request_id, result)
+        return Outcome.from_message(index, message.request_id, message)
 
     def end(self) -> None:
         """Note the stream's end. Raises Unavailable if rows are unanswered."""
