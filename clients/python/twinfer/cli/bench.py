@@ -61,11 +61,7 @@ def bench(
 
     The rows are those given, those of --data, or random ones. Latency counts from when a call was to begin.
     """
-    for file in (json_file, picture):
-        if file is not None and not file.absolute().parent.is_dir():  # said before, not after the measuring
-            raise typer.BadParameter(f"{file}: there is no such folder.")
-    if picture is not None and picture.suffix not in SUFFIXES:
-        raise typer.BadParameter(f"{picture} ends in {picture.suffix!r}; allowed: {', '.join(SUFFIXES)}.", param_hint="--picture")
+    _check_files(json_file, picture)
     if stream and batch > 1:
         raise typer.BadParameter("a stream takes one row at a time; give --stream or --batch, not both.")
     with needing(MODULES, "twinfer bench", INSTALL):
@@ -101,6 +97,15 @@ def bench(
         raise typer.Exit(INTERRUPTED)
     if fail_on_errors and not all(one.tally.is_clean for one in measured):
         raise typer.Exit(1)
+
+
+def _check_files(json_file: Path | None, picture: Path | None) -> None:
+    """Say before the measuring, not after it, what cannot be written. Raises typer.BadParameter."""
+    for file in (json_file, picture):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{file}: there is no such folder.")
+    if picture is not None and picture.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"{picture} ends in {picture.suffix!r}; allowed: {', '.join(SUFFIXES)}.", param_hint="--picture")
 
 
 def _read_numbers(option: str, text: str | None, kind: type[int] | type[float]) -> list[float]:
