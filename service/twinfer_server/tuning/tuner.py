@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..device import Device
@@ -92,11 +92,10 @@ class Tuner:
 
     def try_out(self, choice: Choice, spec: MemberSpec, model: LoadedModel, samples: ProbeSamples) -> Trial:
         """Convert the model and measure it against itself in fp32, eagerly; raises Refused."""
-        torch_device = self._device.torch_device
-        converted = convert(model, choice, torch_device, samples, self._cache / "compiled" if self._cache else None)
+        converted = self._convert(model, choice, samples)
         try:
             agreement = judge(model, converted, samples, spec.output.kind in ("logits", "probabilities"))
-            return Trial(choice, converted, agreement, run_race(model, converted, samples, torch_device))
+            return Trial(choice, converted, agreement, run_race(model, converted, samples, self._device.torch_device))
         except Exception as error:  # a member's own code, or a kernel that the device lacks
             raise Refused(f"it fails on samples: {type(error).__name__}: {outline(error)}") from None
 
@@ -115,7 +114,6 @@ class Tuner:
                 return self._repeat(before, spec, model, samples)
             except Refused as error:
                 logger.warning("%s: %s was chosen before and is refused now: %s", key, before.choice, error)
-        tolerance = AUTO_TOLERANCE if spec.tolerance is None else spec.tolerance
         best = Tuned(model)
         refused: dict[str, str] = {}
         for choice in self.list_choices(spec):
@@ -124,14 +122,14 @@ class Tuner:
             logger.info("%s: trying %s", key, choice)
             try:
                 trial = self.try_out(choice, spec, model, samples)
-                _require_worth(trial, tolerance, best)
+                _require_worth(trial, _find_tolerance(spec), best)
             except Refused as error:
                 refused[str(choice)] = str(error)
                 continue
             if best.choice != Choice():
                 refused[str(best.choice)] = f"{choice} is faster"
             best = Tuned(trial.model, choice, trial.race.speed_up, trial.agreement.largest_error)
-        best = Tuned(best.model, best.choice, best.speed_up, best.largest_error, refused)
+        best = replace(best, refused=refused)
         logger.info("%s: %s is served, %.2f times as fast as fp32 eager", key, best.choice, best.speed_up)
         if kept:
             kept.write(KeptChoice(best.choice, best.speed_up, refused))
@@ -139,18 +137,24 @@ class Tuner:
 
     def _repeat(self, before: KeptChoice, spec: MemberSpec, model: LoadedModel, samples: ProbeSamples) -> Tuned:
         """Convert as an earlier start chose; how close the answers are is measured again, for it costs one call. Raises Refused."""
-        torch_device = self._device.torch_device
-        converted = convert(model, before.choice, torch_device, samples, self._cache / "compiled" if self._cache else None)
+        converted = self._convert(model, before.choice, samples)
         error = judge(model, converted, samples, False).largest_error
-        if not error <= (AUTO_TOLERANCE if spec.tolerance is None else spec.tolerance):
+        if not error <= _find_tolerance(spec):
             raise Refused(f"it is off by {error:.3g}")
         return Tuned(converted, before.choice, before.speed_up, error, before.refused)
+
+    def _convert(self, model: LoadedModel, choice: Choice, samples: ProbeSamples) -> LoadedModel:
+        return convert(model, choice, self._device.torch_device, samples, self._cache / "compiled" if self._cache else None)
 
     def _file(self, spec: MemberSpec, model: LoadedModel, samples: ProbeSamples) -> ChoiceFile | None:
         """Name the file of the choice; None where a program has no digest to go by, or nothing is kept."""
         if self._cache is None or not model.digest:
             return None
         return ChoiceFile(self._cache, self._device.fingerprint, spec, model.digest, tuple(samples.paced))
+
+
+def _find_tolerance(spec: MemberSpec) -> float:
+    return AUTO_TOLERANCE if spec.tolerance is None else spec.tolerance
 
 
 def _require_worth(trial: Trial, tolerance: float, best: Tuned) -> None:
