@@ -16,15 +16,6 @@ COMPILED_FOLDER = "/data/aotinductor/"
 """Where in the archive AOTInductor's libraries lie; an exported program has its graph in `models/`."""
 
 
-def is_compiled(content: bytes) -> bool:
-    """Tell a compiled package from an exported program by its table of contents; nothing of it runs."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return any(COMPILED_FOLDER in name for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
-
-
 class CompiledPackage:
     """A compiled package, ready to be called from any thread.
 

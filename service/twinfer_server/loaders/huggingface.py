@@ -74,11 +74,12 @@ def load_huggingface(source: Source) -> LoadedModel:
                 "a directory that model.save_pretrained has written, for an architecture of transformers",
             ) from error
         read_no_masks(model)
-    module: nn.Module = Named(model, _name_arguments(source))
+    names = _name_arguments(source)
+    module: nn.Module = Named(model, names)
     may_miss: tuple[str, ...] = ()
     if name == "AutoModel":
         pooling = find_pooling(source, directory, model)
-        module = Embedding(module, pooling)
+        module = Embedding(model, names, pooling)
         may_miss = () if pooling.method == "pooler" else ("pooler.",)
     missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_miss) or not may_miss)
     if missing:

@@ -36,11 +36,11 @@ class Pooling:
 class Embedding(nn.Module):
     """A model whose features are pooled: float32 [samples, features]."""
 
-    def __init__(self, named: Any, pooling: Pooling) -> None:
-        """Take over a model with the names of its arguments."""
+    def __init__(self, model: Any, names: tuple[str, ...], pooling: Pooling) -> None:
+        """Name the arguments of `model`."""
         super().__init__()
-        self.model = named.model
-        self.names: tuple[str, ...] = named.names
+        self.model = model
+        self.names = names
         self.pooling = pooling
 
     def forward(self, *arguments: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .compiled import is_compiled, load_compiled
+from .compiled import COMPILED_FOLDER, load_compiled
 from .model import LoadedModel, count_bytes
-from .source import Source, outline
+from .source import Source, has_entry, outline
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -21,7 +21,7 @@ def load_pt2(source: Source) -> LoadedModel:
     Raises UntrustedCode before anything in the file is looked at, and InvalidEnsemble.
     """
     content, digest = source.read_program()
-    if is_compiled(content):
+    if has_entry(content, COMPILED_FOLDER):
         return load_compiled(source, content, digest)
     from torch.export.passes import move_to_device_pass  # here, for the compiled packages that do without torch.export
 

@@ -16,7 +16,6 @@ from types import ModuleType
 from torch import nn
 
 from ..errors import InvalidEnsemble, quote
-from ..spec import find_file
 from .model import LoadedModel, count_bytes
 from .source import Source
 from .workload import hash_workload
@@ -44,10 +43,7 @@ def make_python(source: Source, text: str, key: str) -> object:
         raise InvalidEnsemble(
             f"{source.key}.{key}: found {quote(text)}; allowed: python:module:attribute, or python:file.py:attribute"
         )
-    try:
-        path = find_file(source.folder, place) if place.endswith(".py") else None
-    except ValueError as error:
-        raise InvalidEnsemble(f"{source.key}.{key}: {error}") from None
+    path = source.find_file(place, key) if place.endswith(".py") else None
     try:
         module = importlib.import_module(place) if path is None else _import_file(path)
         found = attrgetter(attribute)(module)

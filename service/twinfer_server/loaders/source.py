@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib
+import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,12 @@ class Source:
     device: torch.device
     trust: Trust
 
-    def find_file(self) -> Path:
-        """Give the path of the file that `model` names; raises InvalidEnsemble where it is not in the folder."""
+    def find_file(self, name: str = "", key: str = "model") -> Path:
+        """Give the path of a file, by default the one that `model` names; raises InvalidEnsemble where it is not in the folder."""
         try:
-            return find_file(self.folder, self.spec.model)
+            return find_file(self.folder, name or self.spec.model)
         except ValueError as error:
-            raise InvalidEnsemble(f"{self.key}.model: {error}") from None
+            raise InvalidEnsemble(f"{self.key}.{key}: {error}") from None
 
     def read_program(self) -> tuple[bytes, str]:
         """Give the content and the digest of a file that is a program; raises UntrustedCode before anybody looks into it.
@@ -63,6 +65,15 @@ def outline(error: Exception) -> str:
     """Give what a library said on one line, at most its first part: some list every weight of a model."""
     text = " ".join(str(error).split())
     return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
+
+
+def has_entry(content: bytes, part: str) -> bool:
+    """Whether an archive has an entry with this part in its name, by its table of contents; nothing of it runs."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return any(part in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def hash_file(path: Path) -> str:

@@ -4,12 +4,11 @@ import functools
 import io
 import logging
 import warnings
-import zipfile
 
 import torch
 
 from .model import LoadedModel, count_bytes
-from .source import Source, outline
+from .source import Source, has_entry, outline
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +17,7 @@ def load_torchscript(source: Source) -> LoadedModel:
     """Load a TorchScript module onto the device, in evaluation mode; raises UntrustedCode and InvalidEnsemble."""
     content, digest = source.read_program()
     try:
-        if not _holds_torchscript(content):
+        if not has_entry(content, "/code/"):  # torch.save writes the same kind of archive, without code beside its data
             raise ValueError("it holds no TorchScript; torch.save writes weights or pickled objects, not models")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # said below, once, in the log
@@ -33,15 +32,6 @@ def load_torchscript(source: Source) -> LoadedModel:
         ) from error
     _say_deprecated(source.spec.model)
     return LoadedModel(module, "torchscript", count_bytes([*module.parameters(), *module.buffers()]), digest)
-
-
-def _holds_torchscript(content: bytes) -> bool:
-    """Tell TorchScript from what torch.save writes into the same kind of archive: it has code beside its data."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 @functools.cache
