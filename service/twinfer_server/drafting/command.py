@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..terminal import plain_errors
-from .draft import CannotDraft, draft_member, draft_towers
+from .draft import draft_member, draft_towers
 from .folder import write_folder
 
 
@@ -22,12 +22,9 @@ def init_command(
     """Make an ensemble folder of models that you have; the file in it explains itself."""
     with plain_errors():
         sources = dict(_split(text) for text in member)
-        try:
-            towers = draft_towers(next(iter(sources.values()))) if len(sources) == 1 else None
-            drafts = towers or [draft_member(name, source, task) for name, source in sources.items()]
-            write_folder(folder, drafts, fusion)
-        except CannotDraft as error:
-            raise RuntimeError(str(error)) from None
+        towers = draft_towers(next(iter(sources.values()))) if len(sources) == 1 else None
+        drafts = towers or [draft_member(name, source, task) for name, source in sources.items()]
+        write_folder(folder, drafts, fusion)
     typer.echo(f"{folder / 'ensemble.toml'}: {len(drafts)} members, task {drafts[0].task}")
     typer.echo(f"next: twinfer validate {folder}")
 

@@ -26,7 +26,7 @@ MAX_TEXTS = 16
 OUTPUT_OF_TASK = {"classification": "logits", "embedding": "embedding", "tensor": "tensor"}
 
 
-class CannotDraft(Exception):
+class CannotDraft(RuntimeError):
     """A source of which no member can be drafted: says why, and what would do."""
 
 
@@ -105,7 +105,7 @@ def _draft_onnx(name: str, path: Path, task: str) -> MemberDraft:
         if node.type not in DTYPES or not all(isinstance(size, int) for size in shape):
             found = f"its input {node.name!r} is {node.type} {node.shape}"
             raise CannotDraft(f"member {name}: {found}; allowed: fixed sizes but the first")
-        inputs[_plain(node.name)] = {"kind": "tensor", "dtype": DTYPES[node.type], "shape": list(shape)}
+        inputs[plain_name(node.name, "_", "input")] = {"kind": "tensor", "dtype": DTYPES[node.type], "shape": list(shape)}
     output = {"kind": OUTPUT_OF_TASK[task], "select": session.get_outputs()[0].name}
     return MemberDraft(name, path, f"{name}.onnx", f"{name}.onnx", task, inputs, output=output)
 
@@ -132,7 +132,7 @@ def _read_likeness(directory: Path) -> dict[str, object]:
     return found
 
 
-def _plain(name: str) -> str:
-    """Turn the name of a graph's input into one that an ensemble's file may have."""
-    plain = "".join(letter if letter.isalnum() else "_" for letter in name.lower()).strip("_")
-    return plain if plain[:1].isalpha() else f"input_{plain}"
+def plain_name(name: str, gap: str, before: str) -> str:
+    """Turn any name into one that an ensemble's file may have: `gap` for what it may not, `before` where no letter begins it."""
+    plain = "".join(letter if letter.isalnum() else gap for letter in name.lower()).strip(gap)
+    return plain if plain[:1].isalpha() else f"{before}{gap}{plain}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..spec import SPEC_FILE
-from .draft import CannotDraft, MemberDraft
+from .draft import CannotDraft, MemberDraft, plain_name
 
 METHOD_OF_TASK = {
     "classification": "log_opinion_pool",
@@ -65,7 +65,7 @@ def _write_lines(folder: Path, drafts: Sequence[MemberDraft], method: str, has_l
     yield "# An ensemble of twinfer: every member looks at the same request, and their fusion answers."
     yield f"# Check it with `twinfer validate {folder}`, serve it with `twinfer serve {folder}`."
     yield ""
-    yield f'name = "{_name(folder)}"'
+    yield f'name = "{plain_name(folder.resolve().name, "-", "ensemble")}"'
     yield "version = 1                  # an integer; raise it when answers may change"
     yield f'task = "{task}"'
     if has_labels:
@@ -96,8 +96,3 @@ def _write_table(table: Mapping[str, object], notes: Mapping[str, str]) -> Itera
     for key, value in table.items():
         text = f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
         yield f"{text:<28} # {notes[key]}" if key in notes else text
-
-
-def _name(folder: Path) -> str:
-    plain = "".join(letter if letter.isalnum() else "-" for letter in folder.resolve().name.lower()).strip("-")
-    return plain if plain[:1].isalpha() else f"ensemble-{plain}"

@@ -20,11 +20,7 @@ def read_spec(folder: Path) -> EnsembleSpec:
         raise InvalidEnsemble(f"{folder}: no {SPEC_FILE} here; allowed: an ensemble folder")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # tomllib nests, and reads long numbers, until Python stops it
+    except (OSError, ValueError, RecursionError) as error:  # tomllib nests, and reads long numbers, until Python stops it
         raise InvalidEnsemble(f"{path}: not TOML: {error}") from error
     try:
         return EnsembleSpec.model_validate(document, context={"folder": folder})
