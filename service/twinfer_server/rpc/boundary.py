@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError
 from .codec import write_error
+from .received import ReceivedRequest
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ MAX_DETAIL_BYTES = 2048
 INTERNAL_TEXT = "internal error; the server's log has the details"
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=Message | ReceivedRequest)
 Context = grpc.aio.ServicerContext[Any, Any]
 UnaryMethod = Callable[[Any, int, Context], Awaitable[Message]]
 """A method that takes the parsed request, its size in bytes and the context."""
@@ -54,16 +55,17 @@ def find_arrival(context: Context) -> Arrival:
 
 async def parse(kind: type[M], data: bytes, pool: Executor) -> M:
     """Parse a message; raises MalformedMessage."""
+    read: Callable[[bytes], M] = kind.FromString  # type: ignore[assignment]  # each gives its own kind
     try:
         if len(data) <= SMALL_MESSAGE_BYTES:
-            return kind.FromString(data)
-        return await asyncio.get_running_loop().run_in_executor(pool, kind.FromString, data)
+            return read(data)
+        return await asyncio.get_running_loop().run_in_executor(pool, read, data)
     except DecodeError:
         raise MalformedMessage(f"{len(data)} bytes do not parse; allowed: a serialized {kind.DESCRIPTOR.full_name}") from None
 
 
 def unary(
-    kind: type[Message], method: UnaryMethod, pool: Executor, on_failure: OnFailure | None = None
+    kind: type[Message] | type[ReceivedRequest], method: UnaryMethod, pool: Executor, on_failure: OnFailure | None = None
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Make the handler of a unary RPC whose request is a `kind`; `on_failure` is told of calls that end with an error."""
 

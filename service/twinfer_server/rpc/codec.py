@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import TypedDict, TypeVar
 
 import numpy as np
@@ -59,16 +60,20 @@ _NO_OPTIONS = _Options()
 
 
 def read_request(
-    message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, traceparent: str = ""
-) -> Request:
-    """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
+    message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, traceparent: str = "",
+    large: Mapping[str, memoryview] = MappingProxyType({}),
+) -> Request:  # fmt: skip
+    """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept.
+
+    `large` has the data of tensors that are not in the message, by the name of the input.
+    """
     request_id = message.request_id
     if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
         raise InvalidOption(f"request_id: found {len(request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
     # Most requests have none, or an empty message of them.
     options = _read_options(message.options) if message.options.ByteSize() else _NO_OPTIONS
     return Request(
-        inputs={name: _read_input(name, value) for name, value in message.inputs.items()},
+        inputs={name: _read_input(name, value, large.get(name)) for name, value in message.inputs.items()},
         arrived_at=arrived_at,
         deadline=deadline,
         ensemble=message.ensemble,
@@ -104,7 +109,7 @@ def _read_timeout(timeout: Duration) -> float:
     return seconds
 
 
-def _read_input(name: str, message: ensemble_service_pb2.Input) -> RawInput:
+def _read_input(name: str, message: ensemble_service_pb2.Input, data: memoryview | None) -> RawInput:
     match message.WhichOneof("value"):
         case "image":
             return message.image
@@ -115,11 +120,11 @@ def _read_input(name: str, message: ensemble_service_pb2.Input) -> RawInput:
                 raise InvalidInput(f"inputs[{quote(name)}].texts: found no text; allowed: at least one")
             return tuple(message.texts.values)
         case "tensor":
-            return _read_tensor(name, message.tensor)
+            return _read_tensor(name, message.tensor, message.tensor.data if data is None else data)
     raise InvalidInput(f"inputs[{quote(name)}]: no value is set; allowed: image, text, texts or tensor")
 
 
-def _read_tensor(name: str, message: tensor_pb2.Tensor) -> Array:
+def _read_tensor(name: str, message: tensor_pb2.Tensor, data: bytes | memoryview) -> Array:
     """Look at a tensor's bytes as an array, read-only and without a copy; raises InvalidInput."""
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
@@ -128,10 +133,10 @@ def _read_tensor(name: str, message: tensor_pb2.Tensor) -> Array:
     shape = tuple(message.shape)
     if len(shape) > MAX_RANK:
         raise InvalidInput(f"{_tensor_field(name)}.shape: found {len(shape)} dimensions; allowed: at most {MAX_RANK}")
-    data, size = message.data, math.prod(shape) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if size != len(data) or min(shape, default=1) < 1:
-        _check_size(name, message)
-    if message.dtype == tensor_pb2.DATA_TYPE_BOOL and data.strip(b"\0\1"):
+        _check_size(name, message, len(data))
+    if message.dtype == tensor_pb2.DATA_TYPE_BOOL and bytes(data).strip(b"\0\1"):
         raise InvalidInput(
             f"{_tensor_field(name)}.data: found a byte that is neither 0 nor 1; allowed: 0 or 1, as dtype DATA_TYPE_BOOL says"
         )
@@ -141,16 +146,16 @@ def _read_tensor(name: str, message: tensor_pb2.Tensor) -> Array:
     return array
 
 
-def _check_size(name: str, message: tensor_pb2.Tensor) -> None:
+def _check_size(name: str, message: tensor_pb2.Tensor, size_bytes: int) -> None:
     """Refuse a tensor whose shape is impossible, or says something else than its data does."""
     shape, itemsize = list(message.shape), _DTYPES[message.dtype].itemsize
     if any(size < 0 for size in shape):
         raise InvalidInput(f"{_tensor_field(name)}.shape: found {shape}; allowed: sizes of at least 0")
     if math.prod(size for size in shape if size) * itemsize > MAX_TENSOR_BYTES:  # even an empty one has strides that overflow
         raise InvalidInput(f"{_tensor_field(name)}.shape: found {shape}; allowed: at most {MAX_TENSOR_BYTES} bytes in all")
-    if math.prod(shape) * itemsize != len(message.data):
+    if math.prod(shape) * itemsize != size_bytes:
         raise InvalidInput(
-            f"{_tensor_field(name)}.data: found {len(message.data)} bytes; allowed: {math.prod(shape) * itemsize}, "
+            f"{_tensor_field(name)}.data: found {size_bytes} bytes; allowed: {math.prod(shape) * itemsize}, "
             f"as dtype {tensor_pb2.DataType.Name(message.dtype)} and shape {shape} say"
         )
 

@@ -16,6 +16,7 @@ from .answer_writer import AnswerWriter
 from .boundary import Context, describe_error, find_arrival, parse, unary
 from .codec import MAX_REQUEST_ID_BYTES, read_request, write_error
 from .describing import write_description
+from .received import ReceivedRequest
 from .streams import Streams
 
 SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleService"].full_name
@@ -40,7 +41,7 @@ class EnsembleService:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Infer": unary(pb.InferRequest, self._infer, self._pool, self._note_failure),
+                "Infer": unary(ReceivedRequest, self._infer, self._pool, self._note_failure),
                 "BatchInfer": unary(pb.BatchInferRequest, self._batch_infer, self._pool, self._note_failure),
                 "GetEnsemble": unary(pb.GetEnsembleRequest, self._get_ensemble, self._pool),
                 "InferStream": grpc.stream_stream_rpc_method_handler(self._streams.handle),
@@ -68,15 +69,15 @@ class EnsembleService:
         engine.check_served(message.ensemble, message.version)
         return pb.GetEnsembleResponse(ensemble=write_description(engine.description))
 
-    async def _infer(self, message: pb.InferRequest, size_bytes: int, context: Context) -> pb.InferResponse:
+    async def _infer(self, received: ReceivedRequest, size_bytes: int, context: Context) -> pb.InferResponse:
         reply = pb.InferResponse()
-        await self._answer(message, size_bytes, context, reply)
+        await self._answer(received, size_bytes, context, reply)
         return reply
 
-    async def _answer(self, message: pb.InferRequest, size_bytes: int, context: Context, reply: pb.InferResponse) -> None:
+    async def _answer(self, received: ReceivedRequest, size_bytes: int, context: Context, reply: pb.InferResponse) -> None:
         """Answer one row, and write that into `reply`."""
         engine = self._ready_engine()
-        request = read_request(message, *find_arrival(context))
+        request = read_request(received.message, *find_arrival(context), received.large)
         answer = await engine.infer(request, size_bytes)
         began = time.monotonic()
         self._writer.write(reply, answer, request, engine.description)
@@ -115,7 +116,7 @@ class EnsembleService:
             # An id that is too long is refused, and not sent back whole: the caller might be unable to receive it.
             request_id = message.request.request_id[:MAX_REQUEST_ID_BYTES]
             reply = pb.InferStreamResponse(request_id=request_id)
-            await self._answer(message.request, len(data), context, reply.response)
+            await self._answer(ReceivedRequest(message.request), len(data), context, reply.response)
         except Exception as error:
             known = describe_error(error)
             self._note_failure(known)
