@@ -27,6 +27,7 @@ class Switchboard:
         self._stall_seconds = settings.breaker_stall_seconds
         self._on_switch = on_switch
         self._computing_since: dict[Run, float] = {}
+        self._are_all_on = True
 
     # --- reading -------------------------------------------------------------------------------------------------------------
 
@@ -52,7 +53,7 @@ class Switchboard:
 
     def check(self, policy: Policy) -> None:
         """Raise MemberOff if no row can be answered under `policy`, before anything is done for it."""
-        if all(breaker.is_on for breaker in self.breakers):
+        if self._are_all_on:
             return
         off = {index: error for index in range(len(self._members)) if (error := self.why_off(index))}
         if off and (not off.keys().isdisjoint(self._needed) if policy is Policy.REQUIRE_ALL else not self.can_answer(policy)):
@@ -99,6 +100,7 @@ class Switchboard:
         before = [breaker.state for breaker in self.breakers]
         yield
         if before != [breaker.state for breaker in self.breakers]:
+            self._are_all_on = all(breaker.is_on for breaker in self.breakers)
             self._on_switch()
 
 

@@ -21,14 +21,14 @@ STATE_OF_ERROR = {MemberFailed: State.FAILED, NotFinite: State.FAILED, MemberLat
 class _Facts(NamedTuple):
     """What all rows of a flight share: the runs by member, their spans, and the members that were done in time (None: all).
 
-    `plain` keeps, by member index and weight, what is said of a member that is OK, for rows that ask no more: the same for all.
+    `plain` keeps, by their weights, what is said of members that are all OK, for rows that ask no more: the same for all.
     """
 
     flight: Flight
     runs: Mapping[int, Run]
     spans: Mapping[int, float | None]
     done: Collection[int] | None
-    plain: dict[tuple[int, float], MemberAnswer]
+    plain: dict[tuple[float, ...], tuple[MemberAnswer, ...]]
 
 
 def answer_rows(
@@ -43,19 +43,14 @@ def answer_rows(
     """
     prediction = fused.prediction.numpy()
     weights, present, disagreement = fused.weights.tolist(), fused.present.tolist(), fused.disagreement.tolist()
+    is_complete = fused.present.all(1).tolist()
     runs = {run.member.index: run for run in flight.runs}
     facts = _Facts(flight, runs, {index: run.seconds for index, run in runs.items()}, done, {})
-    ratio = flight.overlap_ratio
+    ratio, version = flight.overlap_ratio, flight.crew.version
     explained = [place for place, row in enumerate(rows) if row.request.wants_explanation]
     influences = find_influences(flight, rows, fused, explained) if explained else {}
     answers: list[Answer | TwinferError] = []
     for place, row in enumerate(rows):
-        members = tuple(
-            _judge_member(facts, row, index, weights[place][index], present[place][index], influences.get((place, index)))
-            for index in range(len(flight.crew.members))
-        )
-        if place in unsure:
-            members = tuple(_miss(flight, index) if part.state is State.SKIPPED else part for index, part in enumerate(members))
         timings = Timings(
             decode_seconds=row.decode_seconds,
             queue_seconds=flight.launched_at - row.ready_at - row.flown_seconds,
@@ -66,9 +61,18 @@ def answer_rows(
             slot_wait_seconds=flight.boarded_at - row.blocked_at if row.blocked_at else 0.0,
         )
         # The fusion gives NaN where fewer than two members took part.
-        apart = disagreement[place]
-        own = _cut(flight, row, prediction[place])
-        answers.append(_judge_row(facts, row, own, members, apart if apart == apart else None, timings))
+        apart = disagreement[place] if disagreement[place] == disagreement[place] else None
+        own = _cut(flight, row, prediction[place]) if version.spec.task == "similarity" else prediction[place]
+        if is_complete[place] and _asks_no_more(row):
+            answers.append(Answer(own, _tell_all_ok(facts, tuple(weights[place])), apart, timings, version.number))
+            continue
+        members = tuple(
+            _judge_member(facts, row, index, weights[place][index], present[place][index], influences.get((place, index)))
+            for index in range(len(flight.crew.members))
+        )
+        if place in unsure:
+            members = tuple(_miss(flight, index) if part.state is State.SKIPPED else part for index, part in enumerate(members))
+        answers.append(_judge_row(facts, row, own, members, apart, timings))
     return answers
 
 
@@ -78,11 +82,9 @@ def fusion_failure(flight: Flight) -> list[Answer | TwinferError]:
 
 
 def _cut(flight: Flight, row: Row, prediction: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cut off the places that only other rows of the flight have."""
-    version = flight.crew.version
-    if version.spec.task != "similarity":
-        return prediction
-    return prediction[: version.host_fusion.count_places({index: len(samples[0]) for index, samples in row.samples.items()})]
+    """Cut off the places, of a likeness to several texts, that only other rows of the flight have."""
+    counts = {index: len(samples[0]) for index, samples in row.samples.items()}
+    return prediction[: flight.crew.version.host_fusion.count_places(counts)]
 
 
 def _judge_row(
@@ -116,10 +118,6 @@ def _judge_member(
     """Say what became of one member for one row: in this flight, or in an earlier one."""
     flight, run, part = facts.flight, facts.runs.get(index), row.parts.get(index)
     wants_output = row.request.wants_member_predictions or row.request.wants_explanation
-    if is_present and part is None and not wants_output:  # who is present has answered in this flight
-        if (index, weight) not in facts.plain:
-            facts.plain[index, weight] = _tell_ok(facts, index, weight)
-        return facts.plain[index, weight]
     member, number = flight.crew.members[index], flight.number_of(row)
     if index not in row.samples:
         return MemberAnswer(State.NO_INPUT)
@@ -142,6 +140,18 @@ def _judge_member(
     if part is not None:
         return MemberAnswer(State.OK, weight, seconds, output, None, part.alone_seconds, part.was_captured, influence)
     return replace(_tell_ok(facts, index, weight), output=output, influence=influence)
+
+
+def _asks_no_more(row: Row) -> bool:
+    """Whether a row asks for nothing of its members' own, and has flown only once: who is present has answered in this flight."""
+    return not (row.parts or row.request.wants_member_predictions or row.request.wants_explanation)
+
+
+def _tell_all_ok(facts: _Facts, weights: tuple[float, ...]) -> tuple[MemberAnswer, ...]:
+    """Say of all members that they have answered in this flight; the same objects for all rows of the same weights."""
+    if weights not in facts.plain:
+        facts.plain[weights] = tuple(_tell_ok(facts, index, weight) for index, weight in enumerate(weights))
+    return facts.plain[weights]
 
 
 def _tell_ok(facts: _Facts, index: int, weight: float) -> MemberAnswer:

@@ -48,7 +48,7 @@ class TimesTable:
             tokens: sorted((times for times in measured if times.bucket.tokens == tokens), key=lambda times: times.bucket.samples)
             for tokens in self._tokens
         }
-        self._curves: dict[tuple[str, int, int], tuple[list[float], list[float]]] = {}
+        self._alone: dict[tuple[str, int, Bucket], float] = {}
 
     def find(self, bucket: Bucket) -> BucketTimes | None:
         """Find what was measured at exactly this bucket."""
@@ -61,19 +61,14 @@ class TimesTable:
 
     def alone_seconds(self, plan: str, member: int, bucket: Bucket) -> float:
         """Give the alone time of a member at a bucket: between measured sizes on a straight line, beyond them in proportion."""
-        tokens = self._column(bucket.tokens)
-        key = (plan, member, tokens)
-        curve = self._curves.get(key)
-        if curve is None:
-            column = self._by_tokens[tokens]
-            curve = (
-                [times.bucket.samples for times in column],
-                # A plan that nobody measured flies beside a stuck member all the same.
-                [times.alone_seconds.get(plan, times.alone_seconds[times.plan])[member] for times in column],
-            )
-            self._curves[key] = curve
-        longest = curve[0][-1]
-        return float(np.interp(bucket.samples, *curve)) * max(1.0, bucket.samples / longest)
+        key = (plan, member, bucket)
+        if key not in self._alone:
+            column = self._by_tokens[self._column(bucket.tokens)]
+            sizes = [times.bucket.samples for times in column]
+            # A plan that nobody measured flies beside a stuck member all the same.
+            seconds = [times.alone_seconds.get(plan, times.alone_seconds[times.plan])[member] for times in column]
+            self._alone[key] = float(np.interp(bucket.samples, sizes, seconds)) * max(1.0, bucket.samples / sizes[-1])
+        return self._alone[key]
 
     def _column(self, tokens: int) -> int:
         return next((column for column in self._tokens if column >= tokens), self._tokens[-1])

@@ -77,19 +77,23 @@ class Intake:
         """
         self.check_served(request.ensemble, request.version)
         policy = request.policy or self._default_policy
-        for name in request.inputs:
-            if name not in self._takers:
-                raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {self.input_names}")
-        missing = [name for name in self._takers if name not in request.inputs]
-        needed = [name for name in missing if self.is_required(name, policy, needs)]
-        if needed:
-            raise MissingInput(f"inputs: {needed} missing; required: they are needed under policy {policy.name}")
-        if not request.inputs:
-            raise MissingInput(f"inputs: none found; required: at least one of {self.input_names}")
+        if request.inputs.keys() != self._takers.keys():
+            self._check_names(request.inputs, policy, needs)
         if not 0 <= request.top_k <= classes:
             allowed = f"0 to {classes}" if classes else "0: the task has no classes"
             raise InvalidOption(f"options.top_k: found {request.top_k}; allowed: {allowed}")
         return policy
+
+    def _check_names(self, found: Collection[str], policy: Policy, needs: Collection[int]) -> None:
+        """Refuse inputs that nobody takes, and requests without those that are needed."""
+        for name in found:
+            if name not in self._takers:
+                raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {self.input_names}")
+        needed = [name for name in self._takers if name not in found and self.is_required(name, policy, needs)]
+        if needed:
+            raise MissingInput(f"inputs: {needed} missing; required: they are needed under policy {policy.name}")
+        if not found:
+            raise MissingInput(f"inputs: none found; required: at least one of {self.input_names}")
 
     def row_weights(self, overrides: Mapping[str, float]) -> NDArray[np.float64] | None:
         """Give a row's weights, float64 [members], summing to 1, or None where it brings none and the fusion's own count."""
@@ -108,35 +112,37 @@ class Intake:
 
     def is_light(self, request: Request) -> bool:
         """Whether `prepare` takes so little that the event loop may do it: there is nothing to decode."""
-        return all(kind.is_light(value) for name, value in request.inputs.items() for _, kind in self._takers[name])
+        for name, value in request.inputs.items():
+            for _, kind in self._takers[name]:
+                if not kind.is_light(value):
+                    return False
+        return True
 
     def prepare(self, request: Request) -> dict[int, Samples]:
         """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool.
 
         A member takes part only if all its inputs are there.
         """
-        arrays: dict[int, dict[str, Samples]] = {}
-        for name, value in request.inputs.items():
-            takers = self._takers[name]
-            decoded = takers[0][1].decode(value, self._at_least[name])
-            for index, kind in takers:
-                arrays.setdefault(index, {})[name] = kind.prepare(decoded)
+        decoded = {name: self._takers[name][0][1].decode(value, self._at_least[name]) for name, value in request.inputs.items()}
         samples: dict[int, Samples] = {}
         for index, kinds in enumerate(self._inputs):
-            found = arrays.get(index, {})
-            for fed in kinds:
-                if isinstance(fed, FedCount) and fed.feeder in samples:
+            parts: dict[str, Samples] = {}
+            for kind in kinds:
+                if kind.name in decoded:
+                    parts[kind.name] = kind.prepare(decoded[kind.name])  # type: ignore[union-attr]  # no request has a fed input
+                elif isinstance(kind, FedCount) and kind.feeder in samples:
                     # What it computes on comes from its feeder, on the device; here it only counts.
-                    count = fed.samples_per_sample * len(samples[fed.feeder][0])
-                    found[fed.name] = (np.empty((count, 0), dtype=np.float32),)
-            if all(kind.name in found for kind in kinds):
-                parts = [found[kind.name] for kind in kinds]
-                if len({len(part[0]) for part in parts}) > 1:
-                    counts = {kind.name: len(found[kind.name][0]) for kind in kinds}
-                    raise InvalidInput(
-                        f"inputs: found {counts} samples for member {self._names[index]!r}; allowed: as many of each"
-                    )
-                samples[index] = tuple(itertools.chain.from_iterable(parts))
+                    count = kind.samples_per_sample * len(samples[kind.feeder][0])
+                    parts[kind.name] = (np.empty((count, 0), dtype=np.float32),)
+            if len(parts) == len(kinds):
+                samples[index] = self._join(index, parts)
         if not samples:
             raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")
         return samples
+
+    def _join(self, index: int, parts: Mapping[str, Samples]) -> Samples:
+        """Put a member's inputs next to each other; raises InvalidInput where some have more samples than others."""
+        if len(parts) > 1 and len({len(part[0]) for part in parts.values()}) > 1:
+            counts = {name: len(part[0]) for name, part in parts.items()}
+            raise InvalidInput(f"inputs: found {counts} samples for member {self._names[index]!r}; allowed: as many of each")
+        return tuple(itertools.chain.from_iterable(parts.values()))

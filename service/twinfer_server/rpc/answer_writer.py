@@ -4,7 +4,6 @@ Everything is written into the message where it belongs: one that is made apart 
 one again into the next.
 """
 
-import operator
 import time
 
 import numpy as np
@@ -31,7 +30,8 @@ class AnswerWriter:
 
     def write(self, message: pb.InferResponse, answer: Answer, request: Request, description: Description) -> None:
         """Write an answer into its message, which is empty; the total time ends here."""
-        if self._last is None or not _is_alike(answer, self._last):
+        # The same object only where rows of one flight ask for no more than what is the same for all of them.
+        if self._last is None or answer.members is not self._last.members:
             self._common = _write_common(answer, request, description)
             self._last = answer
         message.CopyFrom(self._common)
@@ -44,14 +44,6 @@ class AnswerWriter:
         write_duration(own.queue, timings.queue_seconds)
         write_duration(own.slot_wait, timings.slot_wait_seconds)
         write_duration(own.total, time.monotonic() - request.arrived_at)
-
-
-def _is_alike(answer: Answer, other: Answer) -> bool:
-    """Whether two answers differ only in what each row has of its own.
-
-    Members are the same objects only where rows of one flight ask for no more than what is the same for all of them.
-    """
-    return answer.timings.device_seconds == other.timings.device_seconds and all(map(operator.is_, answer.members, other.members))
 
 
 def _write_common(answer: Answer, request: Request, description: Description) -> pb.InferResponse:

@@ -42,8 +42,8 @@ def _write_labels(message: Prediction, values: Values, labels: Labels, top_k: in
 
 
 def _write_scores(add: Callable[..., ScoredClass], values: Values, labels: Labels, top_k: int) -> None:
-    best = np.argsort(-values, kind="stable")[:top_k]
-    for index, probability in zip(best.tolist(), values[best].tolist(), strict=True):
+    best = (-values).argsort(kind="stable")[:top_k]
+    for index, probability in zip(best.tolist(), values.take(best).tolist(), strict=True):
         add(index=index, label=labels[index] if labels else "", probability=probability)
 
 
