@@ -17,7 +17,7 @@ from benchmarks.harness import ROOT, pin
 
 ENVIRONMENTS = ROOT / "build" / "peers"
 TWINFER, BARE, BATCHER = "twinfer", "bare", "batcher"
-"""The second is plain grpc.aio that calls the models row by row; the third the same with a simple batcher of 2 ms."""
+"""The second is plain grpc.aio on asyncio that calls the models row by row; the third the same with a simple batcher of 2 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ CONTENDERS = (
     Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY)),
     Contender(BARE, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}")),
     Contender(BATCHER, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}", "--batching")),
+    Contender("batcher on uvloop", ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}", "--batching", "--uvloop")),
     Contender("Mosec", ("HTTP",), MOSEC, "mosec", "mosec"),
     Contender("PyTriton", ("ModelInfer",), TRITON, "triton", "nvidia-pytriton"),
 )

@@ -69,10 +69,15 @@ async def _serve(pair: Pair, port: int, is_batching: bool) -> None:
     await (service.batcher.run() if service.batcher else server.wait_for_termination())
 
 
-def main(name: str, port: int, is_batching: Annotated[bool, typer.Option("--batching/--one-by-one")] = False) -> None:
+def main(
+    name: str,
+    port: int,
+    is_batching: Annotated[bool, typer.Option("--batching/--one-by-one")] = False,
+    is_on_uvloop: Annotated[bool, typer.Option("--uvloop/--asyncio")] = False,
+) -> None:
     """Serve a pair until SIGTERM."""
     torch.set_num_threads(1)
-    uvloop.run(_serve(PAIRS[name], port, is_batching))
+    (uvloop if is_on_uvloop else asyncio).run(_serve(PAIRS[name], port, is_batching))
 
 
 if __name__ == "__main__":
