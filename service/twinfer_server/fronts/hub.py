@@ -78,11 +78,6 @@ class Fronts:
             self._held.close()
             self._held = None
 
-    @property
-    def processes(self) -> tuple[FrontProcess, ...]:
-        """The fronts as they are now."""
-        return tuple(self._fronts)
-
     def _tell(self, order: Order) -> None:
         for front in self._fronts:
             front.tell(order)

@@ -61,11 +61,6 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._unread = bytearray()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether frames still go through."""
-        return self._transport is not None
-
     def send(self, op: Op, number: int = 0, offset: int = 0, value: float = 0.0, payload: bytes = b"") -> None:
         """Send a frame; does nothing once the link is lost."""
         if self._transport is not None:
