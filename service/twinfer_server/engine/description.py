@@ -104,58 +104,15 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
     """Gather the facts about a warm ensemble; `switches` has one state for each member, or none where all are on."""
     switches = switches or [SwitchState() for _ in ensemble.members]
     spec, version = ensemble.spec, ensemble.crew.version
-    takers: dict[str, list[str]] = {}
-    kinds: dict[str, list[InputKind[Any]]] = {}
-    for member in ensemble.members:
-        for kind in member.request_inputs:
-            takers.setdefault(kind.name, []).append(member.name)
-            kinds.setdefault(kind.name, []).append(kind)
-    input_kinds = {name: input_spec.kind for _, name, input_spec in spec.walk_inputs()}
     return Description(
         name=spec.name,
         version=spec.version,
         task=spec.task,
         labels=ensemble.labels,
         policy=spec.policy,
-        inputs=tuple(
-            InputDescription(
-                name=name,
-                kind=input_kinds[name],
-                dtype=takes[0].tensor_dtype,
-                shape=takes[0].tensor_shape,
-                member_shape=_find_member_shape(takes),
-                members=tuple(takers[name]),
-                is_needed=ensemble.is_required(name, Policy.BEST_EFFORT),
-                is_optional=not ensemble.is_required(name, Policy[spec.policy.upper()]),
-                max_tokens=takes[0].max_tokens,
-                max_samples=min(kind.max_samples for kind in takes),
-                is_pair=any(kind.is_pair for kind in takes),
-            )
-            for name, takes in kinds.items()
-        ),
+        inputs=_describe_inputs(ensemble),
         members=tuple(
-            MemberDescription(
-                name=member.name,
-                loader=member.model.loader,
-                precision=member.tuned.choice.precision,
-                acceleration=member.tuned.choice.acceleration,
-                speed_up=member.tuned.speed_up,
-                largest_error=member.tuned.largest_error,
-                refused=member.tuned.refused,
-                device=str(member.device.torch_device),
-                inputs=tuple(kind.name for kind in member.inputs),
-                output=member.spec.output.kind,
-                output_shape=_find_output_shape(member),
-                parameter_bytes=member.model.parameter_bytes,
-                not_captured=member.why_not_captured,
-                capture_bytes=member.capture_bytes,
-                staging_bytes=ensemble.memory[member.name].staging if ensemble.memory else 0,
-                activation_bytes=ensemble.memory[member.name].activations if ensemble.memory else 0,
-                shared_bytes=member.shared_bytes,
-                fed_by=tuple(ensemble.members[feeder].name for feeder in member.feeders),
-                switch=switch,
-            )
-            for member, switch in zip(ensemble.members, switches, strict=True)
+            _describe_member(ensemble, member, switch) for member, switch in zip(ensemble.members, switches, strict=True)
         ),
         fusion=_describe_fusion(version),
         cascade=CascadeDescription(spec.cascade.first, version.gate) if spec.cascade else None,
@@ -164,6 +121,56 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
         limits=settings,
         max_flight_rows=spec.batching.max_rows,
         times=ensemble.times.measured if ensemble.times else (),
+    )
+
+
+def _describe_inputs(ensemble: Ensemble) -> tuple[InputDescription, ...]:
+    spec = ensemble.spec
+    takers: dict[str, dict[str, InputKind[Any]]] = {}
+    for member in ensemble.members:
+        for kind in member.request_inputs:
+            takers.setdefault(kind.name, {})[member.name] = kind
+    input_kinds = {name: input_spec.kind for _, name, input_spec in spec.walk_inputs()}
+    return tuple(
+        InputDescription(
+            name=name,
+            kind=input_kinds[name],
+            dtype=takes[0].tensor_dtype,
+            shape=takes[0].tensor_shape,
+            member_shape=_find_member_shape(takes),
+            members=tuple(takers[name]),
+            is_needed=ensemble.is_required(name, Policy.BEST_EFFORT),
+            is_optional=not ensemble.is_required(name, Policy[spec.policy.upper()]),
+            max_tokens=takes[0].max_tokens,
+            max_samples=min(kind.max_samples for kind in takes),
+            is_pair=any(kind.is_pair for kind in takes),
+        )
+        for name, takes in ((name, list(by_member.values())) for name, by_member in takers.items())
+    )
+
+
+def _describe_member(ensemble: Ensemble, member: Member, switch: SwitchState) -> MemberDescription:
+    tuned, memory = member.tuned, ensemble.memory[member.name] if ensemble.memory else None
+    return MemberDescription(
+        name=member.name,
+        loader=member.model.loader,
+        precision=tuned.choice.precision,
+        acceleration=tuned.choice.acceleration,
+        speed_up=tuned.speed_up,
+        largest_error=tuned.largest_error,
+        refused=tuned.refused,
+        device=str(member.device.torch_device),
+        inputs=tuple(kind.name for kind in member.inputs),
+        output=member.spec.output.kind,
+        output_shape=_find_output_shape(member),
+        parameter_bytes=member.model.parameter_bytes,
+        not_captured=member.why_not_captured,
+        capture_bytes=member.capture_bytes,
+        staging_bytes=memory.staging if memory else 0,
+        activation_bytes=memory.activations if memory else 0,
+        shared_bytes=member.shared_bytes,
+        fed_by=tuple(ensemble.members[feeder].name for feeder in member.feeders),
+        switch=switch,
     )
 
 
