@@ -10,21 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .device import open_device
 from .engine import LocalEngine
 from .ensemble import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
-from .fronts import Fronts
 from .inputs import InputLimits
-from .metrics import Metrics
 from .process import end_process, spare_collecting
 from .rpc import AdminServer, RpcServer
 from .settings import ServerSettings
 from .spec import read_spec
 from .trust import Trust
+
+if TYPE_CHECKING:
+    from .fronts import Fronts
+    from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +89,11 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
     Raises DeviceLost after draining, PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers, ExitStack() as stack:
-        server = Fronts(folder, settings) if settings.workers else RpcServer(settings, parsers)
+        server = _make_server(folder, settings, parsers)
         admin = AdminServer(settings, parsers)
         try:
             observer.on_listening(await server.start(), await admin.start())
-            metrics = Metrics() if settings.metrics_listen else None
+            metrics = _make_metrics() if settings.metrics_listen else None
             if metrics is not None:
                 observer.on_metrics(stack.enter_context(metrics.listening(settings.metrics_listen)))
             ensemble = await _load(folder, settings, observer, stopping)
@@ -114,6 +116,22 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             await asyncio.gather(server.stop(grace_seconds=0), admin.stop(grace_seconds=0))
 
 
+def _make_server(folder: Path, settings: ServerSettings, parsers: ThreadPoolExecutor) -> "RpcServer | Fronts":
+    """Make what accepts calls: this process, or others, which most servers need not know of."""
+    if not settings.workers:
+        return RpcServer(settings, parsers)
+    from .fronts import Fronts
+
+    return Fronts(folder, settings)
+
+
+def _make_metrics() -> "Metrics":
+    """Make what keeps the books, and brings an HTTP server."""
+    from .metrics import Metrics
+
+    return Metrics()
+
+
 async def _load(
     folder: Path, settings: ServerSettings, observer: Observer, stopping: asyncio.Event
 ) -> Ensemble | None:  # fmt: skip
@@ -129,7 +147,7 @@ async def _load(
     return loading.result() if loading.done() else None
 
 
-async def _watch_health(server: RpcServer | Fronts, engine: LocalEngine, stopping: asyncio.Event) -> None:
+async def _watch_health(server: "RpcServer | Fronts", engine: LocalEngine, stopping: asyncio.Event) -> None:
     """Keep health true to the lanes until the server is told to stop."""
     told = (True, engine.operations.switches)
     while not stopping.is_set() and not engine.loss:
@@ -148,7 +166,7 @@ async def _watch_health(server: RpcServer | Fronts, engine: LocalEngine, stoppin
             continue
 
 
-async def _drain(server: RpcServer | Fronts, admin: AdminServer, engine: LocalEngine, drain_seconds: float) -> None:
+async def _drain(server: "RpcServer | Fronts", admin: AdminServer, engine: LocalEngine, drain_seconds: float) -> None:
     """Refuse new work, answer what is in hand, end streams and watches; at the latest after `drain_seconds`."""
     logger.info("draining, for at most %g s", drain_seconds)
     until = time.monotonic() + drain_seconds
