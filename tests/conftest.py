@@ -1,10 +1,13 @@
-"""What several tests share: the digits, served once, in a process of its own as a user would run it."""
+"""What several tests share: the digits, served once in a process of its own as a user would run it, and the gated ensemble."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import torch
 
+from tests.gated import Gate, write_gated
 from tests.servers import DIGITS
 from twinfer_server.demo import HeldOutRow, read_rows, running_server
 
@@ -21,3 +24,26 @@ class DigitsServer:
 def digits_server() -> Iterator[DigitsServer]:
     with running_server(DIGITS, arguments=["--set", "cache_dir="]) as address:
         yield DigitsServer(address, read_rows(DIGITS))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The ensemble of `gated.py`, where a test file has no folder of its own."""
+    return write_gated(tmp_path / "gated")
+
+
+@pytest.fixture
+def gate(folder: Path) -> Iterator[Gate]:
+    """The gate at which the folder's model stands while it computes; open when the test is over."""
+    gate = Gate(folder)
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute as the command does: sums this small take longer where threads have to agree, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.servers import write_ensemble
+from twinfer import Answer
 from twinfer_server.device import CpuDevice, Device
 from twinfer_server.ensemble import BucketTimes, Ensemble, load_ensemble, warm_up
 from twinfer_server.ensemble.bucket import Bucket, doublings
@@ -111,6 +112,16 @@ def write_members(folder: Path, members: Mapping[str, object], head: str = "", t
         lines += ['kind = "tensor"', 'dtype = "float32"', "shape = [1]"]
     lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", f"max_rows = {max_rows}", tail]
     return write_ensemble(folder, "\n".join(lines))
+
+
+def first_chance(answer: Answer) -> float:
+    """Give the probability of class 0 in an answer of opinions."""
+    return next(scored.probability for scored in answer.prediction.classes if scored.index == 0)
+
+
+def states(answer: Answer) -> dict[str, str]:
+    """Give what became of each member, by name."""
+    return {name: str(member.state) for name, member in answer.members.items()}
 
 
 def number(x: float) -> NDArray[np.float32]:

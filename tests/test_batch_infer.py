@@ -1,13 +1,11 @@
 """BatchInfer: many rows in one call, a result for each in their order, and room for everybody else beside them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import pytest
 
 from tests.calls import BATCH_INFER, Failure, batch_infer, begin, call, connect, infer
-from tests.gated import HELD, Gate, row, tensor, write_gated
+from tests.gated import HELD, Gate, row, tensor
 from tests.servers import running
 from tests.test_metrics import count, scrape
 from twinfer import Client
@@ -16,18 +14,6 @@ from twinfer.v1 import error_pb2, tensor_pb2
 
 MEBIBYTE = 2**20
 TEXT = pb.InferRequest(request_id="text", inputs={"text": pb.Input(text="two")})
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_gated(tmp_path / "gated")
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    gate = Gate(folder)
-    yield gate
-    gate.open()
 
 
 def results_of(reply: pb.BatchInferResponse | Failure) -> list[pb.BatchInferResult]:

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
 
 from tests.calls import connect, failure_of
-from tests.models import Opinion, chance, number, write_members
+from tests.models import Opinion, chance, number, states, write_members
 from tests.servers import running
 from twinfer import Answer, Client, TwinferError
 from twinfer.cli import app
@@ -90,10 +90,6 @@ def serving(folder: Path, policy: str = "best_effort", **settings: Any) -> Itera
 def until(is_so: Callable[[], bool]) -> None:
     """Look until it is so; whoever calls this makes something happen by looking."""
     next(None for _ in itertools.count() if is_so())
-
-
-def states(answer: Answer) -> dict[str, str]:
-    return {name: str(member.state) for name, member in answer.members.items()}
 
 
 # --- the breaker by itself ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.calls import connect
-from tests.models import Opinion, chance, number, write_members
+from tests.models import Opinion, chance, first_chance, number, states, write_members
 from tests.servers import running
 from twinfer import Answer, Client, MemberState, TwinferError
 from twinfer.errors import MemberFailed, MemberLate, MemberOff
@@ -38,15 +38,6 @@ class Pair:
     def ask(self, cheap: float | None, dear: float | None, timeout: float = 20.0) -> Answer:
         found = {"cheap": cheap, "dear": dear}
         return self.client.infer({name: number(x) for name, x in found.items() if x is not None}, timeout=timeout)
-
-
-def states(answer: Answer) -> dict[str, str]:
-    return {name: str(member.state) for name, member in answer.members.items()}
-
-
-def first_chance(answer: Answer) -> float:
-    """Class 0's probability."""
-    return next(scored.probability for scored in answer.prediction.classes if scored.index == 0)
 
 
 @contextmanager

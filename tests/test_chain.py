@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from tests.calls import connect
 from tests.capturing import CapturingDevice
-from tests.models import chance, number, register
+from tests.models import chance, first_chance, number, register, states
 from tests.servers import running, write_ensemble
-from twinfer import Answer, Client
+from twinfer import Client
 from twinfer.errors import MemberOff
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
@@ -164,18 +164,13 @@ def serving(folder: Path, plan: str) -> Iterator[tuple[Client, Encoder]]:
         yield client, encoder
 
 
-def states(answer: Answer) -> dict[str, str]:
-    return {name: str(member.state) for name, member in answer.members.items()}
-
-
 @pytest.mark.parametrize("plan", ["serial", "lanes"])
 def test_served_chains_answer_many_callers(tmp_path: Path, plan: str) -> None:
     with serving(tmp_path, plan) as (client, _), ThreadPoolExecutor(16) as callers:
         xs = [n / 64 for n in range(64)]
         answers = list(callers.map(lambda x: client.infer({"x": number(x), "y": number(-x)}), xs))
         for x, answer in zip(xs, answers, strict=True):
-            first = next(scored.probability for scored in answer.prediction.classes if scored.index == 0)
-            assert first == pytest.approx(chance(x, x), abs=1e-6)
+            assert first_chance(answer) == pytest.approx(chance(x, x), abs=1e-6)
 
 
 @pytest.mark.parametrize("plan", ["serial", "lanes"])

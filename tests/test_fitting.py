@@ -7,14 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.models import NAN_BELOW, Opinion, register
 from tests.servers import DIGITS, ROOT, running, write_ensemble
@@ -30,14 +29,7 @@ from twinfer_server.inputs import InputLimits
 from twinfer_server.spec import read_spec
 from twinfer_server.trust import Trust
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute as the command does: sums this small take longer where threads have to agree, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def twinfer(*arguments: object) -> "subprocess.CompletedProcess[str]":

@@ -1,7 +1,6 @@
 """Fitting a pool: known numbers are found again, few rows change little, and what is fitted is what is served."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,7 @@ from twinfer_server.fusion import log_opinion_pool, maximum, sharpen, weighted_m
 PLAIN = PoolNumbers(torch.ones(2, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64), 0.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute as the command does: sums this small take longer where threads have to agree, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_member(truth: Any, classes: int, strength: float, temperature: float, generator: np.random.Generator) -> torch.Tensor:

@@ -4,15 +4,14 @@ import os
 import select
 import signal
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
-import pytest
 
 from tests.calls import INFER, PATIENCE_SECONDS, Failure, begin, connect, infer, read_failure
-from tests.gated import HELD, Gate, row, write_gated
+from tests.gated import HELD, Gate, row
 from tests.processes import ServerProcess, run, started
 from tests.servers import DIGITS
 from twinfer.v1 import ensemble_service_pb2 as pb
@@ -22,18 +21,6 @@ from twinfer_server.demo import read_rows, running_server
 PATIENT = ("--set", "breaker_stall_seconds=1000", "--set", "stuck_seconds=1000")
 CONNECTIONS = 16
 """So many that each of two processes has some: the kernel deals them out by chance."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_gated(tmp_path / "gated")
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    gate = Gate(folder)
-    yield gate
-    gate.open()
 
 
 def children_of(pid: int) -> list[int]:

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from tests.calls import Failure, connect, failure_of
-from tests.models import Opinion, number, write_members
+from tests.models import Opinion, first_chance, number, write_members
 from tests.servers import DIGITS, running
 from twinfer import Answer, Client
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
@@ -62,10 +62,6 @@ def serving(folder: Path) -> Iterator[Served]:
 def served(tmp_path: Path) -> Iterator[Served]:
     with serving(tmp_path) as found:
         yield found
-
-
-def first_chance(answer: Answer) -> float:
-    return next(scored.probability for scored in answer.prediction.classes if scored.index == 0)
 
 
 def mean(weights: Mapping[str, float]) -> float:

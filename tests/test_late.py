@@ -16,7 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.models import Opinion, chance, number, write_members
+from tests.models import Opinion, chance, first_chance, number, states, write_members
 from tests.servers import running
 from twinfer import Answer, AsyncClient, Client, TwinferError
 from twinfer.answers import MemberState
@@ -90,14 +90,6 @@ async def find_deadline(client: AsyncClient) -> float:
     return max(DEADLINE_SECONDS, TIMES_HEALTHY * longest)
 
 
-def states(answer: Answer) -> dict[str, MemberState]:
-    return {name: member.state for name, member in answer.members.items()}
-
-
-def class_0(answer: Answer) -> float:
-    return next(scored.probability for scored in answer.prediction.classes if scored.index == 0)
-
-
 def test_every_caller_is_answered_before_the_deadline_and_the_server_recovers(pair: Served) -> None:
     async def callers(address: str) -> None:
         async with AsyncClient(address) as client:
@@ -110,11 +102,11 @@ def test_every_caller_is_answered_before_the_deadline_and_the_server_recovers(pa
                         for caller, answer in enumerate(await ask_together(client, deadline)):
                             assert states(answer) == {"stuck": MemberState.LATE, "free": MemberState.OK}
                             assert answer.degraded
-                            assert class_0(answer) == pytest.approx(chance(caller / CALLERS), abs=1e-6)
+                            assert first_chance(answer) == pytest.approx(chance(caller / CALLERS), abs=1e-6)
                             assert answer.members["free"].weight == pytest.approx(1)
                             assert isinstance(answer.members["stuck"].error, MemberLate)
                     assert not patient.done()
-                assert class_0(await patient) == pytest.approx(chance(0.5, -0.5), abs=1e-6)
+                assert first_chance(await patient) == pytest.approx(chance(0.5, -0.5), abs=1e-6)
                 for answer in await ask_together(client, deadline_seconds=60):
                     assert not answer.degraded
                     assert states(answer) == {"stuck": MemberState.OK, "free": MemberState.OK}

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.calls import GET_ENSEMBLE, INFER, PATIENCE_SECONDS, Failure, begin, call, connect, infer, read_failure, stream
-from tests.gated import HELD, Gate, row, write_gated
+from tests.gated import HELD, Gate, row
 from tests.processes import run, started
 from tests.servers import DIGITS
 from tests.test_streams import Outbox
@@ -20,18 +19,6 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_gated(tmp_path / "gated")
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    gate = Gate(folder)
-    yield gate
-    gate.open()
 
 
 def watch(channel: grpc.Channel) -> Any:

@@ -1,7 +1,6 @@
 """Limits: whatever comes at once, the server takes in hand what it may, says so to the rest, and lives on."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,7 @@ import grpc
 import pytest
 
 from tests.calls import INFER, PATIENCE_SECONDS, Failure, begin, call, connect, infer, read_failure
-from tests.gated import HELD, Gate, row, write_gated
+from tests.gated import HELD, Gate, row
 from tests.processes import started
 from tests.servers import running
 from twinfer import Client
@@ -19,18 +18,6 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import tensor_pb2
 
 MEBIBYTE = 2**20
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_gated(tmp_path / "gated")
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    gate = Gate(folder)
-    yield gate
-    gate.open()
 
 
 def large_row(first: float, size_bytes: int) -> pb.InferRequest:

@@ -28,11 +28,6 @@ from twinfer.v1 import ensemble_service_pb2_grpc
 WAYS: dict[str, dict[str, Any]] = {"Infer": {}, "InferStream": {"is_streamed": True}, "BatchInfer": {"batch": 3}}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_gated(tmp_path / "gated")
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of the same ensemble, without a gate."""

@@ -1,6 +1,5 @@
 """The limits, deadlines and the drain hold for the Open Inference Protocol as for the typed service."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,9 @@ import pytest
 
 from tests import oip
 from tests.calls import Failure, begin, call, connect
-from tests.gated import HELD, Gate, write_gated
+from tests.gated import HELD, Gate
 from tests.servers import running
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_gated(tmp_path / "gated")
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    gate = Gate(folder)
-    yield gate
-    gate.open()
 
 
 def numbers(*firsts: float, **parameters: object) -> pb.ModelInferRequest:

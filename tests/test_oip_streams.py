@@ -1,7 +1,6 @@
 """ModelStreamInfer: answers in the order of the requests, errors in their midst, and an end when the server drains."""
 
 import queue
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,6 @@ def folder(tmp_path: Path) -> Path:
     toml = folder / "ensemble.toml"
     toml.write_text(toml.read_text().replace('plan = "serial"', 'plan = "lanes"'))
     return folder
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    gate = Gate(folder)
-    yield gate
-    gate.open()
 
 
 def numbers(request_id: str, first: float = 0.0, **parameters: object) -> bytes:

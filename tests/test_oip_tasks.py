@@ -16,7 +16,7 @@ from tests.calls import connect
 from tests.models import Opinion, chance, register, write_members
 from tests.servers import running, write_ensemble
 from tests.test_cascade import CASCADE
-from tests.test_tasks import DETECTOR, SIMILARITY, WORDS, Echo, Finder, Shades, Share, Words, members, picture, softmax
+from tests.test_tasks import SIMILARITY, WORDS, Echo, Shades, Share, Words, members, name_crops, picture, softmax
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 
 
@@ -111,18 +111,7 @@ def test_likenesses_are_to_as_many_texts_as_a_row_brings(tmp_path: Path) -> None
 
 
 def test_boxes_and_what_is_in_them(tmp_path: Path) -> None:
-    toml = 'task = "detection"\nlabels = "labels.txt"\n' + DETECTOR.format(name="finder", model=register(Finder(0.0)))
-    toml += f"""
-        [members.namer]
-        model = "{register(Shades())}"
-        [members.namer.input.crops]
-        kind = "crops"
-        member = "finder"
-        size = [4, 4]
-        max_crops = 2
-        [fusion]
-        method = "classify_crops"
-    """
+    toml = name_crops(Shades(), max_crops=2)
     with serving(tmp_path, toml, {"labels.txt": "black\ndark\ndim\nlight\nbright\nwhite\n"}) as channel:
         pixels = oip.raw("image", "UINT8", picture()[np.newaxis])
         found = infer(channel, "tasks", pixels)

@@ -10,23 +10,11 @@ import grpc
 import pytest
 
 from tests.calls import connect, failure_of, infer, stream
-from tests.gated import HELD, Gate, row, tensor, write_gated
+from tests.gated import HELD, Gate, row, tensor
 from tests.servers import running, write_ensemble
 from twinfer import Client
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import tensor_pb2
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_gated(tmp_path / "gated")
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    gate = Gate(folder)
-    yield gate
-    gate.open()
 
 
 def send(*requests: pb.InferRequest) -> list[bytes]:

@@ -268,6 +268,24 @@ def picture() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return pixels
 
 
+def name_crops(namer: nn.Module, max_crops: int) -> str:
+    """An ensemble in which `namer` says what is in the finder's boxes."""
+    return f"""
+        task = "detection"
+        labels = "labels.txt"
+        {DETECTOR.format(name="finder", model=register(Finder(0.0)))}
+        [members.namer]
+        model = "{register(namer)}"
+        [members.namer.input.crops]
+        kind = "crops"
+        member = "finder"
+        size = [4, 4]
+        max_crops = {max_crops}
+        [fusion]
+        method = "classify_crops"
+    """
+
+
 def boxes_of(answer: Answer) -> Any:
     return [(box.label, [box.x_min, box.y_min, box.x_max, box.y_max], box.score) for box in answer.prediction.boxes]
 
@@ -291,18 +309,7 @@ def test_boxes_that_two_detectors_see_alike_become_one(tmp_path: Path) -> None:
 
 
 def test_crops_of_what_a_detector_finds_are_classified_on_the_device(tmp_path: Path) -> None:
-    toml = 'task = "detection"\nlabels = "labels.txt"\n' + DETECTOR.format(name="finder", model=register(Finder(0.0)))
-    toml += f"""
-        [members.namer]
-        model = "{register(Brightness())}"
-        [members.namer.input.crops]
-        kind = "crops"
-        member = "finder"
-        size = [4, 4]
-        max_crops = 3
-        [fusion]
-        method = "classify_crops"
-    """
+    toml = name_crops(Brightness(), max_crops=3)
     with serving(tmp_path, toml, {"labels.txt": "dark\nbright\n"}) as client:
         expected = torch.tensor([-4.0, 4.0]).softmax(0)[1].item()
         for outcome in client.infer_many([{"image": picture()}] * 20):
@@ -321,18 +328,7 @@ class Shades(nn.Module):
 
 
 def test_a_classifier_of_crops_says_probabilities_even_of_as_many_classes_as_a_box_has_numbers(tmp_path: Path) -> None:
-    toml = 'task = "detection"\nlabels = "labels.txt"\n' + DETECTOR.format(name="finder", model=register(Finder(0.0)))
-    toml += f"""
-        [members.namer]
-        model = "{register(Shades())}"
-        [members.namer.input.crops]
-        kind = "crops"
-        member = "finder"
-        size = [4, 4]
-        max_crops = 2
-        [fusion]
-        method = "classify_crops"
-    """
+    toml = name_crops(Shades(), max_crops=2)
     with serving(tmp_path, toml, {"labels.txt": "black\ndark\ndim\nlight\nbright\nwhite\n"}) as client:
         members = client.infer({"image": picture()}, member_predictions=True).members
         finder, namer = members["finder"].prediction, members["namer"].prediction
