@@ -22,7 +22,7 @@ def measure_disagreement(logits: Tensor, weights: Tensor) -> Tensor:
     """
     shares = weights.t().double()
     shares_by_class = shares.unsqueeze(-1)
-    beliefs = logits.softmax(-1).masked_fill(shares_by_class.logical_not(), 0.0)
+    beliefs = logits.softmax(-1, dtype=torch.float64).masked_fill(shares_by_class.logical_not(), 0.0)
     entropy = torch.threshold(_member_entropy(shares), MIN_ENTROPY, torch.nan)
     unexplained = _member_entropy(beliefs * shares_by_class).sum(-1)
     return ((entropy - unexplained) / entropy).clamp(0.0, 1.0).float()

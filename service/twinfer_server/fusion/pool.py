@@ -6,6 +6,7 @@ class out.
 """
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ def weighted_mean(logits: Tensor, weights: Tensor) -> Tensor:
     # 1 in an absent member's place: the derivative of log 0, by which weights are fitted, is not finite.
     terms = logits.log_softmax(-1) + weights.masked_fill(absent, 1.0).log()
     terms = terms.masked_fill(absent, torch.finfo(terms.dtype).min)
-    return terms.logsumexp(0).log_softmax(-1)
+    # Member by member: for as few as they are, less work than `logsumexp`, which is a dozen kernels.
+    return reduce(torch.logaddexp, terms.unbind()).log_softmax(-1)
 
 
 def log_opinion_pool(logits: Tensor, weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ def renormalise(weights: Tensor, present: Tensor) -> Tensor:
     gave all weight to a member that is absent) they share equally: a degraded answer is an answer. A row with nobody
     present is all 0.
     """
-    shares = weights * present
-    shares = torch.where(shares.sum(-1, keepdim=True) >= TINY, shares, present)
+    equal = present.to(weights.dtype)
+    shares = weights * equal
+    shares = torch.where(shares.sum(-1, keepdim=True) >= TINY, shares, equal)
     return shares / shares.sum(-1, keepdim=True).clamp_min(TINY)
