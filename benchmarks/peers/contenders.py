@@ -52,11 +52,12 @@ class Contender:
 
 
 QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=")
+COUNTING = ("--set", "metrics_listen=127.0.0.1:{second_port}")
 SERVE = ("-c", "from twinfer.cli import main; main()", "serve", "{folder}", "--listen", "127.0.0.1:{port}", "--trust-code")
 MOSEC = ("-m", "benchmarks.peers.mosec_server", "{pair}", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
 TRITON = ("-m", "benchmarks.peers.triton_server", "{pair}", "{port}", "{second_port}", "{folder}/triton")
 CONTENDERS = (
-    Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY)),
+    Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY, *COUNTING)),
     Contender(BARE, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}")),
     Contender(BATCHER, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}", "--batching")),
     Contender("batcher on uvloop", ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}", "--batching", "--uvloop")),
