@@ -19,7 +19,7 @@ WIRE = {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "twinfer"}
 LAYERS: list[tuple[set[str], set[str]]] = [
     (
         {"commands", "server_commands", "serve", "demo", "validate", "picture", "metrics", "fitting", "comparison", "drafting"}
-        | {"terminal"},
+        | {"stage_times", "terminal"},
         set(),
     ),
     ({"fronts"}, {"torch"}),

@@ -9,6 +9,7 @@ from .engine import FlightRecord, LocalEngine, Switch
 from .errors import TwinferError
 from .rows import Answer, State
 from .rpc import PortTaken
+from .stage_times import StageTimes
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
@@ -53,14 +54,14 @@ class Metrics:
         self._trips = count("member_trips", "Times that a member was switched off because it kept failing or stalled.", "member")
         self._trips_told: dict[str, int] = {}
         self._rows = count("rows", "Rows, by the status code and the reason that they ended with.", "code", "reason")
-        stages = spread("stage_seconds", "Where the time of answered rows went; total is from arrival to reply.", "stage")
+        self._stages = StageTimes(SECONDS)
+        registry.register(self._stages)
         self._waiting = Gauge("twinfer_rows_waiting", "Rows that wait for a flight.", registry=registry)
         self._in_hand = Gauge("twinfer_rows_in_hand", "Rows being decoded, waiting or in the air.", registry=registry)
         self._bytes = Gauge("twinfer_bytes_in_hand", "Bytes of the requests in hand.", registry=registry)
         # What is the same for every row is looked up once.
         self._ok = self._rows.labels("OK", "")
-        self._stages = [stages.labels(stage) for stage in ("decode", "queue", "device", "total")]
-        self._state_counters: list[dict[State, Counter]] = []
+        self._state_counters: list[list[Counter]] = []
 
     @contextmanager
     def listening(self, address: str) -> Iterator[str]:
@@ -82,7 +83,7 @@ class Metrics:
         self._in_hand.set_function(lambda: engine.rows_in_hand)
         self._bytes.set_function(lambda: engine.bytes_in_hand)
         self._state_counters = [
-            {state: self._states.labels(member.name, state.name) for state in State} for member in engine.description.members
+            [self._states.labels(member.name, state.name) for state in sorted(State)] for member in engine.description.members
         ]
         engine.listen(self)
 
@@ -102,12 +103,9 @@ class Metrics:
     def on_answer(self, answer: Answer, seconds: float) -> None:
         """Count an answered row."""
         self._ok.inc()
-        timings = answer.timings
-        parts = (timings.decode_seconds, timings.queue_seconds, timings.device_seconds, seconds)
-        for stage, part in zip(self._stages, parts, strict=True):
-            stage.observe(part)
+        self._stages.note(answer.timings, seconds)
         for counters, member in zip(self._state_counters, answer.members, strict=True):
-            counters[member.state].inc()
+            counters[member.state - 1].inc()
         if answer.is_degraded:
             self._degraded.inc()
 

@@ -44,7 +44,7 @@ class State(IntEnum):
     NO_INPUT = 6
 
 
-DEGRADING = frozenset({State.FAILED, State.LATE, State.OFF})
+DEGRADING = (State.FAILED, State.LATE, State.OFF)
 
 
 @dataclass(frozen=True, slots=True)
