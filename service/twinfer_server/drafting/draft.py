@@ -11,17 +11,13 @@ from typing import Any
 from safetensors import safe_open
 
 from ..errors import quote
-from ..spec.directory import PREFIX
+from ..spec.directory import PREFIX, find_output_kind
 
 DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(int64)": "int64",
     "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(bool)": "bool",
 }  # fmt: skip
-TASK_OF_HEAD = {
-    "ForImageClassification": "classification",
-    "ForSequenceClassification": "classification",
-    "ForObjectDetection": "detection",
-}
+TASK_OF_OUTPUT = {"logits": "classification", "detections": "detection", "embedding": "embedding"}
 MAX_TEXTS = 16
 OUTPUT_OF_TASK = {"classification": "logits", "embedding": "embedding", "tensor": "tensor"}
 
@@ -81,8 +77,7 @@ def _draft_directory(name: str, directory: Path) -> MemberDraft:
         found = "both an image processor and a tokenizer" if has_image else "neither preprocessor_config.json nor tokenizer.json"
         raise CannotDraft(f"member {name}: found {found} in {directory}; allowed: one of them, or a CLIP-like directory by itself")
     kind = "image" if has_image else "text"
-    architecture = str(next(iter(config.get("architectures") or ()), ""))
-    task = next((task for head, task in TASK_OF_HEAD.items() if architecture.endswith(head)), "embedding")
+    task = TASK_OF_OUTPUT[find_output_kind(config)]
     names = config.get("id2label") or {}
     labels = tuple(str(names[key]) for key in sorted(names, key=int)) if task != "embedding" else ()
     return MemberDraft(name, directory, name, f"{PREFIX}{name}", task, {kind: {"kind": kind}}, labels)

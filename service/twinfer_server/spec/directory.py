@@ -22,6 +22,12 @@ SIGMOID_DETECTORS = {
 """Model types whose detection heads score every class by itself."""
 SOFTMAX_DETECTORS = {"detr", "table-transformer", "yolos"}
 """Model types whose detection heads have a last class for "nothing"."""
+KIND_OF_HEAD = {
+    "ForImageClassification": "logits",
+    "ForSequenceClassification": "logits",
+    "ForObjectDetection": "detections",
+}
+"""The outputs of architectures that end so."""
 KEYS = {
     "image": ("size", "color", "resize", "scaled_decoding", "mean", "std"),
     "text": ("tokenizer", "max_tokens", "mask", "pad_id"),
@@ -33,6 +39,12 @@ def find_directory(folder: Path, model: str) -> Path:
     """Give the directory that `hf:DIR` names; raises ValueError unless it and its config.json are inside the folder."""
     name = model.removeprefix(PREFIX)
     return find_file(folder, str(Path(name) / "config.json")).parent
+
+
+def find_output_kind(config: Mapping[str, Any]) -> str:
+    """Give what a model with this configuration answers with: its head says it, and without one it is an embedding."""
+    architecture = str(next(iter(config.get("architectures") or ()), ""))
+    return next((kind for head, kind in KIND_OF_HEAD.items() if architecture.endswith(head)), "embedding")
 
 
 def complete_member(member: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -49,14 +61,7 @@ def complete_member(member: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _complete_output(output: Any, config: Mapping[str, Any]) -> Any:
     if not isinstance(output, dict):
         return output
-    found: dict[str, Any] = {}
-    architecture = str(next(iter(config.get("architectures") or ()), ""))
-    if architecture.endswith(("ForImageClassification", "ForSequenceClassification")):
-        found["kind"] = "logits"
-    elif architecture.endswith("ForObjectDetection"):
-        found["kind"] = "detections"
-    else:
-        found["kind"] = "embedding"
+    found: dict[str, Any] = {"kind": find_output_kind(config)}
     if (found | output)["kind"] == "detections":
         found |= {"select": "pred_boxes", "scores": "logits", "box_format": "cxcywh", "box_units": "relative"}
         model_type = config.get("model_type")
