@@ -55,12 +55,7 @@ def load_huggingface(source: Source) -> LoadedModel:
     transformers = source.import_extra("transformers", "hf")
     weights = [path for path in files if path.suffix == ".safetensors"]
     is_pickle = not weights
-    kind = source.spec.output.kind
-    inputs = {spec.kind for spec in source.spec.input.values()}
-    name = {"logits": "AutoModelForSequenceClassification" if "text" in inputs else "AutoModelForImageClassification",
-            "detections": "AutoModelForObjectDetection"}.get(kind, "AutoModel")  # fmt: skip
-    if kind == "probabilities":
-        raise InvalidEnsemble(f"{source.key}.output.kind: found 'probabilities', and the model gives logits; allowed: 'logits'")
+    name = _name_class(source)
     with _quiet(transformers), _hold_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory) as place:
         try:
             config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -90,6 +85,16 @@ def load_huggingface(source: Source) -> LoadedModel:
     module = module.to(source.device).eval().requires_grad_(False)
     tensors = [*module.parameters(), *module.buffers()]
     return LoadedModel(module, "huggingface", count_bytes(tensors), _hash_files(directory, files))
+
+
+def _name_class(source: Source) -> str:
+    kind = source.spec.output.kind
+    if kind == "probabilities":
+        raise InvalidEnsemble(f"{source.key}.output.kind: found 'probabilities', and the model gives logits; allowed: 'logits'")
+    if kind == "logits":
+        takes_text = any(spec.kind == "text" for spec in source.spec.input.values())
+        return "AutoModelForSequenceClassification" if takes_text else "AutoModelForImageClassification"
+    return "AutoModelForObjectDetection" if kind == "detections" else "AutoModel"
 
 
 def _name_arguments(source: Source) -> tuple[str, ...]:
