@@ -46,15 +46,7 @@ def read_rows(folder: Path) -> list[HeldOutRow]:
 @contextmanager
 def running_server(folder: Path, device: str | None = None, arguments: Sequence[str] = ()) -> Iterator[str]:
     """Run `twinfer serve` on a free port in a process of its own; give its address, and stop it with SIGTERM afterwards."""
-    command = [
-        sys.executable,
-        "-c",
-        "from twinfer.cli import main; main()",
-        "serve",
-        str(folder),
-        "--listen",
-        "127.0.0.1:0",
-    ]
+    command = [sys.executable, "-c", "from twinfer.cli import main; main()", "serve", str(folder), "--listen", "127.0.0.1:0"]
     command += ["--set", "log_level=warning", *(["--device", device] if device else []), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -36,13 +36,7 @@ def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
     plans = Table("rows", "tokens", "plan", "ms by plan", "overlap", box=None, header_style="dim")
     for times in description.times:
         by_plan = ", ".join(f"{plan} {seconds * 1e3:.3g}" for plan, seconds in times.plan_seconds.items())
-        plans.add_row(
-            str(times.bucket.samples),
-            str(times.bucket.tokens or "-"),
-            times.plan,
-            by_plan,
-            f"{times.overlap_ratio:.2f}",
-        )
+        plans.add_row(str(times.bucket.samples), str(times.bucket.tokens or "-"), times.plan, by_plan, f"{times.overlap_ratio:.2f}")
     console.print(plans)
     console.print("[green]valid[/]")
 

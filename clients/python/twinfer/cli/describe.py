@@ -1,5 +1,6 @@
 """`twinfer describe`: says what the server serves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -37,52 +38,43 @@ def _print(ensemble: ensemble_pb2.Ensemble) -> None:
             for spec in described["inputs"]
         ],
     )
-    print_table(
-        ["member", "takes", "gives", "loader", "precision", "device", "size"],
-        [
-            [
-                member.name,
-                ", ".join(member.inputs),
-                member.output,
-                member.loader,
-                member.precision,
-                member.device,
-                f"{member.parameter_bytes / 1e3:,.1f} kB",
-            ]
-            for member in ensemble.members
-        ],
-    )
-    for member in ensemble.members:
-        if member.not_captured:
-            typer.echo(f"{member.name} is not captured: {member.not_captured}")
-        elif member.capture_bytes:
-            typer.echo(f"{member.name} is captured, in {member.capture_bytes / 1e6:,.1f} MB")
-    for member in described["members"]:
-        if member["switch"] != "ON":
-            typer.secho(
-                f"{member['name']} is switched {member['switch'].lower()}, {member['switch_reason']}", fg=typer.colors.YELLOW
-            )
-        if member["fed_by"]:
-            typer.echo(f"{member['name']} is fed by {', '.join(member['fed_by'])}")
+    _print_members(ensemble.members)
     typer.echo(describe_fusion(ensemble.fusion))
     if ensemble.HasField("cascade"):
         typer.echo(f"cascade: {ensemble.cascade.first} answers alone from a confidence of {ensemble.cascade.gate:.4f}")
     print_table(["limit", ""], [[name, f"{value:,}"] for name, value in described.get("limits", {}).items()])
     if ensemble.plans:
         print_table(
-            ["rows", "tokens", "plan", "times, ms", "alone, ms", "overlap"],
-            [
-                [
-                    str(plan["rows"]),
-                    str(plan["tokens"] or ""),
-                    plan["plan"],
-                    _spans(plan["times_ms"]),
-                    _spans(plan["alone_times_ms"]),
-                    f"{plan['overlap_ratio']:.2f}",
-                ]
-                for plan in described["plans"]
-            ],
+            ["rows", "tokens", "plan", "times, ms", "alone, ms", "overlap"], [_plan_row(plan) for plan in described["plans"]]
         )
+
+
+def _print_members(members: Sequence[ensemble_pb2.Member]) -> None:
+    print_table(
+        ["member", "takes", "gives", "loader", "precision", "device", "size"],
+        [
+            [
+                one.name,
+                ", ".join(one.inputs),
+                one.output,
+                one.loader,
+                one.precision,
+                one.device,
+                f"{one.parameter_bytes / 1e3:,.1f} kB",
+            ]
+            for one in members
+        ],
+    )
+    for one in members:
+        if one.not_captured:
+            typer.echo(f"{one.name} is not captured: {one.not_captured}")
+        elif one.capture_bytes:
+            typer.echo(f"{one.name} is captured, in {one.capture_bytes / 1e6:,.1f} MB")
+    for one in members:
+        if one.switch != ensemble_pb2.MEMBER_SWITCH_ON:
+            typer.secho(f"{one.name} is switched {plain(one)['switch'].lower()}, {one.switch_reason}", fg=typer.colors.YELLOW)
+        if one.fed_by:
+            typer.echo(f"{one.name} is fed by {', '.join(one.fed_by)}")
 
 
 def describe_fusion(fusion: ensemble_pb2.Fusion) -> str:
@@ -107,3 +99,8 @@ def _notes(spec: dict[str, Any]) -> str:
 
 def _spans(spans: dict[str, float]) -> str:
     return ", ".join(f"{name} {span:.2f}" for name, span in spans.items())
+
+
+def _plan_row(plan: dict[str, Any]) -> list[str]:
+    spans = _spans(plan["times_ms"]), _spans(plan["alone_times_ms"])
+    return [str(plan["rows"]), str(plan["tokens"] or ""), plan["plan"], *spans, f"{plan['overlap_ratio']:.2f}"]
