@@ -1,14 +1,14 @@
 """The comparison: one member at every precision with every acceleration, each raced against itself in fp32, eagerly."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from ..device import Device
 from ..ensemble import Ensemble, Member, make_probe_samples
-from ..fitting.rows import read_rows
+from ..fitting.rows import input_kinds, read_rows
 from ..rows import Request, Samples
 from ..spec import EnsembleSpec
 from ..tuning import ACCELERATIONS, PRECISIONS, Choice, ProbeSamples, Refused, Tuner
@@ -40,23 +40,10 @@ class Entry:
 
     def as_dict(self) -> dict[str, object]:
         """Write it as JSON has it."""
-        head: dict[str, object] = {
-            "member": self.member,
-            "precision": self.choice.precision,
-            "acceleration": self.choice.acceleration,
-        }
-        if self.refused:
-            return head | {"refused": self.refused}
-        return head | {
-            "milliseconds": self.milliseconds,
-            "speed_ups": self.speed_ups,
-            "parameter_bytes": self.parameter_bytes,
-            "activation_bytes": self.activation_bytes,
-            "largest_error": self.largest_error,
-            "cosine": self.cosine,
-            "top_1": self.top_1,
-            "held": self.held,
-        }
+        document = asdict(self)
+        head = {"member": document.pop("member"), **document.pop("choice")}
+        refused = document.pop("refused")
+        return head | ({"refused": refused} if refused else document)
 
 
 def plain_spec(spec: EnsembleSpec) -> EnsembleSpec:
@@ -68,7 +55,7 @@ def plain_spec(spec: EnsembleSpec) -> EnsembleSpec:
 def read_samples(ensemble: Ensemble, data: Path) -> list[Mapping[int, Samples]]:
     """Read the labelled rows of a folder, and give each one's samples by member; raises InvalidRows and InvalidRequest."""
     rows = read_rows(data, ensemble.spec, ensemble.labels, ensemble.members[0].output_shape[0])
-    kinds = {name: spec.kind for _, name, spec in ensemble.spec.walk_inputs()}
+    kinds = input_kinds(ensemble.spec)
     return [ensemble.prepare(Request(inputs=rows.read(place, kinds), arrived_at=0.0)) for place in range(len(rows))]
 
 
