@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from twinfer_server.fitting.rows import InvalidRows, LabelledRows, input_kinds, read_rows
+from twinfer_server.fitting.rows import InvalidRows, LabelledRows, read_rows
 from twinfer_server.fitting.split import MIN_ROWS, deal_folds, split_rows
 from twinfer_server.spec import EnsembleSpec
 
@@ -44,7 +44,7 @@ def test_a_row_has_what_its_cells_are_filled_with(tmp_path: Path) -> None:
     assert [sorted(inputs) for inputs in rows.inputs] == [["image", "touch"], ["touch"], ["image"]]
     assert rows.targets.argmax(1).tolist() == [1, 0, 2]
     assert rows.targets.sum() == 3
-    first = rows.read(0, input_kinds(make_spec()))
+    first = rows.read(0, make_spec().input_kinds())
     assert first["image"] == b"a.png"
     assert np.array_equal(np.asarray(first["touch"]), [1, 2])
 
@@ -145,7 +145,7 @@ def test_a_pickle_in_place_of_an_array_is_refused(tmp_path: Path) -> None:
     objects: Any = np.array([{"a": 1}], dtype=object)
     np.save(tmp_path / "t.npy", objects, allow_pickle=True)
     with pytest.raises(InvalidRows, match=r"row 1, column 'touch': found 't\.npy', which NumPy cannot read"):
-        rows.read(0, input_kinds(make_spec()))
+        rows.read(0, make_spec().input_kinds())
 
 
 # --- splitting --------------------------------------------------------------------------------------------------------

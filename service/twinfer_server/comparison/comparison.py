@@ -8,7 +8,7 @@ import torch
 
 from ..device import Device
 from ..ensemble import Ensemble, Member, make_probe_samples
-from ..fitting.rows import input_kinds, read_rows
+from ..fitting.rows import read_rows
 from ..rows import Request, Samples
 from ..spec import EnsembleSpec
 from ..tuning import ACCELERATIONS, PRECISIONS, Choice, ProbeSamples, Refused, Tuner
@@ -55,7 +55,7 @@ def plain_spec(spec: EnsembleSpec) -> EnsembleSpec:
 def read_samples(ensemble: Ensemble, data: Path) -> list[Mapping[int, Samples]]:
     """Read the labelled rows of a folder, and give each one's samples by member; raises InvalidRows and InvalidRequest."""
     rows = read_rows(data, ensemble.spec, ensemble.labels, ensemble.members[0].output_shape[0])
-    kinds = input_kinds(ensemble.spec)
+    kinds = ensemble.spec.input_kinds()
     return [ensemble.prepare(Request(inputs=rows.read(place, kinds), arrived_at=0.0)) for place in range(len(rows))]
 
 

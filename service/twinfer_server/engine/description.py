@@ -130,7 +130,7 @@ def _describe_inputs(ensemble: Ensemble) -> tuple[InputDescription, ...]:
     for member in ensemble.members:
         for kind in member.request_inputs:
             takers.setdefault(kind.name, {})[member.name] = kind
-    input_kinds = {name: input_spec.kind for _, name, input_spec in spec.walk_inputs()}
+    input_kinds = spec.input_kinds()
     return tuple(
         InputDescription(
             name=name,

@@ -10,7 +10,7 @@ from ..ensemble import Ensemble
 from ..errors import InvalidEnsemble, InvalidRequest
 from ..fusion.fusion import MAX_MAGNITUDE
 from ..rows import Policy, Request, Row
-from .rows import InvalidRows, LabelledRows, input_kinds
+from .rows import InvalidRows, LabelledRows
 
 OnProgress = Callable[[int, int], None]
 
@@ -39,7 +39,7 @@ def compute_outputs(ensemble: Ensemble, rows: LabelledRows, on_progress: OnProgr
 
     Call it on a thread that the device has prepared. Raises InvalidEnsemble where a member fails, or never has its inputs.
     """
-    kinds = input_kinds(ensemble.spec)
+    kinds = ensemble.spec.input_kinds()
     outputs = [torch.zeros(len(rows), *member.output_shape) for member in ensemble.members]
     present = torch.zeros(len(rows), len(ensemble.members), dtype=torch.bool)
     slots = {member.index: member.slots[0] for member in ensemble.members}

@@ -70,11 +70,6 @@ def fault(file: Path, number: int, column: str, found: str, allowed: str) -> Inv
     return InvalidRows(f"{file}, row {number}, column {quote(column)}: found {found}; allowed: {allowed}")
 
 
-def input_kinds(spec: EnsembleSpec) -> dict[str, str]:
-    """Give the kind of every input that a request may bring, by its name."""
-    return {name: input_spec.kind for _, name, input_spec in spec.walk_inputs()}
-
-
 def read_rows(folder: Path, spec: EnsembleSpec, labels: Sequence[str], classes: int) -> LabelledRows:
     """Read the rows of `folder`; raises InvalidRows that names the first cell that cannot be used.
 
@@ -86,7 +81,7 @@ def read_rows(folder: Path, spec: EnsembleSpec, labels: Sequence[str], classes: 
     if file is None:
         raise InvalidRows(f"{folder}: found neither of {', '.join(FILES)}; allowed: a folder with one of them")
     table = _read_table(file)
-    kinds = input_kinds(spec)
+    kinds = spec.input_kinds()
     columns = [name for name in kinds if name in table.columns]
     if LABEL not in table.columns or not columns:
         raise InvalidRows(

@@ -76,6 +76,10 @@ class EnsembleSpec(Strict):
                 if not isinstance(input_spec, FedInputSpec):
                     yield member, name, input_spec
 
+    def input_kinds(self) -> dict[str, str]:
+        """Give the kind of every input that a request may bring, by its name."""
+        return {name: input_spec.kind for _, name, input_spec in self.walk_inputs()}
+
     def member_weights(self) -> list[float]:
         """Give the members' weights in the fusion, in their order, summing to 1; those that only feed others weigh 0."""
         voters = [name for name, member in self.members.items() if member.output.kind != "features"]
