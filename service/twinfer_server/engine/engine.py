@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from ..device import usable_cores
@@ -82,33 +83,24 @@ class LocalEngine:
         """Answer many rows, each with its answer or its error, in their order; raises TwinferError if none can be taken in hand."""
         self._admission.enter(size_bytes, len(requests))
         try:
-            results: dict[int, Answer | TwinferError] = {}
-            rows: list[Row] = []
-            replies: list[asyncio.Future[Answer]] = []
-            for place, request in enumerate(requests):
-                try:
-                    row, reply = self._make_row(request, place, len(requests))
-                except TwinferError as error:
-                    results[place] = error
-                else:
-                    rows.append(row)
-                    replies.append(reply)
+            made = [self._make_row(request, place, len(requests)) for place, request in enumerate(requests)]
+            rows = [row for row in made if isinstance(row, Row)]
             if rows:
-                answers = await self._answer_together(rows, replies, size_bytes)
-                results.update(zip((row.place for row in rows), answers, strict=True))
-            return [results[place] for place in range(len(requests))]
+                await self._answer_together(rows, size_bytes)
+            return [_read_outcome(row) if isinstance(row, Row) else row for row in made]
         finally:
             self._admission.leave(size_bytes, len(requests))
 
-    async def _answer_together(
-        self, rows: Sequence[Row], replies: Sequence["asyncio.Future[Answer]"], size_bytes: int
-    ) -> list[Answer | TwinferError]:
+    async def _answer_together(self, rows: Sequence[Row], size_bytes: int) -> None:
         """Have rows decoded, and wait until the last of them is answered."""
+        replies = [row.answer for row in rows if row.answer is not None]
         watch = Watch(rows, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
         try:
             self._decoder.decode(rows, size_bytes)
-            # One after the other: most are there by then, and a flight's rows wake their caller once.
-            answers = [await _find_outcome(reply) for reply in replies]
+            for reply in replies:
+                if not reply.done():  # most are by then: a flight's rows wake their caller once
+                    with suppress(TwinferError):
+                        await reply
         except asyncio.CancelledError:
             for reply in replies:
                 if not reply.cancel() and not reply.cancelled():
@@ -120,10 +112,9 @@ class LocalEngine:
         finally:
             watch.cancel()
         if self._timeline is not None:
-            for row, answer in zip(rows, answers, strict=True):
-                if isinstance(answer, Answer):
+            for row in rows:
+                if isinstance(answer := _read_outcome(row), Answer):
                     self._timeline.add_row(row, row.ready_at + answer.timings.queue_seconds)
-        return answers
 
     def take(self, row: Row) -> None:
         """Take in hand a row that has been checked and decoded elsewhere; raises TwinferError.
@@ -247,20 +238,17 @@ class LocalEngine:
         standing = self._batcher.standing_seconds()
         return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
 
-    def _make_row(self, request: Request, place: int, count: int) -> tuple[Row, "asyncio.Future[Answer]"]:
+    def _make_row(self, request: Request, place: int, count: int) -> Row | TwinferError:
         """Check a request, all but its inputs, and make its row; it is answered together with `count` rows in all."""
-        policy = self._ensemble.check(request)
-        self._batcher.switchboard.check(policy)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        row = Row(
-            request=request,
-            policy=policy,
-            weights=self._ensemble.intake.row_weights(request.fusion_weights),
-            reply_by=self._margin.reply_by(request, count),
-            place=place,
-            answer=answer,
-        )
-        return row, answer
+        try:
+            policy = self._ensemble.check(request)
+            self._batcher.switchboard.check(policy)
+            weights = self._ensemble.intake.row_weights(request.fusion_weights)
+            reply_by = self._margin.reply_by(request, count)
+        except TwinferError as error:
+            return error
+        answer = asyncio.get_running_loop().create_future()
+        return Row(request=request, policy=policy, weights=weights, reply_by=reply_by, place=place, answer=answer)
 
     def _put(self, rows: Sequence[Row]) -> None:
         """Let prepared rows wait for their flights; any thread."""
@@ -317,9 +305,8 @@ class LocalEngine:
             self._admission.note_answers(len(rows))
 
 
-async def _find_outcome(reply: "asyncio.Future[Answer]") -> Answer | TwinferError:
-    """Wait for a row's answer, or the error that it ends with."""
-    try:
-        return await reply
-    except TwinferError as error:
-        return error
+def _read_outcome(row: Row) -> Answer | TwinferError:
+    """Give the answer of a row that has been answered, or the error that it ended with; raises what is neither."""
+    assert row.answer is not None
+    error = row.answer.exception()
+    return error if isinstance(error, TwinferError) else row.answer.result()
