@@ -86,7 +86,7 @@ def test_a_member_that_is_too_sure_is_cooled_and_counts_as_before() -> None:
 
 def test_weights_are_fitted_where_the_rows_show_that_this_pays() -> None:
     fitted = fit(log_opinion_pool, make_data(5_000, (1.0, 3.0), (1.2, 1.2)))
-    assert fitted.choice.has_fitted_weights
+    assert fitted.choice.weights_are_fitted
     assert fitted.choice.gain > 2 * fitted.choice.gain_error > 0
     assert fitted.numbers.weights.tolist() == pytest.approx([0.5, 0.5], abs=0.03)
     assert fitted.numbers.sharpness == pytest.approx(1.0, abs=0.15)
@@ -94,7 +94,7 @@ def test_weights_are_fitted_where_the_rows_show_that_this_pays() -> None:
 
 def test_weights_are_kept_where_few_rows_show_nothing() -> None:
     fitted = fit(log_opinion_pool, make_data(60, (1.0, 1.0), (1.2, 1.2)))
-    assert not fitted.choice.has_fitted_weights
+    assert not fitted.choice.weights_are_fitted
     influence = fitted.numbers.weights / fitted.numbers.temperatures
     assert (influence[0] / influence[1]).item() == pytest.approx(1.0)
 

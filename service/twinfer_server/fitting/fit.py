@@ -1,7 +1,7 @@
 """Fitting an ensemble's fusion: from the members' outputs and the truth to what the server reads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..fusion.pool import Pool, log_opinion_pool, maximum, weighted_mean
 from ..spec import EnsembleSpec, FusionSpec
 from .head import fit_head
 from .outputs import MemberOutputs, OnProgress
-from .pooling import FOLDS, PoolData, PoolFit, PoolNumbers, fit_pool
+from .pooling import FOLDS, PoolData, PoolNumbers, fit_pool
 from .split import deal_folds
 
 TASKS = ("classification", "multi_label")
@@ -62,14 +62,18 @@ def fit_fusion(
     assert isinstance(fusion, OpinionFusion)
     voters = list(fusion.voters)
     names = [ensemble.members[voter].name for voter in voters]
+
+    def by_name(values: Tensor) -> dict[str, float]:
+        return dict(zip(names, values.tolist(), strict=True))
+
     digests = {member.name: member.model.digest for member in ensemble.members}
     weights = torch.from_numpy(version.weights)[voters]
     start = PoolNumbers(fusion.temperatures.double()[voters], weights / weights.sum(), 0.0)
     opinions = read_opinions(fusion, outputs)
     before = {
         "method": version.spec.fusion.method,
-        "temperatures": dict(zip(names, start.temperatures.tolist(), strict=True)),
-        "weights": dict(zip(names, start.weights.tolist(), strict=True)),
+        "temperatures": by_name(start.temperatures),
+        "weights": by_name(start.weights),
     }
     data = _ask_questions(opinions, outputs.present[:, voters], targets, fusion.is_multi_label, seed)
     if method == STACKING:
@@ -78,31 +82,16 @@ def fit_fusion(
         influence = pooled.weights * (1 + pooled.sharpness * (1 / pooled.weights.square().sum() - 1))
         truth = torch.from_numpy(targets)
         head, decay = fit_head(calibrated, outputs.present[:, voters], truth, influence, hidden, seed, on_progress)
-        by_name = dict(zip(names, pooled.temperatures.tolist(), strict=True))
-        fitted = Fitted(method, digests, {}, by_name, hidden=hidden, tensors=head.state_dict())
-        return Fit(fitted, {"before": before, "temperatures": by_name, "weight_decay": decay, "hidden": hidden})
+        temperatures = by_name(pooled.temperatures)
+        fitted = Fitted(method, digests, {}, temperatures, hidden=hidden, tensors=head.state_dict())
+        return Fit(fitted, {"before": before, "temperatures": temperatures, "weight_decay": decay, "hidden": hidden})
     takes_weights = METHODS[method].takes_weights
     pool_fit = fit_pool(POOLS[method], data, start, takes_weights, on_progress)
     numbers = pool_fit.numbers
-    by_name = dict(zip(names, numbers.temperatures.tolist(), strict=True))
-    shares = dict(zip(names, numbers.weights.tolist(), strict=True)) if takes_weights else {}
-    fitted = Fitted(method, digests, shares, by_name, sharpness=numbers.sharpness)
-    return Fit(fitted, {"before": before} | describe_pool(pool_fit, by_name, shares))
-
-
-def describe_pool(fit: PoolFit, temperatures: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, Any]:
-    """Give the fitted numbers of a pool, and why its weights were fitted or kept."""
-    choice = fit.choice
-    described: dict[str, Any] = {"temperatures": dict(temperatures), "weights": dict(weights), "sharpness": fit.numbers.sharpness}
-    if choice is not None:
-        described["cross_validation"] = {
-            "kept_nll": choice.kept_nll,
-            "fitted_nll": choice.fitted_nll,
-            "gain": choice.gain,
-            "gain_error": choice.gain_error,
-            "weights_are_fitted": choice.has_fitted_weights,
-        }
-    return described
+    temperatures, shares = by_name(numbers.temperatures), by_name(numbers.weights) if takes_weights else {}
+    fitted = Fitted(method, digests, shares, temperatures, sharpness=numbers.sharpness)
+    findings = {"before": before, "temperatures": temperatures, "weights": shares, "sharpness": numbers.sharpness}
+    return Fit(fitted, findings | ({"cross_validation": asdict(pool_fit.choice)} if pool_fit.choice else {}))
 
 
 def read_opinions(fusion: OpinionFusion, outputs: MemberOutputs) -> Tensor:

@@ -59,14 +59,14 @@ class PoolNumbers:
 class Choice:
     """Why the weights were fitted, or kept: the mean loss of either on rows left out of the fit, in nats.
 
-    `gain` is kept less fitted, mean over the questions, `gain_error` its standard error; `has_fitted_weights` says what was taken.
+    `gain` is kept less fitted, mean over the questions, `gain_error` its standard error; `weights_are_fitted` says what was taken.
     """
 
     kept_nll: float
     fitted_nll: float
     gain: float
     gain_error: float
-    has_fitted_weights: bool
+    weights_are_fitted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def fit_pool(
     gains = losses[0] - losses[1]
     gain, error = gains.mean().item(), gains.std().item() / math.sqrt(len(gains))
     choice = Choice(losses[0].mean().item(), losses[1].mean().item(), gain, error, gain > SURE * error)
-    numbers = _fit(pool, data, start, choice.has_fitted_weights)
+    numbers = _fit(pool, data, start, choice.weights_are_fitted)
     on_progress(FOLDS + 1, FOLDS + 1)
     return PoolFit(numbers, choice)
 
