@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from twinfer import make_request
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import tensor_pb2
+from twinfer_server.rpc.codec import read_request
 from twinfer_server.rpc.received import LARGE_BYTES, MAX_FIELDS, ReceivedRequest
 
+ITEM_BYTES = {
+    "DATA_TYPE_BOOL": 1, "DATA_TYPE_UINT8": 1, "DATA_TYPE_INT8": 1, "DATA_TYPE_INT16": 2, "DATA_TYPE_INT32": 4,
+    "DATA_TYPE_INT64": 8, "DATA_TYPE_FP16": 2, "DATA_TYPE_BF16": 2, "DATA_TYPE_FP32": 4, "DATA_TYPE_FP64": 8,
+}  # fmt: skip
 NAMES = st.sampled_from(["", "a", "image", "ä"])
 TENSORS = st.builds(
     tensor_pb2.Tensor,
@@ -76,6 +81,25 @@ def test_a_large_tensor_stays_in_the_bytes_that_came() -> None:
     assert list(received.large) == ["a"]
     assert received.large["a"].obj is data
     assert put_together(received) == pb.InferRequest.FromString(data)
+
+
+@pytest.mark.parametrize("dtype", ITEM_BYTES)
+@pytest.mark.parametrize("name", ["x", "xy", "xyz", "wxyz"])  # of several lengths, so that the data lies at any address
+def test_a_tensor_of_each_type_is_read_alike_where_it_came_and_as_protobufs_copy(dtype: str, name: str) -> None:
+    tensor = tensor_pb2.Tensor(dtype=dtype, shape=[2, 24 // ITEM_BYTES[dtype]], data=bytes([0, 1, 1, 0, 0, 1, 0, 0] * 6))
+    data = pb.InferRequest(inputs={name: pb.Input(tensor=tensor)}).SerializeToString()
+    received = ReceivedRequest.FromString(data, 0)
+    assert set(received.large) == {name}
+    there = read_request(received.message, 0.0, None, large=received.large).inputs[name]
+    copied = read_request(pb.InferRequest.FromString(data), 0.0, None).inputs[name]
+    assert isinstance(there, np.ndarray)
+    assert isinstance(copied, np.ndarray)
+    assert there.dtype == copied.dtype
+    np.testing.assert_array_equal(there, copied)
+
+
+def test_every_type_is_read() -> None:
+    assert {*ITEM_BYTES, "DATA_TYPE_UNSPECIFIED"} == {*tensor_pb2.DataType.keys()}
 
 
 def test_a_small_request_is_left_to_protobuf() -> None:

@@ -62,8 +62,8 @@ class TensorInput:
         return (samples,)
 
     def is_light(self, value: RawInput) -> bool:
-        """Whether to decode at once: all but large tensors, which are looked through for NaN."""
-        return isinstance(value, np.ndarray) and value.nbytes <= LIGHT_BYTES
+        """Whether to decode at once: all but large tensors of floats, which are looked through for NaN."""
+        return isinstance(value, np.ndarray) and (value.nbytes <= LIGHT_BYTES or value.dtype.kind != "f")
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a tensor of normal numbers, or of zeros and ones where the dtype has no others in common."""

@@ -136,13 +136,13 @@ def _read_tensor(name: str, message: tensor_pb2.Tensor, data: bytes | memoryview
     size = math.prod(shape) * dtype.itemsize
     if size != len(data) or min(shape, default=1) < 1:
         _check_size(name, message, len(data))
-    if message.dtype == tensor_pb2.DATA_TYPE_BOOL and bytes(data).strip(b"\0\1"):
+    if message.dtype == tensor_pb2.DATA_TYPE_BOOL and np.frombuffer(data, dtype=np.uint8).max(initial=0) > 1:
         raise InvalidInput(
             f"{_tensor_field(name)}.data: found a byte that is neither 0 nor 1; allowed: 0 or 1, as dtype DATA_TYPE_BOOL says"
         )
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     if message.dtype == tensor_pb2.DATA_TYPE_BF16:
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
     return array
 
 

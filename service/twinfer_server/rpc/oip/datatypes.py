@@ -73,10 +73,10 @@ def read_raw(field: str, datatype: str, shape: Sequence[int], data: bytes) -> Ar
     if len(data) != count * dtype.itemsize:
         allowed = f"{count * dtype.itemsize}, as {datatype} {list(shape)} says"
         raise InvalidInput(f"{field}: found {len(data)} bytes; allowed: {allowed}")
-    if datatype == "BOOL" and data.strip(b"\0\1"):
+    if datatype == "BOOL" and np.frombuffer(data, dtype=np.uint8).max(initial=0) > 1:
         raise InvalidInput(f"{field}: found a byte that is neither 0 nor 1; allowed: 0 or 1, as BOOL says")
     array = np.frombuffer(data, dtype).reshape(shape)
-    return (array.astype(np.uint32) << 16).view(np.float32) if datatype == "BF16" else array
+    return np.left_shift(array, 16, dtype=np.uint32).view(np.float32) if datatype == "BF16" else array
 
 
 def read_contents(field: str, datatype: str, shape: Sequence[int], contents: pb.InferTensorContents) -> Array | Elements:
