@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from google.protobuf.message import Message
 
 from ...errors import InvalidInput, quote
 from ...rows import Array
@@ -100,12 +99,6 @@ def read_contents(field: str, datatype: str, shape: Sequence[int], contents: pb.
             found = low if low < limits.min else high
             raise InvalidInput(f"{field}.contents: found {found}; allowed: {limits.min} to {limits.max}, as {datatype} says")
     return wide.astype(dtype, copy=False).reshape(shape)
-
-
-def has_contents(tensor: Message) -> bool:
-    """Whether an input has typed elements."""
-    contents: pb.InferTensorContents = tensor.contents  # type: ignore[attr-defined]
-    return bool(contents.ListFields())
 
 
 def join_elements(elements: Sequence[bytes]) -> bytes:

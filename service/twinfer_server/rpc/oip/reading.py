@@ -9,7 +9,7 @@ from ...rows import Caller, Policy, Priority, RawInput, Request
 from ..boundary import Arrival
 from ..codec import MAX_REQUEST_ID_BYTES
 from . import grpc_service_pb2 as pb
-from .datatypes import BYTES, Elements, check_shape, has_contents, read_contents, read_raw
+from .datatypes import BYTES, Elements, check_shape, read_contents, read_raw
 from .models import Model, OutputTensor, Role
 from .parameters import Parameters, check_known, is_set, read_text, read_whole
 from .regions import PARAMETERS, Place, Regions
@@ -104,7 +104,7 @@ def find_sources(message: pb.ModelInferRequest, model: Model, regions: Regions, 
     sources, raw = [], iter(message.raw_input_contents)
     for tensor in message.inputs:
         found_at = places[tensor.name] or next(raw, None)
-        if found_at is not None and has_contents(tensor):
+        if found_at is not None and tensor.contents.ListFields():
             field = f"{name_input(tensor)}.contents"
             raise InvalidInput(f"{field}: found elements beside the bytes of the request; allowed: one or the other")
         sources.append(Source(tensor, found_at))
