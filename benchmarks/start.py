@@ -3,7 +3,7 @@
 A pair of `benchmarks.peers` in one process, the models in each way of having them, at the first start and at the next ones, which
 find the measured plan; beside it plain grpc.aio with the same models. `--requests` then sends so many to each that has its plan.
 
-    python -m benchmarks.start --requests 200000 --json benchmarks/results/start-cpu.json
+    python -m benchmarks.start --json benchmarks/results/start-cpu.json
 """
 
 import statistics
