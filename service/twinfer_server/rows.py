@@ -132,6 +132,13 @@ class Row:
         """Whether somebody has answered, failed or given up this row."""
         return self.answer is None or self.answer.done()
 
+    @property
+    def outcome(self) -> "Answer | TwinferError":
+        """The answer that it got, or the error that it ended with; raises what is neither. Once it is answered."""
+        assert self.answer is not None
+        error = self.answer.exception()
+        return error if isinstance(error, TwinferError) else self.answer.result()
+
 
 @dataclass(frozen=True, slots=True)
 class Influence:

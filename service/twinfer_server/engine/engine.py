@@ -1,33 +1,19 @@
-"""The engine: takes a request in hand, has it decoded, batched and computed, and answers it in time, whatever happens.
-
-The engine owns the work, not the caller's RPC: a caller who goes away takes his row out of the queue, but a flight that carries it
-flies on.
-"""
+"""The engine: has a request batched and computed, and answers it in time, whatever happens."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 
-from ..device import usable_cores
 from ..ensemble import Ensemble
-from ..errors import (
-    Cancelled,
-    DeadlinePassed,
-    MemberLate,
-    Overloaded,
-    TwinferError,
-)
+from ..errors import Cancelled, DeadlinePassed, MemberLate, Overloaded, TwinferError
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
-from .admission import Admission
 from .batcher import Batcher
-from .decoder import Decoder
 from .description import Description
-from .margin import ReplyMargin
 from .operations import Operations
+from .reception import Reception
 from .record import Recorder, Span
 from .timeline import Timeline
 from .watch import Watch
@@ -36,18 +22,15 @@ from .workers import Workers
 logger = logging.getLogger(__name__)
 
 
-class LocalEngine:
+class LocalEngine(Reception):
     """An engine that computes in this process. All methods belong to the event loop."""
 
     def __init__(self, ensemble: Ensemble, settings: ServerSettings) -> None:
         """Serve a warm ensemble; call `start` from the event loop that will call `infer`."""
+        super().__init__(ensemble.intake, settings, settings.decode_threads)
         self._ensemble = ensemble
-        self._settings = settings
-        self._admission = Admission(settings)
         self._batcher = Batcher(ensemble, settings, self._answer_soon, self._note_switches_soon)
-        self._decoder = Decoder(ensemble.intake, settings.decode_threads or usable_cores(), self._put, self._fail_soon)
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
-        self._margin = ReplyMargin(settings)
         self.operations = Operations(ensemble, settings, self._batcher)
         self._recorder: Recorder | None = None
         self._timeline: Timeline | None = None
@@ -68,54 +51,6 @@ class LocalEngine:
         self._loop = asyncio.get_running_loop()
         self._batcher.start()
 
-    def check_served(self, ensemble: str, version: int) -> None:
-        """Raise UnknownEnsemble unless the name and version are served."""
-        self._ensemble.intake.check_served(ensemble, version)
-
-    async def infer(self, request: Request, size_bytes: int) -> Answer:
-        """Answer one row; raises TwinferError."""
-        [answer] = await self.infer_batch([request], size_bytes)
-        if isinstance(answer, TwinferError):
-            raise answer
-        return answer
-
-    async def infer_batch(self, requests: Sequence[Request], size_bytes: int) -> list[Answer | TwinferError]:
-        """Answer many rows, each with its answer or its error, in their order; raises TwinferError if none can be taken in hand."""
-        self._admission.enter(size_bytes, len(requests))
-        try:
-            made = [self._make_row(request, place, len(requests)) for place, request in enumerate(requests)]
-            rows = [row for row in made if isinstance(row, Row)]
-            if rows:
-                await self._answer_together(rows, size_bytes)
-            return [_read_outcome(row) if isinstance(row, Row) else row for row in made]
-        finally:
-            self._admission.leave(size_bytes, len(requests))
-
-    async def _answer_together(self, rows: Sequence[Row], size_bytes: int) -> None:
-        """Have rows decoded, and wait until the last of them is answered."""
-        replies = [row.answer for row in rows if row.answer is not None]
-        watch = Watch(rows, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
-        try:
-            self._decoder.decode(rows, size_bytes)
-            for reply in replies:
-                if not reply.done():  # most are by then: a flight's rows wake their caller once
-                    with suppress(TwinferError):
-                        await reply
-        except asyncio.CancelledError:
-            for reply in replies:
-                if not reply.cancel() and not reply.cancelled():
-                    reply.exception()  # nobody else will ask for it
-                else:
-                    self.note_failure(Cancelled("the caller went away"))
-            self._batcher.discard_answered()
-            raise
-        finally:
-            watch.cancel()
-        if self._timeline is not None:
-            for row in rows:
-                if isinstance(answer := _read_outcome(row), Answer):
-                    self._timeline.add_row(row, row.ready_at + answer.timings.queue_seconds)
-
     def take(self, row: Row) -> None:
         """Take in hand a row that has been checked and decoded elsewhere; raises TwinferError.
 
@@ -127,9 +62,8 @@ class LocalEngine:
         except TwinferError:
             self._admission.leave(row.size_bytes)
             raise
-        watch = Watch([row], self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
         assert row.answer is not None
-        row.answer.add_done_callback(partial(self._let_go, row, watch))
+        row.answer.add_done_callback(partial(self._let_go, row, self._watch([row])))
         self._put([row])
 
     def _let_go(self, row: Row, watch: Watch, answer: "asyncio.Future[Answer]") -> None:
@@ -137,10 +71,7 @@ class LocalEngine:
         watch.cancel()
         self._admission.leave(row.size_bytes)
         if answer.cancelled():
-            self.note_failure(Cancelled("the caller went away"))
-            self._batcher.discard_answered()
-        elif self._timeline is not None and answer.exception() is None:
-            self._timeline.add_row(row, row.ready_at + answer.result().timings.queue_seconds)
+            self._give_up([row])
 
     @property
     def rows_in_hand(self) -> int:
@@ -201,12 +132,6 @@ class LocalEngine:
         except RuntimeError:  # the loop has ended
             logger.info("a member was switched after the end")
 
-    async def drain(self) -> None:
-        """Take nothing more in hand and return when every row has been answered."""
-        self._admission.is_draining = True
-        while self._admission.rows:
-            await asyncio.sleep(0.01)
-
     def close(self) -> None:
         """End the threads; call it when nothing is in hand, or when that no longer matters."""
         self._batcher.close()
@@ -238,17 +163,21 @@ class LocalEngine:
         standing = self._batcher.standing_seconds()
         return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
 
-    def _make_row(self, request: Request, place: int, count: int) -> Row | TwinferError:
-        """Check a request, all but its inputs, and make its row; it is answered together with `count` rows in all."""
-        try:
-            policy = self._ensemble.check(request)
-            self._batcher.switchboard.check(policy)
-            weights = self._ensemble.intake.row_weights(request.fusion_weights)
-            reply_by = self._margin.reply_by(request, count)
-        except TwinferError as error:
-            return error
-        answer = asyncio.get_running_loop().create_future()
-        return Row(request=request, policy=policy, weights=weights, reply_by=reply_by, place=place, answer=answer)
+    def _check(self, request: Request) -> Policy:
+        """Check a request, all but its inputs; give the policy that it is answered under. Raises TwinferError."""
+        policy = self._ensemble.check(request)
+        self._batcher.switchboard.check(policy)
+        return policy
+
+    def _watch(self, rows: Sequence[Row]) -> Watch:
+        """Start a clock for rows that have been taken in hand."""
+        return Watch(rows, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
+
+    def _give_up(self, rows: Sequence[Row]) -> None:
+        """Let go of rows whose caller went away, and whose answers are cancelled."""
+        for _ in rows:
+            self.note_failure(Cancelled("the caller went away"))
+        self._batcher.discard_answered()
 
     def _put(self, rows: Sequence[Row]) -> None:
         """Let prepared rows wait for their flights; any thread."""
@@ -301,12 +230,7 @@ class LocalEngine:
                 row.answer.set_exception(answer)
             else:
                 row.answer.set_result(answer)
+                if self._timeline is not None:
+                    self._timeline.add_row(row, row.ready_at + answer.timings.queue_seconds)
         if rows:  # a cascade may send all of a flight's rows on
             self._admission.note_answers(len(rows))
-
-
-def _read_outcome(row: Row) -> Answer | TwinferError:
-    """Give the answer of a row that has been answered, or the error that it ended with; raises what is neither."""
-    assert row.answer is not None
-    error = row.answer.exception()
-    return error if isinstance(error, TwinferError) else row.answer.result()

@@ -4,15 +4,13 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Sequence
 
 from ..device import usable_cores
-from ..engine import Admission, Decoder, Description, ReplyMargin, Watch
+from ..engine import Description, Reception, Watch
 from ..errors import Cancelled, DeadlinePassed, Draining, Overloaded, TwinferError
 from ..inputs import Intake
-from ..rows import Answer, Request, Row
+from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
 from .cells import Cells, SharedMemory
 from .link import Frame, Link, Op
@@ -25,7 +23,7 @@ LOOK_SECONDS = 1.0
 """How often to look whether rows that wait to be decoded are out of time, at the least."""
 
 
-class RemoteEngine:
+class RemoteEngine(Reception):
     """An engine whose device is another process's. All methods belong to the event loop.
 
     What the front by itself has in hand is held to the limits of the whole service, before anything is decoded; the device
@@ -36,18 +34,13 @@ class RemoteEngine:
         self, intake: Intake, settings: ServerSettings, now: Describe, link: Link, rows: SharedMemory, answers: SharedMemory
     ) -> None:  # fmt: skip
         """Write rows into `rows` and read what becomes of them from `answers`; `now` is the ensemble as it is."""
+        super().__init__(intake, settings, settings.decode_threads or max(1, usable_cores() // (settings.workers or 1)))
         self.now = now
-        self._intake = intake
-        self._settings = settings
         self._link = link
         self._rows = rows
         self._answers = answers
         self._cells = Cells(rows.size_bytes)
         self._cells_lock = threading.Lock()
-        self._admission = Admission(settings)
-        self._margin = ReplyMargin(settings)
-        threads = settings.decode_threads or max(1, usable_cores() // (settings.workers or 1))
-        self._decoder = Decoder(intake, threads, self._send_soon, self._fail_soon)
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._numbers = itertools.count(1)
@@ -61,42 +54,6 @@ class RemoteEngine:
         """What is served."""
         return self.now.description
 
-    def check_served(self, ensemble: str, version: int) -> None:
-        """Raise UnknownEnsemble unless the name and version are served."""
-        self._intake.check_served(ensemble, version)
-
-    async def infer(self, request: Request, size_bytes: int) -> Answer:
-        """Answer one row; raises TwinferError."""
-        self._admission.enter(size_bytes)
-        try:
-            row, answer = self._make_row(request, size_bytes)
-            with self._in_hand([row], size_bytes):
-                return await answer
-        finally:
-            self._admission.leave(size_bytes)
-
-    async def infer_batch(self, requests: Sequence[Request], size_bytes: int) -> list[Answer | TwinferError]:
-        """Answer many rows, each with its answer or its error, in their order; raises TwinferError if none can be taken in hand."""
-        count = len(requests)
-        self._admission.enter(size_bytes, count)
-        try:
-            results: list[Answer | TwinferError | None] = [None] * count
-            made: list[tuple[Row, asyncio.Future[Answer]]] = []
-            for place, request in enumerate(requests):
-                try:
-                    made.append(self._make_row(request, size_bytes // count, place, count))
-                except TwinferError as error:
-                    results[place] = error
-            if made:
-                rows = [row for row, _ in made]
-                with self._in_hand(rows, size_bytes):
-                    outcomes = await asyncio.gather(*(answer for _, answer in made), return_exceptions=True)
-                for row, outcome in zip(rows, outcomes, strict=True):
-                    results[row.place] = cast(Answer | TwinferError, outcome)  # nothing else is ever set
-            return cast(list[Answer | TwinferError], results)
-        finally:
-            self._admission.leave(size_bytes, count)
-
     def note_reply(self, request: Request, answer: Answer, began: float) -> None:
         """Let the device process, which keeps the books, know that an answer has been written."""
         self._link.send(Op.REPLIED, value=time.monotonic() - request.arrived_at, payload=pack_reply(answer))
@@ -104,12 +61,6 @@ class RemoteEngine:
     def note_failure(self, error: TwinferError) -> None:
         """Let the device process, which keeps the books, know that a row has ended with an error."""
         self._link.send(Op.FAILED, payload=pack_error(error))
-
-    async def drain(self) -> None:
-        """Take nothing more in hand and return when every row has been answered."""
-        self._admission.is_draining = True
-        while self._admission.rows:
-            await asyncio.sleep(0.01)
 
     def close(self) -> None:
         """End the threads."""
@@ -143,31 +94,18 @@ class RemoteEngine:
 
     # --- on the way ----------------------------------------------------------------------------------------------------------
 
-    def _make_row(
-        self, request: Request, size_bytes: int, place: int = 0, count: int = 1
-    ) -> tuple[Row, "asyncio.Future[Answer]"]:  # fmt: skip
+    def _check(self, request: Request) -> Policy:
+        """Check a request, all but its inputs; give the policy that it is answered under. Raises TwinferError."""
         policy = self._intake.check(request, self.now.needs, self.now.classes)
         if policy in self.now.refusals:
             raise unpack_error(self.now.refusals[policy])
-        answer: asyncio.Future[Answer] = self._loop.create_future()
-        weights = self._intake.row_weights(request.fusion_weights)
-        reply_by = self._margin.reply_by(request, count)
-        return Row(request, policy, weights, reply_by, answer, place=place, size_bytes=size_bytes), answer
+        return policy
 
-    @contextmanager
-    def _in_hand(self, rows: Sequence[Row], size_bytes: int) -> Iterator[None]:
-        """Have rows decoded and sent; those that nobody waits for any more are given up."""
-        watch = Watch(rows, self._settings.stall_seconds, lambda: LOOK_SECONDS, self._on_time_up)
-        self._decoder.decode(rows, size_bytes)
-        try:
-            yield
-        finally:
-            watch.cancel()
-            for row in rows:
-                if row.answer is not None and row.answer.cancelled():
-                    self._give_up(row)
+    def _watch(self, rows: Sequence[Row]) -> Watch:
+        """Start a clock for rows that have been taken in hand."""
+        return Watch(rows, self._settings.stall_seconds, lambda: LOOK_SECONDS, self._on_time_up)
 
-    def _send_soon(self, rows: Sequence[Row]) -> None:
+    def _put(self, rows: Sequence[Row]) -> None:
         """Write rows into shared memory and have the event loop say so; decode threads, or where there is little to do the loop."""
         written = []
         for row in rows:
@@ -199,13 +137,15 @@ class RemoteEngine:
             self._numbers_of[row] = number
             self._link.send(Op.ROW, number, offset, size_bytes)
 
-    def _give_up(self, row: Row) -> None:
-        number = self._numbers_of.pop(row, None)
-        if number is None:
-            self.note_failure(Cancelled("the caller went away"))
-        else:
-            del self._sent[number]
-            self._link.send(Op.CANCEL, number)  # and the device process counts it
+    def _give_up(self, rows: Sequence[Row]) -> None:
+        """Let go of rows whose caller went away, and whose answers are cancelled."""
+        for row in rows:
+            number = self._numbers_of.pop(row, None)
+            if number is None:
+                self.note_failure(Cancelled("the caller went away"))
+            else:
+                del self._sent[number]
+                self._link.send(Op.CANCEL, number)  # and the device process counts it
 
     def _on_time_up(self, row: Row) -> None:
         """End a row whose time is up before it was sent; of those that were the device process takes care."""
