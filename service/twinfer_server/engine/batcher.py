@@ -6,11 +6,11 @@ computes on the launch thread itself; if a member gets stuck there, another thre
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from ..ensemble import Ensemble, Flight
 from ..errors import MemberLate, TwinferError
 from ..rows import Answer, Policy, Row
 from ..settings import ServerSettings
+from .air import Air
 from .boarding import Boarding
 from .landing import judge_between, judge_late, land
 from .record import OnFlight, record_flight
@@ -27,13 +28,6 @@ from .workers import Workers
 
 logger = logging.getLogger(__name__)
 
-OVERDUE_FACTOR = 4.0
-OVERDUE_SECONDS = 0.05
-"""A flight that takes this factor of its expected time and these seconds more is taken to be stuck."""
-
-TOGETHER_SECONDS = 0.005
-"""Rows of a flight whose time is up within so long of each other are answered together."""
-
 LOOK_SECONDS = 0.25
 """How often a waiting row looks for stuck flights where none is about to be one."""
 
@@ -41,19 +35,6 @@ HOLD_SECONDS = 10.0
 """How long a change that needs the air to be clear waits for it."""
 
 OnAnswers = Callable[[Sequence[Row], Sequence[Answer | TwinferError]], None]
-
-
-@dataclass(slots=True, eq=False)
-class _Airborne:
-    """A flight in the air, and what the batcher expects of it."""
-
-    flight: Flight
-    overdue_at: float
-    is_stuck: bool = False
-    is_probe: bool = False
-    """Whether it tries a member that is off; its row is nobody's."""
-    late_rows: set[int] = field(default_factory=set)
-    """The rows, by id, that could not wait for the landing and have been answered."""
 
 
 class Batcher:
@@ -71,7 +52,7 @@ class Batcher:
         self._changed = threading.Condition(threading.Lock())
         # All below is guarded by _changed.
         self._boarding = Boarding(ensemble, self.switchboard)
-        self._air: list[_Airborne] = []
+        self._air = Air()
         self._launcher: threading.Thread | None = None
         self._is_closing = False
         self._is_held = False
@@ -126,13 +107,12 @@ class Batcher:
         """Get flights that are overdue out of the others' way; give the seconds after which another look may help."""
         with self._changed:
             now = time.monotonic()
-            for airborne in self._air:
-                if now >= airborne.overdue_at and not airborne.is_stuck:
-                    self._go_around(airborne)
+            for flight in self._air.find_newly_stuck(now):
+                self._go_around(flight)
             self.switchboard.look_for_stalled([airborne.flight for airborne in self._air], now)
             self._changed.notify()
-            pending = [airborne.overdue_at - now for airborne in self._air if not airborne.is_stuck]
-            return max(0.005, min(pending, default=LOOK_SECONDS))
+            pending = self._air.seconds_to_overdue(now)
+            return max(0.005, pending if pending < math.inf else LOOK_SECONDS)
 
     def set_member(self, index: int, is_on: bool) -> None:
         """Switch a member on or off by hand."""
@@ -187,12 +167,12 @@ class Batcher:
         """Make a flight that tries a member which is off, under the lock; None if none is due."""
         flight = self._boarding.board_probe(now)
         if flight is not None:
-            self._take_to_the_air(flight, now).is_probe = True
+            self._air.take_off(flight, now, is_probe=True)
         return flight
 
     def _board(self, now: float) -> Flight | None:
         """Make the next flight, under the lock; None if nobody can fly now."""
-        stuck = [airborne.flight for airborne in self._air if airborne.is_stuck]
+        stuck = self._air.stuck
         for flight in stuck:  # members that are done in them need their slots no more
             for run in flight.keep_outputs():
                 self._boarding.free(run)
@@ -203,13 +183,8 @@ class Batcher:
             is_answerable = row.parts and row.policy is Policy.BEST_EFFORT
             self._on_answers([row], [judge_between(self._ensemble, row, off) if is_answerable else refusal(row.policy, off)])
         if boarded is not None:
-            self._take_to_the_air(boarded, now)
+            self._air.take_off(boarded, now)
         return boarded
-
-    def _take_to_the_air(self, flight: Flight, now: float) -> _Airborne:
-        airborne = _Airborne(flight, now + OVERDUE_FACTOR * sum(flight.alone_seconds) + OVERDUE_SECONDS)
-        self._air.append(airborne)
-        return airborne
 
     def _launch(self, flight: Flight) -> None:
         began = time.monotonic()
@@ -231,10 +206,8 @@ class Batcher:
 
     # --- stuck flights, under the lock ---------------------------------------------------------------------------------------
 
-    def _go_around(self, airborne: _Airborne) -> None:
+    def _go_around(self, flight: Flight) -> None:
         """Keep a stuck flight from holding more than the lane that it is stuck on."""
-        airborne.is_stuck = True
-        flight = airborne.flight
         stuck = [run.member.name for run in flight.runs if run.is_claimed and not run.done.is_done()]
         logger.warning("a flight of %d rows is overdue; lanes not done: %s", len(flight.rows), ", ".join(stuck))
         if not flight.is_launched:
@@ -259,22 +232,22 @@ class Batcher:
         """Answer the flight's rows and free its slots; the lanes it used have done their part."""
         landed_at = time.monotonic()
         seconds = landed_at - flight.launched_at
-        airborne = next(airborne for airborne in self._air if airborne.flight is flight)
+        is_probe = self._air.find(flight).is_probe
         landing = land(flight, self._ensemble, seconds)
-        if not airborne.is_probe:
+        if not is_probe:
             # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
             self._on_answers(landing.rows, landing.answers)
             if self.on_flight:
                 self._tell(flight, landed_at)
         with self._changed:
-            self.switchboard.note_landing(flight, landing.find_failures(), is_probe=airborne.is_probe, seconds=seconds)
+            self.switchboard.note_landing(flight, landing.find_failures(), is_probe=is_probe, seconds=seconds)
             for row in landing.going_on:
                 assert self._ensemble.cascade is not None
                 self._ensemble.cascade.send_on(flight, row, seconds)
                 self._boarding.queue.put(row)
             for run in flight.runs:
                 self._boarding.free(run)
-            self._air = [airborne for airborne in self._air if airborne.flight is not flight]
+            self._air.land(flight)
             self._changed.notify_all()  # the launch thread, and whoever wants the air clear
         if not self.loss and any(run.error is not None for run in flight.runs):
             self.loss = self._ensemble.device.find_loss()
@@ -291,17 +264,11 @@ class Batcher:
     def fuse_late(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]] | None:
         """Answer `row`, and those of its flight that are as late, from the members so far; None if it is not in the air."""
         with self._changed:  # held while fusing: the slots, where outputs lie, are not freed meanwhile
-            airborne = next((airborne for airborne in self._air if row in airborne.flight.rows), None)
+            airborne = self._air.find_carrying(row)
             if airborne is None:
                 text = "the first member was not sure, and the row could not wait for this one"
                 late = {index: MemberLate(text, member=self._ensemble.members[index].name) for index in row.crew}
                 return ([row], [judge_between(self._ensemble, row, late)]) if row.parts else None
-            flight, now = airborne.flight, time.monotonic()
-            rows = [
-                other
-                for other in flight.rows
-                if other is row or (other.reply_by <= now + TOGETHER_SECONDS and not other.is_answered)
-            ]
-            rows = [other for other in rows if id(other) not in airborne.late_rows]
-            airborne.late_rows.update(map(id, rows))
-            return rows, judge_late(flight, self._ensemble, rows, now)
+            now = time.monotonic()
+            rows = airborne.take_late(row, now)
+            return rows, judge_late(airborne.flight, self._ensemble, rows, now)
