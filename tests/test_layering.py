@@ -26,7 +26,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"rpc"}, {"torch"}),
     ({"engine"}, WIRE),
     ({"ensemble", "fusion", "inputs", "loaders", "tuning"}, WIRE),
-    ({"rows", "spec", "settings", "trust", "process"}, WIRE),
+    ({"rows", "spec", "settings", "trust", "process", "kept_file"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),
 ]

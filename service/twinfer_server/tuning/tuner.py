@@ -7,12 +7,13 @@ from pathlib import Path
 
 from ..device import Device
 from ..errors import InvalidEnsemble
+from ..kept_file import KeptFile
 from ..loaders import LoadedModel
 from ..loaders.source import outline
 from ..spec import MemberSpec
 from .acceleration import ACCELERATIONS
 from .agreement import Agreement
-from .choices import Choice, ChoiceFile, KeptChoice
+from .choices import Choice, KeptChoice
 from .conversion import convert
 from .precision import PRECISIONS
 from .race import Race, judge, run_race
@@ -146,11 +147,12 @@ class Tuner:
     def _convert(self, model: LoadedModel, choice: Choice, samples: ProbeSamples) -> LoadedModel:
         return convert(model, choice, self._device.torch_device, samples, self._cache / "compiled" if self._cache else None)
 
-    def _file(self, spec: MemberSpec, model: LoadedModel, samples: ProbeSamples) -> ChoiceFile | None:
+    def _file(self, spec: MemberSpec, model: LoadedModel, samples: ProbeSamples) -> KeptFile[KeptChoice] | None:
         """Name the file of the choice; None where a program has no digest to go by, or nothing is kept."""
         if self._cache is None or not model.digest:
             return None
-        return ChoiceFile(self._cache, self._device.fingerprint, spec, model.digest, tuple(samples.paced))
+        parts = [self._device.fingerprint, model.digest, spec.model_dump_json(), tuple(samples.paced)]
+        return KeptFile(self._cache, "choice", KeptChoice, parts)
 
 
 def _find_tolerance(spec: MemberSpec) -> float:
