@@ -126,7 +126,7 @@ def test_a_row_that_cannot_wait_for_the_second_member_is_answered_by_the_first(t
     with serving(tmp_path) as pair, ThreadPoolExecutor(3) as callers, pair.dear.held():
         held = [callers.submit(pair.ask, UNSURE, 1.0) for _ in range(2 if is_waiting else 0)]  # in both of the other's slots
         assert not held or pair.dear.entered.wait(10)
-        answer = pair.ask(UNSURE, 1.0, timeout=0.6)
+        answer = pair.ask(UNSURE, 1.0, timeout=2.0)
         assert states(answer) == {"cheap": "OK", "dear": "LATE"}
         assert answer.degraded
         assert first_chance(answer) == pytest.approx(chance(UNSURE), abs=1e-6)
@@ -138,7 +138,7 @@ def test_a_row_that_cannot_wait_for_the_second_member_is_answered_by_the_first(t
 def test_a_row_that_needs_a_second_member_that_is_late_fails_where_all_are_required(tmp_path: Path) -> None:
     with serving(tmp_path, "require_all") as pair, pair.dear.held():
         with pytest.raises(TwinferError) as failure:
-            pair.ask(UNSURE, 1.0, timeout=0.6)
+            pair.ask(UNSURE, 1.0, timeout=2.0)
         assert failure.value.member == "dear"
         assert pair.ask(SURE, 1.0).members["dear"].state is MemberState.SKIPPED
 
