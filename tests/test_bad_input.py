@@ -1,6 +1,5 @@
 """Bad input: every fault has its own status that says field, found and allowed, and harms nobody else."""
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image
 
 from tests.calls import GET_ENSEMBLE, INFER, Failure, call, connect, infer, stream
 from tests.gated import row, tensor, write_gated
+from tests.pictures import encode
 from tests.servers import running
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import error_pb2, tensor_pb2
@@ -40,9 +40,7 @@ class Case:
 
 
 def png(width: int, height: int) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (width, height)).save(content, "PNG")
-    return content.getvalue()
+    return encode(Image.new("RGB", (width, height)))
 
 
 def with_input(name: str, value: pb.Input) -> pb.InferRequest:

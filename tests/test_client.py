@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from PIL import Image
 
 import twinfer
+from tests.pictures import encode
 from twinfer import (
     AsyncClient,
     Client,
@@ -300,9 +301,7 @@ def test_describe_returns_the_ensemble(caller: Caller) -> None:
 
 
 def png() -> bytes:
-    encoded = io.BytesIO()
-    Image.new("L", (3, 2), 7).save(encoded, format="PNG")
-    return encoded.getvalue()
+    return encode(Image.new("L", (3, 2), 7))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "HSV", "F"])

@@ -1,6 +1,5 @@
 """The decoder: whose turn it is where one request has many rows."""
 
-import io
 import queue
 import threading
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from PIL import Image
 
 from tests.gated import write_gated
 from tests.models import as_any
+from tests.pictures import encode
 from twinfer_server.device import CpuDevice
 from twinfer_server.engine.decoder import SHARE_BYTES, TURN_SECONDS, Decoder
 from twinfer_server.ensemble import Ensemble, load_ensemble
@@ -33,9 +33,7 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
 def picture() -> bytes:
     """A picture that takes much longer than a turn."""
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return encode(Image.fromarray(noise), compress_level=1)
 
 
 def make_row(**inputs: RawInput) -> Row:

@@ -1,6 +1,5 @@
 """`twinfer init`: the folder that it writes is served as it is, and answers what the models' own library answers."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.models import as_any
+from tests.pictures import encode
 from tests.pretrained import make_image, save, save_bert, save_clip, save_siglip, save_vit
 from tests.servers import running
 from twinfer import Client
@@ -19,12 +19,6 @@ from twinfer_server.drafting import CannotDraft, draft_member, draft_towers, wri
 from twinfer_server.spec import read_spec
 
 TEXTS = ["word1 word2 word3", "word4 word5", "word6"]
-
-
-def png() -> bytes:
-    content = io.BytesIO()
-    make_image(width=36, height=36).save(content, "PNG")
-    return content.getvalue()
 
 
 def draft(folder: Path, sources: dict[str, str], method: str = "", task: str = "") -> Path:
@@ -51,7 +45,7 @@ def test_a_picture_and_a_text_classifier_become_a_pair_that_is_served_without_tr
     assert (spec.name, spec.task, spec.fusion.method) == ("my-pair", "classification", "weighted_mean")
     assert (folder / "labels.txt").read_text().splitlines() == [f"LABEL_{number}" for number in range(5)]
     with running(folder) as server, Client(server.address, attempts=1) as client:
-        answer = client.infer({"image": png(), "text": TEXTS[0]})
+        answer = client.infer({"image": encode(make_image(width=36, height=36)), "text": TEXTS[0]})
         assert {name: str(member.state) for name, member in answer.members.items()} == {"image": "OK", "text": "OK"}
 
 
@@ -67,7 +61,7 @@ def test_one_directory_of_two_towers_becomes_a_similarity_that_matches_like_the_
     assert towers is not None
     write_folder(tmp_path / "towers", towers, "")
     with running(tmp_path / "towers") as server, Client(server.address, attempts=1) as client:
-        matches = client.infer({"image": png(), "text": TEXTS}).prediction.matches
+        matches = client.infer({"image": encode(make_image(width=36, height=36)), "text": TEXTS}).prediction.matches
     expected = probabilities_of(tmp_path / kind, model, TEXTS)
     assert [match.probability for match in matches] == pytest.approx(expected, abs=1e-3)
 

@@ -1,7 +1,7 @@
 """Fits: pictures become the member's size as the usual training pipelines do it, written here with Pillow alone."""
 
+import functools
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,22 +11,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from tests.pictures import make_kind, see
 from twinfer_server.errors import InvalidInput
-from twinfer_server.inputs import InputKind, InputLimits, make_input
+from twinfer_server.inputs import InputLimits
 from twinfer_server.rows import Array
-from twinfer_server.spec import ImageInputSpec, MemberSpec
+from twinfer_server.spec import MemberSpec
 
 SIZES = [(40, 30), (30, 40), (41, 28), (33, 77), (24, 24), (7, 9), (1, 50), (300, 23)]
 
 
-def make(limits: InputLimits | None = None, **keys: object) -> InputKind[Any]:
-    spec = ImageInputSpec.model_validate({"kind": "image", "size": [24, 24], **keys})
-    return make_input("vision", "image", spec, Path(), limits or InputLimits())
-
-
-def see(kind: InputKind[Any], pixels: Array) -> Array:
-    [samples] = kind.prepare(kind.decode(pixels))
-    return np.asarray(samples[0])
+make = functools.partial(make_kind, size=[24, 24])
 
 
 def noise(height: int, width: int, channels: int = 3) -> Array:
@@ -142,7 +136,7 @@ def test_a_sliver_that_grows_beyond_all_measure_is_refused() -> None:
     ],
     ids=lambda value: "" if isinstance(value, dict) else value.split(";")[0],
 )
-def test_a_key_of_another_fit_is_refused(keys: dict[str, object], message: str) -> None:
+def test_a_key_of_another_fit_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(message)):
         make(None, **keys)
 

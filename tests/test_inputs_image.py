@@ -1,11 +1,9 @@
 """Image inputs: every kind of picture becomes the pixels that a person would see; everything else is refused."""
 
-import io
+import functools
 import re
 import struct
 import zlib
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,31 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+from tests.pictures import encode, make_kind, see
 from twinfer_server.errors import InvalidInput
-from twinfer_server.inputs import InputKind, InputLimits, Staging, make_input
-from twinfer_server.rows import Array, RawInput
-from twinfer_server.spec import ImageInputSpec
+from twinfer_server.inputs import InputLimits, Staging
+from twinfer_server.rows import RawInput
 
 ORANGE = (200, 100, 48)
 GRAY = 124  # of ORANGE, by ITU-R 601: 0.299 r + 0.587 g + 0.114 b
 LOSSY = {"JPEG", "WEBP"}
 
 
-def make(limits: InputLimits | None = None, **keys: object) -> InputKind[Any]:
-    spec = ImageInputSpec.model_validate({"kind": "image", "size": [6, 8], **keys})
-    return make_input("vision", "image", spec, Path(), limits or InputLimits())
-
-
-def encode(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def see(kind: InputKind[Any], value: RawInput) -> Array:
-    """Give the uint8 pixels [height, width, channels] that the member gets."""
-    [samples] = kind.prepare(kind.decode(value))
-    return np.asarray(samples[0])
+make = functools.partial(make_kind, size=[6, 8])
 
 
 def orange(mode: str) -> Image.Image:

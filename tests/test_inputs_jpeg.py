@@ -13,34 +13,16 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from tests.models import load_members, register
+from tests.pictures import encode, make_kind, see
 from tests.servers import write_ensemble
-from twinfer_server.inputs import InputKind, InputLimits, make_input
 from twinfer_server.inputs.picture import Picture
 from twinfer_server.rows import Array, Request
-from twinfer_server.spec import ImageInputSpec
-
-
-def make(size: tuple[int, int], **keys: object) -> InputKind[Any]:
-    spec = ImageInputSpec.model_validate({"kind": "image", "size": list(size), **keys})
-    return make_input("vision", "image", spec, Path(), InputLimits())
-
-
-def encode(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
 def photograph() -> Image.Image:
     """A photograph of 640 x 427 pixels, which is no multiple of anything."""
     return Image.fromarray(load_sample_image("flower.jpg"))
-
-
-def see(kind: InputKind[Any], content: bytes) -> Array:
-    """Give the uint8 pixels [height, width, channels] of a member that is alone with its input."""
-    [samples] = kind.prepare(kind.decode(content, kind.at_least))
-    return np.asarray(samples[0])
 
 
 def error(seen: Array, reference: Image.Image) -> Array:
@@ -61,10 +43,10 @@ OPTIONS = {
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_jpeg_that_is_not_scaled_has_pillows_pixels(photograph: Image.Image, options: Any, mode: str, color: str) -> None:
-    content = encode(photograph.convert(mode), **options)
+    content = encode(photograph.convert(mode), "JPEG", **options)
     reference = Image.open(io.BytesIO(content)).convert("RGB").convert("L" if color == "gray" else "RGB")
-    for kind in (make((427, 640), color=color), make((427, 640), color=color, scaled_decoding=False)):
-        assert not error(see(kind, content), reference).any()
+    for kind in (make_kind(size=(427, 640), color=color), make_kind(size=(427, 640), color=color, scaled_decoding=False)):
+        assert not error(see(kind, content, kind.at_least), reference).any()
 
 
 class Corner(nn.Module):
@@ -77,8 +59,9 @@ class Corner(nn.Module):
 @given(width=st.integers(1, 40), height=st.integers(1, 40), subsampling=st.sampled_from([0, 1, 2]), seed=st.integers(0, 9))
 def test_a_small_jpeg_of_any_size_has_pillows_pixels(width: int, height: int, subsampling: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    content = encode(Image.fromarray(pixels), subsampling=subsampling)
-    assert not error(see(make((height, width)), content), Image.open(io.BytesIO(content))).any()
+    content = encode(Image.fromarray(pixels), "JPEG", subsampling=subsampling)
+    kind = make_kind(size=(height, width))
+    assert not error(see(kind, content, kind.at_least), Image.open(io.BytesIO(content))).any()
 
 
 @pytest.mark.parametrize(
@@ -86,8 +69,8 @@ def test_a_small_jpeg_of_any_size_has_pillows_pixels(width: int, height: int, su
     [((113, 113), 1), ((28, 169), 1), ((112, 112), 2), ((56, 56), 2), ((55, 55), 4), ((28, 28), 4), ((27, 27), 8), ((1, 1), 8)],
 )
 def test_it_is_decoded_at_the_smallest_size_that_leaves_enough(photograph: Image.Image, size: tuple[int, int], scale: int) -> None:
-    kind = make(size)
-    decoded: Picture = kind.decode(encode(photograph), kind.at_least)
+    kind = make_kind(size=size)
+    decoded: Picture = kind.decode(encode(photograph, "JPEG"), kind.at_least)
     assert (decoded.scale, decoded.height, decoded.width) == (scale, 427, 640)
     assert decoded.pixels.shape == (-(-427 // scale), -(-640 // scale), 3)
 
@@ -95,21 +78,21 @@ def test_it_is_decoded_at_the_smallest_size_that_leaves_enough(photograph: Image
 @pytest.mark.parametrize(
     "keys", [{"scaled_decoding": False}, {"resize": "nearest"}, {"resize": "box"}, {"fit": "crop", "resize_to": 300}], ids=str
 )
-def test_it_is_decoded_in_full_where_that_is_asked_for_or_needed(photograph: Image.Image, keys: dict[str, object]) -> None:
-    kind = make((20, 20), **keys)
-    assert kind.decode(encode(photograph), kind.at_least).scale == 1
+def test_it_is_decoded_in_full_where_that_is_asked_for_or_needed(photograph: Image.Image, keys: dict[str, Any]) -> None:
+    kind = make_kind(size=(20, 20), **keys)
+    assert kind.decode(encode(photograph, "JPEG"), kind.at_least).scale == 1
 
 
 @pytest.mark.parametrize("resize", ["bilinear", "hamming", "bicubic", "lanczos"])
 @pytest.mark.parametrize("name", ["flower.jpg", "china.jpg"])
 @pytest.mark.parametrize(("size", "scale"), [((106, 160), 2), ((53, 80), 4), ((26, 40), 8)])
 def test_scaled_it_is_within_1_on_average_of_the_one_in_full(name: str, size: tuple[int, int], scale: int, resize: str) -> None:
-    content = encode(Image.fromarray(load_sample_image(name)), quality=90)
+    content = encode(Image.fromarray(load_sample_image(name)), "JPEG", quality=90)
     size = size if resize != "hamming" else (size[0] * 4 // 5, size[1] * 4 // 5)
-    kind = make(size, resize=resize)
+    kind = make_kind(size=size, resize=resize)
     assert kind.decode(content, kind.at_least).scale == scale
     reference = Image.open(io.BytesIO(content)).resize((size[1], size[0]), Image.Resampling[resize.upper()])
-    difference = error(see(kind, content), reference)
+    difference = error(see(kind, content, kind.at_least), reference)
     assert difference.mean() <= 1.0
     assert difference.max() <= 24
 
@@ -119,13 +102,13 @@ def test_scaled_it_is_within_1_on_average_of_the_one_in_full(name: str, size: tu
 def test_scaled_and_turned_it_is_upright_and_in_its_place(photograph: Image.Image, orientation: int, crop: Any) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    content = encode(photograph.crop(crop), exif=exif, quality=90)
+    content = encode(photograph.crop(crop), "JPEG", exif=exif, quality=90)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-    kind = make((52, 52))
+    kind = make_kind(size=(52, 52))
     decoded: Picture = kind.decode(content, kind.at_least)
     assert (decoded.width, decoded.height) == upright.size
     assert decoded.scale == (4 if orientation == 1 or crop[2] == 632 else 1)
-    assert error(see(kind, content), upright.resize((52, 52), Image.Resampling.BILINEAR)).mean() <= 1.0
+    assert error(see(kind, content, kind.at_least), upright.resize((52, 52), Image.Resampling.BILINEAR)).mean() <= 1.0
 
 
 def test_it_is_decoded_for_the_most_demanding_of_its_members(photograph: Image.Image, tmp_path: Path) -> None:
@@ -134,10 +117,10 @@ def test_it_is_decoded_for_the_most_demanding_of_its_members(photograph: Image.I
         model = register(Corner())
         toml += [f"[members.{name}]", f'model = "{model}"', f"[members.{name}.input.image]", 'kind = "image"', f"size = {shape}"]
     ensemble = load_members(write_ensemble(tmp_path, "\n".join(toml)))
-    content = encode(photograph)
+    content = encode(photograph, "JPEG")
     samples = ensemble.prepare(Request({"image": content}, arrived_at=0.0))
-    half = make((28, 28)).decode(content, (213, 320))
+    half = make_kind(size=(28, 28)).decode(content, (213, 320))
     assert half.scale == 2
     sizes: list[tuple[int, int]] = [(28, 28), (112, 20), (20, 168)]
     for index, wanted in enumerate(sizes):
-        assert np.array_equal(samples[index][0], make(wanted).prepare(half)[0])
+        assert np.array_equal(samples[index][0], make_kind(size=wanted).prepare(half)[0])

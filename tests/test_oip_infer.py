@@ -1,6 +1,5 @@
 """ModelInfer: the typed service's answers, for the same rows, in the protocol's own forms."""
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tests import oip
 from tests.calls import connect
 from tests.conftest import DigitsServer
 from tests.gated import write_gated
+from tests.pictures import encode
 from tests.servers import DIGITS, running
 from twinfer import Client
 from twinfer_server.demo import running_server
@@ -52,9 +52,7 @@ def softmax(logits: Sequence[float]) -> list[float]:
 
 
 def jpeg(path: Path) -> bytes:
-    content = io.BytesIO()
-    Image.open(path).convert("L").resize((64, 64)).save(content, "JPEG")
-    return content.getvalue()
+    return encode(Image.open(path).convert("L").resize((64, 64)), "JPEG")
 
 
 # --- the same answers ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,33 @@
+"""Pictures as files, and what a member sees of them."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from twinfer_server.inputs import InputKind, InputLimits, make_input
+from twinfer_server.inputs.kind import IN_FULL, Size
+from twinfer_server.rows import Array, RawInput
+from twinfer_server.spec import ImageInputSpec
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """Write a picture as a file of that format."""
+    content = io.BytesIO()
+    image.save(content, format, **options)
+    return content.getvalue()
+
+
+def make_kind(limits: InputLimits | None = None, *, size: Sequence[int], **keys: object) -> InputKind[Any]:
+    """Make the input "image" of a member "vision", with the `keys` that an ensemble's file would give it."""
+    spec = ImageInputSpec.model_validate({"kind": "image", "size": list(size), **keys})
+    return make_input("vision", "image", spec, Path(), limits or InputLimits())
+
+
+def see(kind: InputKind[Any], value: RawInput, at_least: Size = IN_FULL) -> Array:
+    """Give the uint8 pixels [height, width, channels] that the member gets."""
+    [samples] = kind.prepare(kind.decode(value, at_least))
+    return np.asarray(samples[0])
