@@ -2,45 +2,21 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import grpc
 import pytest
-from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from tests.calls import GET_ENSEMBLE, INFER, Failure, call, connect, infer, stream
+from tests.faults import EXPECTED, FUZZ, INPUT, NUMBERS, OPTION, SIZES, Case, mutated, png
 from tests.gated import row, tensor, write_gated
-from tests.pictures import encode
 from tests.servers import running
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import error_pb2, tensor_pb2
 
-INPUT, OPTION = "INVALID_INPUT", "INVALID_OPTION"
 MAX_PIXELS = 10_000
 MAX_TEXT_BYTES = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A request that is refused, and how; `words` stand in the error's text, `message` is what is sent where it is no request."""
-
-    sentence: str
-    request: pb.InferRequest
-    reason: str
-    words: tuple[str, ...]
-    code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT
-    message: bytes = b""
-
-    @property
-    def stage(self) -> str:
-        return "DECODE" if self.reason == INPUT else "ADMIT"
-
-
-def png(width: int, height: int) -> bytes:
-    return encode(Image.new("RGB", (width, height)))
 
 
 def with_input(name: str, value: pb.Input) -> pb.InferRequest:
@@ -65,7 +41,6 @@ def with_weights(**weights: float) -> pb.InferRequest:
 
 LONG_NAME = "k" * 100_000
 BAD_UTF8 = pb.InferRequest(request_id="xy").SerializeToString().replace(b"xy", b"\xff\xfe")
-NUMBERS = "inputs['numbers']"
 
 CASES = [
     Case("no inputs at all", pb.InferRequest(), "MISSING_INPUT", ("inputs", "none", "numbers", "image", "text")),
@@ -212,7 +187,7 @@ def channel(address: str) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def check_error(error: error_pb2.Error, case: Case) -> None:
+def check_error(error: error_pb2.Error, case: Case[pb.InferRequest]) -> None:
     assert error.code == case.code.value[0]
     assert error_pb2.Reason.Name(error.reason) == f"REASON_{case.reason}"
     assert error_pb2.Stage.Name(error.stage) == f"STAGE_{case.stage}"
@@ -226,8 +201,8 @@ def check_good_row(channel: grpc.Channel) -> None:
     assert answer.prediction.classification.classes[0].label == "c"
 
 
-@pytest.mark.parametrize("case", CASES, ids=[f"{case.sentence} is refused".replace(" ", "_") for case in CASES])
-def test_infer(channel: grpc.Channel, case: Case) -> None:
+@pytest.mark.parametrize("case", CASES, ids=[case.name("is refused") for case in CASES])
+def test_infer(channel: grpc.Channel, case: Case[pb.InferRequest]) -> None:
     found = call(channel, INFER, case.message or case.request.SerializeToString())
     assert isinstance(found, Failure)
     assert found.code is case.code
@@ -236,8 +211,8 @@ def test_infer(channel: grpc.Channel, case: Case) -> None:
     check_good_row(channel)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[f"{case.sentence} gets its own error".replace(" ", "_") for case in CASES])
-def test_infer_stream(channel: grpc.Channel, case: Case) -> None:
+@pytest.mark.parametrize("case", CASES, ids=[case.name("gets its own error") for case in CASES])
+def test_infer_stream(channel: grpc.Channel, case: Case[pb.InferRequest]) -> None:
     bad = pb.InferRequest.FromString(case.request.SerializeToString())
     bad.request_id = bad.request_id or "bad"
     broken = pb.InferStreamRequest(request=bad).SerializeToString()
@@ -298,10 +273,6 @@ def test_fields_of_a_newer_contract_are_passed_over(channel: grpc.Channel) -> No
 
 # --- fuzz -------------------------------------------------------------------------------------------------------------
 
-EXPECTED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DEADLINE_EXCEEDED}
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-SIZES = st.one_of(st.integers(0, 4), st.sampled_from([-1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63)]))
 TENSORS = st.builds(
     tensor_pb2.Tensor,
     dtype=st.integers(-1, 12),
@@ -331,16 +302,6 @@ REQUESTS = st.builds(
     options=st.one_of(st.none(), OPTIONS),
 )
 GOOD = row(1.0, "id", pb.InferOptions(top_k=2), {"text": pb.Input(text="two"), "image": pb.Input(image=png(2, 2))})
-
-
-@st.composite
-def mutated(draw: st.DrawFn, message: Message) -> bytes:
-    """Draw a valid message with some of its bytes changed, left out or put in."""
-    content = bytearray(message.SerializeToString())
-    for _ in range(draw(st.integers(1, 6))):
-        begin = draw(st.integers(0, len(content)))
-        content[begin : begin + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
-    return bytes(content)
 
 
 def check_canonical(found: bytes | Failure) -> None:
