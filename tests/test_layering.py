@@ -19,7 +19,7 @@ WIRE = {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "twinfer"}
 LAYERS: list[tuple[set[str], set[str]]] = [
     (
         {"commands", "server_commands", "serve", "demo", "validate", "picture", "metrics", "fitting", "comparison", "drafting"}
-        | {"stage_times", "terminal"},
+        | {"row_book", "terminal"},
         set(),
     ),
     ({"fronts"}, {"torch"}),

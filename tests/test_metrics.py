@@ -3,13 +3,17 @@
 import urllib.request
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.servers import DIGITS, RunningServer, running
 from twinfer import Client
 from twinfer.errors import TwinferError
 from twinfer_server.demo import read_rows
+from twinfer_server.row_book import STAGES, RowBook
+from twinfer_server.rows import Answer, MemberAnswer, State, Timings
 
 ROW = read_rows(DIGITS)[0]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -73,3 +77,23 @@ def test_flights_are_measured_as_their_answers_say(server: RunningServer) -> Non
         assert alone > 0
         assert count(samples, "twinfer_member_alone_seconds_sum", member=name) == pytest.approx(alone, abs=1e-6)
         assert count(samples, "twinfer_captures_total", member=name, result="miss") == 5
+
+
+def test_answers_of_every_kind_of_member_are_counted_as_they_were() -> None:
+    def answer(*states: State) -> Answer:
+        timings = Timings(decode_seconds=0.001, queue_seconds=0.02, device_seconds=0.3, flight_rows=1)
+        return Answer(np.zeros(2, dtype=np.float32), tuple(map(MemberAnswer, states)), None, timings)
+
+    registry, book = CollectorRegistry(), RowBook((0.01, 0.1))
+    book.members = ("left", "right")
+    registry.register(book)
+    for states in ((State.OK, State.OK), (State.OK, State.LATE), (State.OK, State.SKIPPED), (State.NO_INPUT, State.OK)):
+        book.note_answer(answer(*states), 0.5)
+    found = {(sample.name, *sample.labels.values()): sample.value for family in registry.collect() for sample in family.samples}
+    assert found["twinfer_rows_total", "OK", ""] == 4
+    assert found["twinfer_degraded_answers_total",] == 1
+    assert [found["twinfer_member_rows_total", "left", state.name] for state in State] == [3, 0, 0, 0, 0, 1]
+    assert [found["twinfer_member_rows_total", "right", state.name] for state in State] == [2, 0, 1, 1, 0, 0]
+    assert [found["twinfer_stage_seconds_bucket", stage, "0.1"] for stage in STAGES] == [4, 4, 0, 0]
+    assert found["twinfer_stage_seconds_bucket", "decode", "0.01"] == found["twinfer_stage_seconds_count", "total"] == 4
+    assert found["twinfer_stage_seconds_sum", "total"] == pytest.approx(2.0)

@@ -7,9 +7,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from .engine import FlightRecord, LocalEngine, Switch
 from .errors import TwinferError
-from .rows import Answer, State
+from .row_book import RowBook
+from .rows import Answer
 from .rpc import PortTaken
-from .stage_times import StageTimes
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
@@ -17,7 +17,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Keeps the books of an engine: per flight where it can be, for a row has little time. Thread-safe, as prometheus_client is."""
+    """Keeps the books of an engine, of flights and members here, of rows in a book of their own."""
 
     def __init__(self) -> None:
         """Begin at 0, in a registry of its own."""
@@ -46,22 +46,16 @@ class Metrics:
         self._captures = count(
             "captures", "Members' parts in flights: hit where a graph was replayed, else miss.", "member", "result"
         )
-        self._states = count("member_rows", "Rows answered, by what became of the member.", "member", "state")
-        self._degraded = count("degraded_answers", "Answers without a member that should have taken part.")
         self._switches = Gauge(
             "twinfer_member_switch", "1 for how a member is switched now, else 0.", ("member", "switch"), registry=registry
         )
         self._trips = count("member_trips", "Times that a member was switched off because it kept failing or stalled.", "member")
         self._trips_told: dict[str, int] = {}
-        self._rows = count("rows", "Rows, by the status code and the reason that they ended with.", "code", "reason")
-        self._stages = StageTimes(SECONDS)
-        registry.register(self._stages)
         self._waiting = Gauge("twinfer_rows_waiting", "Rows that wait for a flight.", registry=registry)
         self._in_hand = Gauge("twinfer_rows_in_hand", "Rows being decoded, waiting or in the air.", registry=registry)
         self._bytes = Gauge("twinfer_bytes_in_hand", "Bytes of the requests in hand.", registry=registry)
-        # What is the same for every row is looked up once.
-        self._ok = self._rows.labels("OK", "")
-        self._state_counters: list[list[Counter]] = []
+        self._book = RowBook(SECONDS)
+        registry.register(self._book)
 
     @contextmanager
     def listening(self, address: str) -> Iterator[str]:
@@ -82,9 +76,7 @@ class Metrics:
         self._waiting.set_function(lambda: engine.rows_waiting)
         self._in_hand.set_function(lambda: engine.rows_in_hand)
         self._bytes.set_function(lambda: engine.bytes_in_hand)
-        self._state_counters = [
-            [self._states.labels(member.name, state.name) for state in sorted(State)] for member in engine.description.members
-        ]
+        self._book.members = [member.name for member in engine.description.members]
         engine.listen(self)
 
     def on_flight(self, record: FlightRecord) -> None:
@@ -102,12 +94,7 @@ class Metrics:
 
     def on_answer(self, answer: Answer, seconds: float) -> None:
         """Count an answered row."""
-        self._ok.inc()
-        self._stages.note(answer.timings, seconds)
-        for counters, member in zip(self._state_counters, answer.members, strict=True):
-            counters[member.state - 1].inc()
-        if answer.is_degraded:
-            self._degraded.inc()
+        self._book.note_answer(answer, seconds)
 
     def on_switch(self, member: str, switch: Switch, trips: int) -> None:
         """Note how a member is switched."""
@@ -118,4 +105,4 @@ class Metrics:
 
     def on_failure(self, error: TwinferError) -> None:
         """Count a row that ended with an error."""
-        self._rows.labels(error.code.name, error.reason.name).inc()
+        self._book.note_failure(error)
