@@ -19,7 +19,7 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import find_directory, find_file
 from .attention import read_no_masks
 from .model import LoadedModel, count_bytes
-from .pooling import Embedding, find_pooling
+from .pooling import Pooling, embed, find_pooling
 from .source import Source, hash_file, outline
 
 PICKLE = "pytorch_model.bin"
@@ -30,15 +30,19 @@ ARGUMENTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask",
 class Named(nn.Module):
     """A model that is called by position, with the names of its arguments."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str, ...], pooling: Pooling | None) -> None:
         """Name the arguments of `model`."""
         super().__init__()
         self.model = model
         self.names = names
+        self.pooling = pooling
 
-    def forward(self, *arguments: Tensor) -> Mapping[str, Tensor]:
-        """Give what the model gives: its outputs by name."""
-        outputs: Mapping[str, Tensor] = self.model(**dict(zip(self.names, arguments, strict=True)))
+    def forward(self, *arguments: Tensor) -> Mapping[str, Tensor] | Tensor:
+        """Give what the model gives, its outputs by name; or where its features are pooled, float32 [samples, features]."""
+        inputs = dict(zip(self.names, arguments, strict=True))
+        if self.pooling is not None:
+            return embed(self.model, inputs, self.pooling)
+        outputs: Mapping[str, Tensor] = self.model(**inputs)
         return outputs
 
 
@@ -69,20 +73,15 @@ def load_huggingface(source: Source) -> LoadedModel:
                 "a directory that model.save_pretrained has written, for an architecture of transformers",
             ) from error
         read_no_masks(model)
-    names = _name_arguments(source)
-    module: nn.Module = Named(model, names)
-    may_miss: tuple[str, ...] = ()
-    if name == "AutoModel":
-        pooling = find_pooling(source, directory, model)
-        module = Embedding(model, names, pooling)
-        may_miss = () if pooling.method == "pooler" else ("pooler.",)
-    missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_miss) or not may_miss)
+    pooling = find_pooling(source, directory, model) if name == "AutoModel" else None
+    may_miss = ("pooler.",) if pooling and pooling.method != "pooler" else ()
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_miss))
     if missing:
         raise source.refuse(
             f"which has no weights for {quote(', '.join(missing))} of {type(model).__name__}",
             f"an output.kind that {config.architectures} was saved with",
         )
-    module = module.to(source.device).eval().requires_grad_(False)
+    module = Named(model, _name_arguments(source), pooling).to(source.device).eval().requires_grad_(False)
     tensors = [*module.parameters(), *module.buffers()]
     return LoadedModel(module, "huggingface", count_bytes(tensors), _hash_files(directory, files))
 

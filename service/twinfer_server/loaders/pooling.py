@@ -33,29 +33,16 @@ class Pooling:
     """Whether vectors are brought to length 1."""
 
 
-class Embedding(nn.Module):
-    """A model whose features are pooled: float32 [samples, features]."""
-
-    def __init__(self, model: Any, names: tuple[str, ...], pooling: Pooling) -> None:
-        """Name the arguments of `model`."""
-        super().__init__()
-        self.model = model
-        self.names = names
-        self.pooling = pooling
-
-    def forward(self, *arguments: Tensor) -> Tensor:
-        """Compute and pool; padding, where the mask is 0, does not count."""
-        inputs = dict(zip(self.names, arguments, strict=True))
-        method = self.pooling.method
-        if method == "tower":
-            compute = self.model.get_image_features if "pixel_values" in inputs else self.model.get_text_features
-            pooled = compute(**inputs).pooler_output
-        elif method == "pooler":
-            pooled = self.model(**inputs).pooler_output
-        else:
-            features = self.model(**inputs).last_hidden_state
-            pooled = pool(features, inputs.get("attention_mask"), method)
-        return nn.functional.normalize(pooled, dim=-1) if self.pooling.is_normalised else pooled
+def embed(model: Any, inputs: Mapping[str, Tensor], pooling: Pooling) -> Tensor:
+    """Compute a model's features and pool them: float32 [samples, features]; padding, where the mask is 0, does not count."""
+    if pooling.method == "tower":
+        compute = model.get_image_features if "pixel_values" in inputs else model.get_text_features
+        pooled = compute(**inputs).pooler_output
+    elif pooling.method == "pooler":
+        pooled = model(**inputs).pooler_output
+    else:
+        pooled = pool(model(**inputs).last_hidden_state, inputs.get("attention_mask"), pooling.method)
+    return nn.functional.normalize(pooled, dim=-1) if pooling.is_normalised else pooled
 
 
 def pool(features: Tensor, mask: Tensor | None, method: str) -> Tensor:
