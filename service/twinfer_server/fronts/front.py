@@ -16,7 +16,7 @@ from ..rpc import PortTaken, RpcServer
 from ..settings import ServerSettings
 from .cells import SharedMemory
 from .link import Frame, Link, Op
-from .orders import Describe, Drain, Listen, Open, Order, Report, Stop
+from .orders import Begin, Describe, Drain, Listen, Open, Order, Report, Stop
 from .remote import RemoteEngine
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,12 @@ class Front:
             match await self._orders.get():
                 case None:
                     return await self._end_alone()
-                case Listen(settings):
-                    await self._listen(settings)
+                case Begin(settings):
+                    configure_logging(settings.log_level, settings.log_json)
+                    self._settings = settings
+                    self._server = RpcServer(settings, self._parsers, is_one_of_several=True)
+                case Listen():
+                    await self._listen()
                 case Open() as order:
                     await self._open(order)
                 case Describe() as now if self._engine is not None:
@@ -72,10 +76,8 @@ class Front:
             self._engine.lose()
         self._orders.put_nowait(None)
 
-    async def _listen(self, settings: ServerSettings) -> None:
-        configure_logging(settings.log_level, settings.log_json)
-        self._settings = settings
-        self._server = RpcServer(settings, self._parsers, is_one_of_several=True)
+    async def _listen(self) -> None:
+        assert self._server is not None
         try:
             address = await self._server.start()
         except PortTaken as error:

@@ -44,6 +44,7 @@ class Fronts:
         self._settings = self._settings.model_copy(update={"listen": address, "admin_listen": ""})
         self._fronts = [FrontProcess() for _ in range(self._settings.workers)]
         await asyncio.gather(*(front.start(self._nursery, self._settings) for front in self._fronts))
+        await asyncio.gather(*(front.listen() for front in self._fronts))
         return address
 
     async def open(self, engine: LocalEngine) -> None:
@@ -97,6 +98,7 @@ class Fronts:
             try:
                 await front.start(self._nursery, self._settings)
                 await self._open(front)
+                await front.listen()
             except (FrontEnded, NurseryEnded, PortTaken) as error:
                 logger.error("%s", error)  # the text says it all
                 front.kill()

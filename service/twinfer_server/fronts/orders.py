@@ -11,10 +11,15 @@ from ..spec import EnsembleSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
-    """Listen with these settings; the first order."""
+class Begin:
+    """Make a server with these settings, which does not listen yet; the first order."""
 
     settings: ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Listen; where the ensemble is warm already, the last of the orders to begin with, so that no caller meets a closed door."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +64,4 @@ class Stop:
     grace_seconds: float
 
 
-Order = Listen | Open | Describe | Report | Drain | Stop
+Order = Begin | Listen | Open | Describe | Report | Drain | Stop

@@ -16,7 +16,7 @@ from .cells import SharedMemory
 from .desk import Desk
 from .link import Frame, Link, Op
 from .nursery import Nursery
-from .orders import Listen, Open, Order
+from .orders import Begin, Listen, Open, Order
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class FrontProcess:
         self._handle = -1
         """Of the process, whatever its number means meanwhile."""
 
-    async def start(self, nursery: Nursery, settings: ServerSettings) -> str:
-        """Start the process and have it listen; gives its address. Raises PortTaken, FrontEnded and NurseryEnded."""
+    async def start(self, nursery: Nursery, settings: ServerSettings) -> None:
+        """Start the process; raises FrontEnded and NurseryEnded."""
         # Only what has been used takes memory; bfloat16, as the one kind of input, grows when it is read.
         size_bytes = settings.max_waiting_bytes + 2 * settings.max_message_bytes
         self._rows, self._answers = SharedMemory(size_bytes), SharedMemory(size_bytes)
@@ -56,11 +56,13 @@ class FrontProcess:
             theirs.close()
             self._rows.close_fd()
             self._answers.close_fd()
-        self.tell(Listen(settings))
-        address = await self._hear(Op.LISTENING)
-        if not address:
-            raise PortTaken(f"cannot listen on {settings.listen}: another server has the port")
-        return address
+        self.tell(Begin(settings))
+
+    async def listen(self) -> None:
+        """Have it listen, and wait until it does; raises PortTaken and FrontEnded."""
+        self.tell(Listen())
+        if not await self._hear(Op.LISTENING):
+            raise PortTaken(f"the front process {self.pid} cannot listen: another server has the port")
 
     async def open(self, engine: LocalEngine, order: Open) -> None:
         """Have it let callers in, and wait until they reach the engine; raises FrontEnded."""
