@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .disagreement import measure_disagreement
-from .fusion import MAX_MAGNITUDE, Fused, Fusion
+from .fusion import Fused, Fusion, is_finite
 from .pool import Pool, sharpen
 from .weights import renormalise
 
@@ -59,7 +59,7 @@ class OpinionFusion(Fusion):
         counts = self._of_voters(samples)
         logits = torch.stack([self._logits(member, outputs[member]) for member in self.voters])
         logits = logits / self._of_voters(self.temperatures.unsqueeze(0)).view(-1, *[1] * (logits.ndim - 1))
-        present = (counts > 0) & (logits.abs().flatten(2).amax(-1) <= MAX_MAGNITUDE).t()
+        present = (counts > 0) & is_finite(logits.flatten(0, 1)).view(len(logits), -1).t()
         return Opinions(logits, renormalise(self._of_voters(weights), present), present)
 
     def _logits(self, member: int, output: Tensor) -> Tensor:
