@@ -24,6 +24,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ),
     ({"fronts"}, {"torch"}),
     ({"rpc"}, {"torch"}),
+    ({"http2"}, {"torch", "google.protobuf", "twinfer"}),
     ({"engine"}, WIRE),
     ({"ensemble", "fusion", "inputs", "loaders", "tuning"}, WIRE),
     ({"rows", "spec", "settings", "trust", "process", "kept_file"}, WIRE),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from ..http2 import Call
 from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError
 from .codec import write_error
 from .received import ReceivedRequest
@@ -31,7 +32,7 @@ INTERNAL_TEXT = "internal error; the server's log has the details"
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 M = TypeVar("M", bound=Message | ReceivedRequest)
-Context = grpc.aio.ServicerContext[Any, Any]
+Context = Call
 UnaryMethod = Callable[[Any, int, Context], Awaitable[Message]]
 """A method that takes the parsed request, its size in bytes and the context."""
 OnFailure = Callable[[TwinferError], None]
@@ -72,11 +73,7 @@ def unary(
     async def handle(data: bytes, context: Context) -> bytes:
         try:
             reply = await method(await parse(kind, data, pool), len(data), context)
-            written = reply.SerializeToString()
-            # Let the others of the same flight be written, too, before the first is sent: sent one by one between the others'
-            # writing, each would wake gRPC's threads by itself.
-            await asyncio.sleep(0)
-            return written
+            return reply.SerializeToString()
         except Exception as error:
             known = describe_error(error)
             if on_failure is not None:

@@ -8,13 +8,15 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from ..http2 import Server
+
 V1ALPHA = "grpc.reflection.v1alpha"
 V1 = "grpc.reflection.v1"
 SERVICE = "ServerReflection"
 METHOD = "ServerReflectionInfo"
 
 
-def add_reflection(server: grpc.aio.Server, files: Sequence[FileDescriptor]) -> None:
+def add_reflection(server: Server, files: Sequence[FileDescriptor]) -> None:
     """Let callers ask the server for the services in `files` and their messages, and for nothing else that is in the process."""
     names = [service.full_name for file in files for service in file.services_by_name.values()]
     versions = [f"{V1}.{SERVICE}", f"{V1ALPHA}.{SERVICE}"]

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Executor
 
-import grpc
 from grpc_health.v1 import health_pb2
 
 from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
 from ..engine import Engine, OperableEngine
+from ..http2 import Limits, Server
 from ..settings import ServerSettings
 from .admin_service import ADMIN_SERVICE, EnsembleAdminService
 from .ensemble_service import SERVICE, EnsembleService
@@ -17,10 +17,6 @@ from .health import Health
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
 from .reflection import add_reflection
-
-
-class PortTaken(Exception):
-    """The address cannot be listened on."""
 
 
 class AdminServer:
@@ -31,7 +27,7 @@ class AdminServer:
         self._service = EnsembleAdminService(pool)
         self._address = settings.admin_listen
         self._health = Health((ADMIN_SERVICE,))
-        self._server: grpc.aio.Server | None = None
+        self._server: Server | None = None
         if self._address:
             self._server = _make_server(settings)
             self._server.add_generic_rpc_handlers((self._service.handlers(),))
@@ -42,9 +38,7 @@ class AdminServer:
         """Listen; give the address with the port that was found, "" if nobody listens. Raises PortTaken."""
         if self._server is None:
             return ""
-        address = _listen(self._server, self._address)
-        await self._server.start()
-        return address
+        return await self._server.start(self._address)
 
     def open(self, engine: OperableEngine) -> None:
         """Let calls reach the engine; from now on the service serves, whatever becomes of the callers'."""
@@ -73,16 +67,15 @@ class RpcServer:
         self.ensemble_service = EnsembleService(pool, settings.max_stream_rows, settings.batch_rows)
         self.inference_service = InferenceService(pool, settings)
         self._address = settings.listen
-        self._server = _make_server(settings, is_one_of_several=is_one_of_several)
+        self._is_one_of_several = is_one_of_several
+        self._server = _make_server(settings)
         self._server.add_generic_rpc_handlers((self.ensemble_service.handlers(), self.inference_service.handlers()))
         self.health.add_to(self._server)
         add_reflection(self._server, (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
 
     async def start(self) -> str:
         """Listen; give the address with the port that was found. Raises PortTaken."""
-        address = _listen(self._server, self._address)
-        await self._server.start()
-        return address
+        return await self._server.start(self._address, is_shared=self._is_one_of_several)
 
     async def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
@@ -104,29 +97,5 @@ class RpcServer:
         await self._server.stop(grace_seconds)
 
 
-def _make_server(settings: ServerSettings, *, is_one_of_several: bool = False) -> grpc.aio.Server:
-    return grpc.aio.server(
-        maximum_concurrent_rpcs=settings.max_concurrent_calls,
-        options=(
-            (
-                "grpc.so_reuseport",
-                int(is_one_of_several),
-            ),  # else a second server on the port is an error, not a silent half of the traffic
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
-            # Else windows grow to megabytes, and what a refused call sends lies in memory although nobody asked for it.
-            ("grpc.http2.bdp_probe", 0),
-        ),
-    )
-
-
-def _listen(server: grpc.aio.Server, address: str) -> str:
-    host, _, port = address.rpartition(":")
-    try:
-        found = server.add_insecure_port(address)
-    except RuntimeError:  # its text says no more; gRPC's own log line has the system's reason
-        found = 0
-    if not found:
-        raise PortTaken(f"cannot listen on {address}: another server has the port, or the address is not this machine's")
-    return f"{host}:{found if port == '0' else port}"
+def _make_server(settings: ServerSettings) -> Server:
+    return Server(Limits(settings.max_message_bytes, settings.max_concurrent_calls, settings.max_streams_per_connection))

@@ -1,0 +1,138 @@
+"""The heads of calls as they come and those of replies as they go. Source: "gRPC over HTTP2" (PROTOCOL-HTTP2.md), RFC 7541."""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote_from_bytes
+
+import grpc
+import hpack
+
+from .frames import Code, ConnectionFault
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+MAX_HEAD_BYTES = 16 * 1024
+"""Of one call, as HPACK counts them, as in gRPC's own servers; a call with more is refused."""
+MAX_DECODED_BYTES = 16 * MAX_HEAD_BYTES
+"""With more the connection ends: what a small block unfolds to is not to fill the memory."""
+MAX_MEMO = 128
+"""Heads that are remembered for a connection."""
+
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_NOT_METADATA = {b"te", b"content-type"}
+_SAFE_IN_MESSAGE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a call begins with: the method's path, the time it may take, how its messages are compressed, and its metadata.
+
+    `fault` says what is wrong with it, "" if nothing is.
+    """
+
+    path: str
+    timeout_seconds: float | None
+    encoding: str
+    metadata: Metadata
+    http_status: int = 200
+    fault: str = ""
+    fault_code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+
+
+class HeadReader:
+    """Reads the heads of one connection, in the order in which they come, for each may refer to what came before.
+
+    Clients write the same head again and again; one that adds nothing to HPACK's table means the same until another does.
+    """
+
+    def __init__(self) -> None:
+        """Begin with an empty table."""
+        self._decoder = hpack.Decoder(MAX_DECODED_BYTES)
+        self._memo: dict[bytes, Head] = {}
+
+    def read(self, block: bytes) -> Head:
+        """Read a head; raises ConnectionFault."""
+        known = self._memo.get(block)
+        if known is not None:
+            return known
+        table = self._decoder.header_table.dynamic_entries
+        newest = table[0] if table else None
+        head = _make_head(self.decode(block))
+        if newest is not (table[0] if table else None) or len(self._memo) == MAX_MEMO:
+            self._memo.clear()
+        else:
+            self._memo[block] = head
+        return head
+
+    def decode(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
+        """Read names and values; raises ConnectionFault."""
+        try:
+            return list(self._decoder.decode(block, raw=True))
+        except hpack.HPACKError as error:
+            raise ConnectionFault(Code.COMPRESSION_ERROR, f"header block: {error}") from None
+
+
+def _make_head(fields: Sequence[tuple[bytes, bytes]]) -> Head:
+    special = {name: value for name, value in fields if name.startswith((b":", b"grpc-")) or name in _NOT_METADATA}
+    path = special.get(b":path", b"").decode("latin-1")
+    if special.get(b":method") != b"POST" or not path:
+        return Head(path, None, "", (), 405, "allowed: POST")
+    if not special.get(b"content-type", b"").startswith(b"application/grpc"):
+        return Head(path, None, "", (), 415, "allowed: content-type application/grpc")
+    encoding = special.get(b"grpc-encoding", b"identity").decode("latin-1")
+    if sum(len(name) + len(value) + 32 for name, value in fields) > MAX_HEAD_BYTES:
+        text = f"metadata: found more than {MAX_HEAD_BYTES} bytes; allowed: at most so many"
+        return Head(path, None, encoding, (), fault=text, fault_code=grpc.StatusCode.RESOURCE_EXHAUSTED)
+    try:
+        seconds = _read_timeout(special.get(b"grpc-timeout"))
+        metadata = tuple(_read_entry(name, value) for name, value in fields if name not in special)
+    except (ValueError, UnicodeDecodeError) as error:
+        return Head(path, None, encoding, (), fault=str(error))
+    return Head(path, seconds, encoding, metadata)
+
+
+def _read_timeout(value: bytes | None) -> float | None:
+    if value is None:
+        return None
+    match = _TIMEOUT.fullmatch(value)
+    if not match:
+        raise ValueError(f"grpc-timeout: found {value[:20]!r}; allowed: at most 8 digits and one of H, M, S, m, u, n")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _read_entry(name: bytes, value: bytes) -> tuple[str, str | bytes]:
+    key = name.decode("ascii")
+    if not key.endswith("-bin"):
+        return key, value.decode("latin-1")
+    try:
+        return key, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except binascii.Error:
+        raise ValueError(f"{key}: found what is not base64") from None
+
+
+_ENCODER = hpack.Encoder()
+
+
+def write_block(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Write names and values in HPACK so that it neither needs nor changes the table, whatever was written before."""
+    return bytes(_ENCODER.encode([hpack.NeverIndexedHeaderTuple(*field) for field in fields], huffman=False))
+
+
+REPLY_FIELDS = ((":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity,deflate,gzip"))
+REPLY_BLOCK = write_block(REPLY_FIELDS)
+OK_BLOCK = write_block((("grpc-status", "0"),))
+
+
+def write_trailers(code: grpc.StatusCode, details: str, metadata: Metadata) -> tuple[tuple[str, str], ...]:
+    """Write a status as the fields that end a call."""
+    number: int = code.value[0]
+    fields = [("grpc-status", str(number))]
+    if details:
+        fields.append(("grpc-message", quote_from_bytes(details.encode("utf-8", "replace"), safe=_SAFE_IN_MESSAGE)))
+    for key, value in metadata:
+        fields.append((key, base64.b64encode(value).rstrip(b"=").decode() if isinstance(value, bytes) else value))
+    return tuple(fields)

@@ -1,0 +1,163 @@
+"""The server: listens, and hands calls to the handlers that services have registered."""
+
+import asyncio
+import socket
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from .call import Handler
+from .connection import Connection
+from .heads import Head, Metadata
+
+BACKLOG = 1024
+UNIX = "unix:"
+CLOSING_SECONDS = 0.5
+"""How long clients have to take the last bytes when the server stops."""
+
+
+class PortTaken(Exception):
+    """The address cannot be listened on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What callers may ask for; messages in both directions have at most `max_message_bytes`."""
+
+    max_message_bytes: int
+    max_concurrent_calls: int
+    max_streams_per_connection: int
+
+
+class _Details(NamedTuple):
+    """What a generic handler is asked with."""
+
+    method: str
+    invocation_metadata: Metadata
+
+
+class Server:
+    """Serves registered handlers on one address. They are `grpc`'s, and coroutines or asynchronous generators. Event loop only."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Begin without handlers and without an address."""
+        self.limits = limits
+        self.connections: set[Connection] = set()
+        self._generic: list[grpc.GenericRpcHandler] = []
+        self._found: "dict[str, Handler]" = {}
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._listeners: list[asyncio.Server] = []
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Register handlers, as `grpc.aio.Server` does."""
+        self._generic.extend(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: "Mapping[str, Handler]") -> None:
+        """Do nothing: generated code hands over the same handlers as generic ones, too."""
+
+    async def start(self, address: str, *, is_shared: bool = False) -> str:
+        """Listen on HOST:PORT or unix:PATH; gives the address with the port that was found. Raises PortTaken.
+
+        If it `is_shared`, other processes may listen on the same port, and each gets some of the connections.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            sockets = _bind(address, is_shared)
+        except OSError as error:
+            text = f"cannot listen on {address}: another server has the port, or the address is not this machine's ({error.strerror})"
+            raise PortTaken(text) from error
+        for each in sockets:
+            make = loop.create_unix_server if each.family == socket.AF_UNIX else loop.create_server
+            self._listeners.append(await make(lambda: Connection(self), sock=each, backlog=BACKLOG))  # type: ignore[operator]
+        if address.startswith(UNIX):
+            return address
+        return f"{address.rpartition(':')[0]}:{sockets[0].getsockname()[1]}"
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Listen no more, and end what is still open after the grace."""
+        for listener in self._listeners:
+            listener.close()
+        for connection in [*self.connections]:
+            connection.leave()
+        try:
+            await asyncio.wait_for(self._idle.wait(), grace_seconds)
+        except TimeoutError:
+            for connection in [*self.connections]:
+                connection.end_calls(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        closing = [connection.closed for connection in self.connections]
+        if closing:
+            await asyncio.wait(closing, timeout=CLOSING_SECONDS)
+        for connection in [*self.connections]:
+            connection.abort()
+
+    # --- what connections use -----------------------------------------------------------------------------------------
+
+    def find(self, path: str) -> "Handler | None":
+        """Find the handler of a method."""
+        handler = self._found.get(path)
+        if handler is None:
+            details: Any = _Details(path, ())
+            found = (generic.service(details) for generic in self._generic)
+            handler = next((each for each in found if each is not None), None)
+            if handler is not None:
+                self._found[path] = handler
+        return handler
+
+    def refuse(self, head: Head) -> tuple[grpc.StatusCode, str] | None:
+        """Say why a call cannot be taken now; None if it can."""
+        if self._calls < self.limits.max_concurrent_calls:
+            return None
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, f"calls: found {self._calls} at once; allowed: {self.limits.max_concurrent_calls}"
+
+    def on_call(self) -> None:
+        """Count a call that begins."""
+        self._calls += 1
+        self._idle.clear()
+
+    def on_call_over(self) -> None:
+        """Count a call that is over."""
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
+
+
+def _bind(address: str, is_shared: bool) -> list[socket.socket]:
+    """Bind a socket for each address that a host has, all to the same port; raises OSError."""
+    with ExitStack() as stack:
+        if address.startswith(UNIX):
+            path = address.removeprefix(UNIX)
+            path = "/" + path.lstrip("/") if path.startswith("//") else path
+            _remove_left_socket(Path(path))
+            sockets = [stack.enter_context(socket.socket(socket.AF_UNIX))]
+            sockets[0].bind(path)
+        else:
+            host, _, port = address.rpartition(":")
+            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            sockets = []
+            for family, _, _, _, (name, first_port, *more) in dict.fromkeys(found):
+                each = stack.enter_context(socket.socket(family))
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if is_shared:
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if family == socket.AF_INET6:
+                    each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, name != "::")
+                each.bind((name, sockets[0].getsockname()[1] if sockets else first_port, *more))
+                sockets.append(each)
+        stack.pop_all()
+    return sockets
+
+
+def _remove_left_socket(path: Path) -> None:
+    """Remove the socket of a server that has ended without doing so."""
+    try:
+        if stat.S_ISSOCK(path.stat().st_mode):
+            path.unlink()
+    except FileNotFoundError:
+        pass
