@@ -5,13 +5,14 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
 
-from .frames import DEFAULT_WINDOW, Flag, Kind, frame_header, window_frame
-from .heads import OK_BLOCK, REPLY_BLOCK, REPLY_FIELDS, Head, Metadata, write_block, write_trailers
+from .frames import DEFAULT_WINDOW, MAX_WINDOW, Code, ConnectionFault, Flag, Kind, frame, frame_header, window_frame
+from .heads import OK_BLOCK, REPLY_BLOCK, REPLY_FIELDS, Head, Metadata, Status, write_block, write_trailers
 from .messages import PREFIX, BadMessage, Data, Inbox, decompress
+from .reading import Frame
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -21,45 +22,49 @@ logger = logging.getLogger(__name__)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 STREAM_WINDOW = 2**20
-"""What a caller may send on a stream before any of it is read; one whose handler is not found or has ended may send the default."""
+"""How many bytes a caller may send on a stream before any of them is read."""
 
 
 class CallEnded(Exception):
-    """The call is over, and nothing more can be written or read."""
+    """The call is over, and nothing more can be read or written."""
 
 
 class Call(AsyncIterator[Any]):
-    """One call. For its handler it is the context, with what is needed of `grpc.aio.ServicerContext`, and the requests of a stream.
+    """One call. For its handler it is the context, with what is needed of `grpc.aio.ServicerContext`, and a stream's requests.
 
     Event loop only.
     """
 
     __slots__ = (
-        "_arrived", "_connection", "_credit", "_has_answered", "_head", "_inbox", "_is_half_closed", "_loop", "_number", "_task", "_timer",
-        "_waiter", "handler", "is_over", "send_window",
+        "_arrived_at", "_connection", "_credit", "_handler", "_has_answered", "_head", "_inbox", "_is_half_closed", "_is_over",
+        "_number", "_out", "_task", "_timer", "_waiter", "_window",
     )  # fmt: skip
 
-    def __init__(self, connection: "Connection", number: int, head: Head, handler: Handler, max_bytes: int) -> None:
-        """Begin a call of a method that takes messages of at most `max_bytes`."""
+    def __init__(self, connection: "Connection", number: int, head: Head, handler: Handler) -> None:
+        """Begin a call; a method that takes one message runs when that is there, any other at once."""
+        self._arrived_at = time.monotonic()
         self._connection = connection
+        self._out = connection.out
         self._number = number
         self._head = head
-        self.handler = handler
-        self._inbox = Inbox(max_bytes)
+        self._handler = handler
+        self._inbox = Inbox(connection.server.limits.max_message_bytes)
         self._credit = DEFAULT_WINDOW
-        self.send_window = connection.peer_window
-        self._loop = connection.loop
+        """What the caller may still send before more of it is asked for."""
+        self._window = connection.out.call_window
+        """What the caller still takes."""
         self._is_half_closed = False
+        """Whether the caller has sent everything."""
         self._has_answered = False
-        self.is_over = False
+        self._is_over = False
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._arrived = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         if head.timeout_seconds is not None:
-            self._timer = self._loop.call_later(head.timeout_seconds, self._expire)
+            self._timer = asyncio.get_running_loop().call_later(head.timeout_seconds, self._expire)
         if handler.request_streaming:
             self._begin()
+            self._top_up()
 
     # --- what handlers use --------------------------------------------------------------------------------------------
 
@@ -70,21 +75,21 @@ class Call(AsyncIterator[Any]):
     def time_remaining(self) -> float | None:
         """Give the seconds until the caller's deadline; None if it has set none."""
         seconds = self._head.timeout_seconds
-        return None if seconds is None else max(0.0, self._arrived + seconds - time.monotonic())
+        return None if seconds is None else max(0.0, self._arrived_at + seconds - time.monotonic())
 
     async def read(self) -> Any:
         """Give the stream's next request, `grpc.aio.EOF` behind the last; raises CallEnded."""
-        inbox = self._inbox
-        while not inbox.complete:
-            if self.is_over:
+        complete = self._inbox.complete
+        while not complete:
+            if self._is_over:
                 raise CallEnded
             if self._is_half_closed:
                 return grpc.aio.EOF
-            self._waiter = self._loop.create_future()
+            self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        data, is_compressed = inbox.complete.popleft()
+        request = await self._open(*complete.popleft())
         self._top_up()
-        return await self._open(data, is_compressed)
+        return request
 
     async def __anext__(self) -> Any:
         """Give the stream's next request."""
@@ -95,145 +100,139 @@ class Call(AsyncIterator[Any]):
 
     async def write(self, reply: Any) -> None:
         """Send a reply, once the caller has room for it; raises CallEnded."""
-        if self.is_over:
+        if self._is_over:
             raise CallEnded
         message = self._serialize(reply)
         if not self._has_answered:
             self._has_answered = True
-            self._connection.send_block(self._number, REPLY_BLOCK)
-        data = PREFIX.pack(False, len(message)) + message
-        if self._takes_at_once(len(data)):
-            self._connection.send_window -= len(data)
-            self.send_window -= len(data)
-            self._connection.send(frame_header(Kind.DATA, 0, self._number, len(data)) + data)
-        else:
-            await self._send(memoryview(data))
+            self._out.send_block(self._number, REPLY_BLOCK)
+        await self._send(memoryview(PREFIX.pack(False, len(message)) + message))
 
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with a status; always raises."""
-        self.end(code, details, trailing_metadata)
+        self.end(Status(code, details, trailing_metadata))
         raise grpc.aio.AbortError(details)
 
     # --- what the connection tells ------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, begin: int, end: int, frame_bytes: int) -> None:
-        """Take a piece of what the caller sends, data[begin:end] of a frame of `frame_bytes`."""
-        self._credit -= frame_bytes
+    def receive(self, frame: Frame) -> None:
+        """Take a piece of what the caller sends."""
+        self._credit -= frame.size
         if self._is_half_closed or self._credit < 0:
-            self.end(grpc.StatusCode.INTERNAL, "the caller has sent more than it may")
+            self.end(Status(grpc.StatusCode.INTERNAL, "the caller has sent more than it may"))
             return
         try:
-            self._inbox.add(data, begin, end)
+            self._inbox.add(frame.data, frame.begin, frame.end)
         except BadMessage as bad:
-            self.end(bad.code, bad.text)
-            return
-        self._top_up()
-        self._wake()
+            self.end(bad.status)
+        else:
+            self._top_up()
+            self._wake()
 
     def half_close(self) -> None:
-        """Note that the caller sends nothing more; a method that takes one message begins now."""
+        """Note that the caller sends nothing more."""
+        if self._is_over:
+            return
         self._is_half_closed = True
         self._wake()
         found = len(self._inbox.complete)
         if not self._inbox.is_between_messages:
-            self.end(grpc.StatusCode.INTERNAL, "message: found one that breaks off")
-        elif not self.handler.request_streaming:
-            if found == 1:
-                self._begin()
-            else:
-                self.end(grpc.StatusCode.UNIMPLEMENTED, f"messages: found {found}; allowed: one")
+            self.end(Status(grpc.StatusCode.INTERNAL, "message: found one that breaks off"))
+        elif self._handler.request_streaming:
+            return
+        elif found == 1:
+            self._begin()
+        else:
+            self.end(Status(grpc.StatusCode.UNIMPLEMENTED, f"messages: found {found}; allowed: one"))
 
-    def cancel(self) -> None:
-        """End the call without a word: the caller has gone."""
+    def widen(self, more_bytes: int) -> None:
+        """Take notice that the caller takes more; raises ConnectionFault."""
+        self._window += more_bytes
+        if self._window > MAX_WINDOW:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"window: found {self._window} bytes; allowed: at most {MAX_WINDOW}")
+
+    def give_up(self) -> None:
+        """End the call without a word, for its caller has gone."""
         self._is_half_closed = True
         self._leave()
 
-    def end(self, code: grpc.StatusCode, details: str = "", metadata: Metadata = ()) -> None:
+    def end(self, status: Status) -> None:
         """End the call with a status, whatever its handler is doing; nothing if it is over."""
-        if self.is_over:
-            return
-        fields = write_trailers(code, details, metadata)
-        block = write_block(fields if self._has_answered else REPLY_FIELDS[:2] + fields)
-        self._connection.send_block(self._number, block, is_last=True)
-        self._leave()
+        if not self._is_over:
+            fields = write_trailers(status)
+            self._out.send_block(self._number, write_block(fields if self._has_answered else REPLY_FIELDS + fields), is_last=True)
+            self._leave()
 
     # --- its life -----------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._task = self._loop.create_task(self._serve())
-        if self.handler.request_streaming:
-            self._top_up()
+        self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def _serve(self) -> None:
+        handler: Any = self._handler
         try:
-            if self.handler.request_streaming:
-                request: Any = self
-            else:
-                request = await self._open(*self._inbox.complete.popleft())
-            reply = self._behave(request)
-            if not self.handler.response_streaming:
-                await self._answer(self._serialize(await reply))
-            elif inspect.isasyncgen(reply):
-                async for each in reply:
-                    await self.write(each)
-            else:
-                await reply
-            self._end_well()
+            request = self if handler.request_streaming else await self._open(*self._inbox.complete.popleft())
+            match handler.request_streaming, handler.response_streaming:
+                case False, False:
+                    await self._answer(self._serialize(await handler.unary_unary(request, self)))
+                case True, False:
+                    await self._answer(self._serialize(await handler.stream_unary(request, self)))
+                case False, True:
+                    await self._stream(handler.unary_stream(request, self))
+                case _:
+                    await self._stream(handler.stream_stream(request, self))
         except BadMessage as bad:
-            self.end(bad.code, bad.text)
+            self.end(bad.status)
         except (CallEnded, grpc.aio.AbortError):
-            pass
+            return
         except asyncio.CancelledError:
-            self.end(grpc.StatusCode.CANCELLED)
+            self.end(Status(grpc.StatusCode.CANCELLED))
         except Exception as error:
             logger.exception("the handler of %s has failed", self._head.path)
-            self.end(grpc.StatusCode.UNKNOWN, f"unexpected {type(error).__name__}")
-
-    def _behave(self, request: Any) -> Any:
-        handler: Any = self.handler
-        match handler.request_streaming, handler.response_streaming:
-            case False, False:
-                return handler.unary_unary(request, self)
-            case False, True:
-                return handler.unary_stream(request, self)
-            case True, False:
-                return handler.stream_unary(request, self)
-        return handler.stream_stream(request, self)
+            self.end(Status(grpc.StatusCode.UNKNOWN, f"unexpected {type(error).__name__}"))
 
     async def _answer(self, message: bytes) -> None:
-        """Send the only reply, all at once where there is room for it."""
-        size = PREFIX.size + len(message)
-        if self.is_over or self._has_answered or not self._takes_at_once(size):
+        """Send the only reply, in one piece with the status where there is room for it."""
+        number, size = self._number, PREFIX.size + len(message)
+        if self._is_over or not self._out.takes(size, self._window):
             await self.write(message)
+            self._end_well()
             return
-        number = self._number
-        self._connection.send_window -= size
-        self._connection.send_block(number, REPLY_BLOCK, follow=b"".join((
-            frame_header(Kind.DATA, 0, number, size), PREFIX.pack(False, len(message)), message,
-            frame_header(Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, number, len(OK_BLOCK)), OK_BLOCK,
-        )))  # fmt: skip
+        self._out.window -= size
+        data = frame_header(Kind.DATA, 0, number, size) + PREFIX.pack(False, len(message)) + message
+        trailers = frame(Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, number, OK_BLOCK)
+        self._out.send_block(number, REPLY_BLOCK, behind=data + trailers)
         self._leave()
 
+    async def _stream(self, replies: Any) -> None:
+        """Send what an asynchronous generator gives, or let a coroutine write."""
+        if inspect.isasyncgen(replies):
+            async for reply in replies:
+                await self.write(reply)
+        else:
+            await replies
+        self._end_well()
+
     def _end_well(self) -> None:
-        if self.is_over:
+        if self._is_over:
             return
         if self._has_answered:
-            self._connection.send_block(self._number, OK_BLOCK, is_last=True)
+            self._out.send_block(self._number, OK_BLOCK, is_last=True)
             self._leave()
         else:
-            self.end(grpc.StatusCode.OK)
+            self.end(Status(grpc.StatusCode.OK))
 
     def _expire(self) -> None:
-        self.end(grpc.StatusCode.DEADLINE_EXCEEDED, "the caller's deadline is over")
+        self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline that the caller set is over"))
 
     def _leave(self) -> None:
         """Be over: whatever the handler still does, nobody hears of it."""
-        self.is_over = True
+        self._is_over = True
         if self._timer is not None:
             self._timer.cancel()
-        self._connection.forget(self._number, self._is_half_closed)
+        self._connection.forget(self._number, is_half_closed=self._is_half_closed)
         self._wake()
-        if self._task is not None and self._task is not asyncio.current_task(self._loop):
+        if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
     # --- messages -----------------------------------------------------------------------------------------------------
@@ -243,43 +242,37 @@ class Call(AsyncIterator[Any]):
             self._waiter.set_result(None)
 
     def _top_up(self) -> None:
-        """Let the caller send the rest of a message that has begun, and on a stream more; not before all that came is read."""
-        if self._inbox.complete or self._is_half_closed or self.is_over:
+        """Let the caller send the rest of a message that has begun and, on a stream, more; not before what came is read."""
+        if self._inbox.complete or self._is_half_closed or self._is_over:
             return
         missing = self._inbox.missing_bytes
-        wanted = max(missing, STREAM_WINDOW) if self.handler.request_streaming else missing
+        wanted = max(missing, STREAM_WINDOW) if self._handler.request_streaming else missing
         if self._credit < missing or self._credit < wanted // 2:
-            self._connection.send(window_frame(self._number, wanted - self._credit))
+            self._out.send(window_frame(self._number, wanted - self._credit))
             self._credit = wanted
 
     async def _open(self, data: Data, is_compressed: bool) -> Any:
-        message: Data = data
         if is_compressed:
-            args = data, self._head.encoding, self._connection.max_message_bytes
-            message = await self._loop.run_in_executor(None, decompress, *args)
-        deserialize = self.handler.request_deserializer
-        return message if deserialize is None else deserialize(bytes(message))
+            limit = self._connection.server.limits.max_message_bytes
+            data = await asyncio.to_thread(decompress, data, self._head.encoding, limit)
+        deserialize = self._handler.request_deserializer
+        return data if deserialize is None else deserialize(bytes(data))
 
     def _serialize(self, reply: Any) -> bytes:
-        serialize = self.handler.response_serializer
+        serialize = self._handler.response_serializer
         message: bytes = reply if serialize is None else serialize(reply)
         return message
 
-    def _takes_at_once(self, size: int) -> bool:
-        connection = self._connection
-        return size <= connection.frame_bytes and size <= self.send_window and size <= connection.send_window and not connection.is_paused
-
     async def _send(self, data: memoryview) -> None:
         """Send a message in as many pieces as there must be, each when there is room for it."""
-        connection = self._connection
         while data:
-            size = min(len(data), self.send_window, connection.send_window, connection.frame_bytes)
-            if size <= 0 or connection.is_paused:
-                await connection.moved.wait()
-            else:
-                connection.send_window -= size
-                self.send_window -= size
-                connection.send(frame_header(Kind.DATA, 0, self._number, size) + data[:size])
+            size = min(len(data), self._out.room(self._window))
+            if size:
+                self._out.window -= size
+                self._window -= size
+                self._out.send(frame_header(Kind.DATA, 0, self._number, size) + data[:size])
                 data = data[size:]
-            if self.is_over:
+            else:
+                await self._out.wait()
+            if self._is_over:
                 raise CallEnded

@@ -3,8 +3,9 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 import grpc
@@ -13,6 +14,8 @@ import hpack
 from .frames import Code, ConnectionFault
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+Fields = tuple[tuple[str, str], ...]
+"""Header fields of HTTP, as they are written."""
 
 MAX_HEAD_BYTES = 16 * 1024
 """Of one call, as HPACK counts them, as in gRPC's own servers; a call with more is refused."""
@@ -27,20 +30,26 @@ _NOT_METADATA = {b"te", b"content-type"}
 _SAFE_IN_MESSAGE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
+class Status(NamedTuple):
+    """How a call ends."""
+
+    code: grpc.StatusCode
+    details: str = ""
+    metadata: Metadata = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a call begins with: the method's path, the time it may take, how its messages are compressed, and its metadata.
-
-    `fault` says what is wrong with it, "" if nothing is.
-    """
+    """What a call begins with: the method's path, the time it may take, how its messages are compressed, and its metadata."""
 
     path: str
-    timeout_seconds: float | None
-    encoding: str
-    metadata: Metadata
+    timeout_seconds: float | None = None
+    encoding: str = "identity"
+    metadata: Metadata = ()
     http_status: int = 200
-    fault: str = ""
-    fault_code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+    """Another one is the answer to what is no call of gRPC."""
+    refusal: Status | None = None
+    """The answer to a call that cannot be served."""
 
 
 class HeadReader:
@@ -79,20 +88,19 @@ class HeadReader:
 def _make_head(fields: Sequence[tuple[bytes, bytes]]) -> Head:
     special = {name: value for name, value in fields if name.startswith((b":", b"grpc-")) or name in _NOT_METADATA}
     path = special.get(b":path", b"").decode("latin-1")
-    if special.get(b":method") != b"POST" or not path:
-        return Head(path, None, "", (), 405, "allowed: POST")
+    if special.get(b":method") != b"POST":
+        return Head(path, http_status=405)
     if not special.get(b"content-type", b"").startswith(b"application/grpc"):
-        return Head(path, None, "", (), 415, "allowed: content-type application/grpc")
-    encoding = special.get(b"grpc-encoding", b"identity").decode("latin-1")
+        return Head(path, http_status=415)
     if sum(len(name) + len(value) + 32 for name, value in fields) > MAX_HEAD_BYTES:
         text = f"metadata: found more than {MAX_HEAD_BYTES} bytes; allowed: at most so many"
-        return Head(path, None, encoding, (), fault=text, fault_code=grpc.StatusCode.RESOURCE_EXHAUSTED)
+        return Head(path, refusal=Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
     try:
         seconds = _read_timeout(special.get(b"grpc-timeout"))
         metadata = tuple(_read_entry(name, value) for name, value in fields if name not in special)
-    except (ValueError, UnicodeDecodeError) as error:
-        return Head(path, None, encoding, (), fault=str(error))
-    return Head(path, seconds, encoding, metadata)
+    except ValueError as error:
+        return Head(path, refusal=Status(grpc.StatusCode.INTERNAL, str(error)))
+    return Head(path, seconds, special.get(b"grpc-encoding", b"identity").decode("latin-1"), metadata)
 
 
 def _read_timeout(value: bytes | None) -> float | None:
@@ -117,22 +125,22 @@ def _read_entry(name: bytes, value: bytes) -> tuple[str, str | bytes]:
 _ENCODER = hpack.Encoder()
 
 
-def write_block(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Write names and values in HPACK so that it neither needs nor changes the table, whatever was written before."""
+def write_block(fields: Fields) -> bytes:
+    """Write fields in HPACK so that it neither needs nor changes the table, whatever was written before."""
     return bytes(_ENCODER.encode([hpack.NeverIndexedHeaderTuple(*field) for field in fields], huffman=False))
 
 
-REPLY_FIELDS = ((":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity,deflate,gzip"))
-REPLY_BLOCK = write_block(REPLY_FIELDS)
+REPLY_FIELDS: Fields = ((":status", "200"), ("content-type", "application/grpc"))
+REPLY_BLOCK = write_block((*REPLY_FIELDS, ("grpc-accept-encoding", "identity,deflate,gzip")))
 OK_BLOCK = write_block((("grpc-status", "0"),))
 
 
-def write_trailers(code: grpc.StatusCode, details: str, metadata: Metadata) -> tuple[tuple[str, str], ...]:
+def write_trailers(status: Status) -> Fields:
     """Write a status as the fields that end a call."""
-    number: int = code.value[0]
+    number: int = status.code.value[0]
     fields = [("grpc-status", str(number))]
-    if details:
-        fields.append(("grpc-message", quote_from_bytes(details.encode("utf-8", "replace"), safe=_SAFE_IN_MESSAGE)))
-    for key, value in metadata:
+    if status.details:
+        fields.append(("grpc-message", quote_from_bytes(status.details.encode("utf-8", "replace"), safe=_SAFE_IN_MESSAGE)))
+    for key, value in status.metadata:
         fields.append((key, base64.b64encode(value).rstrip(b"=").decode() if isinstance(value, bytes) else value))
     return tuple(fields)

@@ -6,6 +6,8 @@ from struct import Struct
 
 import grpc
 
+from .heads import Status
+
 PREFIX = Struct(">?I")
 """What stands before each message: whether it is compressed, and its length."""
 ENCODINGS = {"gzip": 31, "deflate": 15}
@@ -20,8 +22,7 @@ class BadMessage(Exception):
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         """Say how the call is to end."""
         super().__init__(text)
-        self.code = code
-        self.text = text
+        self.status = Status(code, text)
 
 
 class Inbox:

@@ -13,7 +13,7 @@ import grpc
 
 from .call import Handler
 from .connection import Connection
-from .heads import Head, Metadata
+from .heads import Metadata, Status
 
 BACKLOG = 1024
 UNIX = "unix:"
@@ -49,7 +49,7 @@ class Server:
         self.limits = limits
         self.connections: set[Connection] = set()
         self._generic: list[grpc.GenericRpcHandler] = []
-        self._found: "dict[str, Handler]" = {}
+        self._found: dict[str, Handler] = {}
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -71,11 +71,13 @@ class Server:
         try:
             sockets = _bind(address, is_shared)
         except OSError as error:
-            text = f"cannot listen on {address}: another server has the port, or the address is not this machine's ({error.strerror})"
+            text = (
+                f"cannot listen on {address}: another server has the port, or the address is not this machine's ({error.strerror})"
+            )
             raise PortTaken(text) from error
         for each in sockets:
             make = loop.create_unix_server if each.family == socket.AF_UNIX else loop.create_server
-            self._listeners.append(await make(lambda: Connection(self), sock=each, backlog=BACKLOG))  # type: ignore[operator]
+            self._listeners.append(await make(lambda: Connection(self), sock=each, backlog=BACKLOG))
         if address.startswith(UNIX):
             return address
         return f"{address.rpartition(':')[0]}:{sockets[0].getsockname()[1]}"
@@ -90,7 +92,7 @@ class Server:
             await asyncio.wait_for(self._idle.wait(), grace_seconds)
         except TimeoutError:
             for connection in [*self.connections]:
-                connection.end_calls(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+                connection.end_calls(Status(grpc.StatusCode.UNAVAILABLE, "the server is shutting down"))
         closing = [connection.closed for connection in self.connections]
         if closing:
             await asyncio.wait(closing, timeout=CLOSING_SECONDS)
@@ -99,32 +101,26 @@ class Server:
 
     # --- what connections use -----------------------------------------------------------------------------------------
 
-    def find(self, path: str) -> "Handler | None":
-        """Find the handler of a method."""
+    def find(self, path: str) -> "Handler | Status":
+        """Find the handler of a method, or say why a call of it is not taken now."""
+        if self._calls >= self.limits.max_concurrent_calls:
+            text = f"calls: found {self._calls} at once; allowed: {self.limits.max_concurrent_calls}"
+            return Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         handler = self._found.get(path)
         if handler is None:
             details: Any = _Details(path, ())
-            found = (generic.service(details) for generic in self._generic)
-            handler = next((each for each in found if each is not None), None)
-            if handler is not None:
-                self._found[path] = handler
+            handler = next((found for each in self._generic if (found := each.service(details)) is not None), None)
+            if handler is None:
+                return Status(grpc.StatusCode.UNIMPLEMENTED, f"method: found {path!r:.200}, which is not served here")
+            self._found[path] = handler
         return handler
 
-    def refuse(self, head: Head) -> tuple[grpc.StatusCode, str] | None:
-        """Say why a call cannot be taken now; None if it can."""
-        if self._calls < self.limits.max_concurrent_calls:
-            return None
-        return grpc.StatusCode.RESOURCE_EXHAUSTED, f"calls: found {self._calls} at once; allowed: {self.limits.max_concurrent_calls}"
-
-    def on_call(self) -> None:
-        """Count a call that begins."""
-        self._calls += 1
-        self._idle.clear()
-
-    def on_call_over(self) -> None:
-        """Count a call that is over."""
-        self._calls -= 1
-        if not self._calls:
+    def count(self, change: int) -> None:
+        """Count the calls that there are."""
+        self._calls += change
+        if self._calls:
+            self._idle.clear()
+        else:
             self._idle.set()
 
 
@@ -141,8 +137,9 @@ def _bind(address: str, is_shared: bool) -> list[socket.socket]:
             host, _, port = address.rpartition(":")
             found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             sockets = []
-            for family, _, _, _, (name, first_port, *more) in dict.fromkeys(found):
-                each = stack.enter_context(socket.socket(family))
+            for family, kind, protocol, _, (name, first_port, *more) in dict.fromkeys(found):
+                # With the protocol, for else asyncio does not know that it is TCP, and holds back small writes.
+                each = stack.enter_context(socket.socket(family, kind, protocol))
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if is_shared:
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

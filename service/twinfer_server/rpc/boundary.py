@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from ..http2 import Call
 from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError
+from ..http2 import Call
 from .codec import write_error
 from .received import ReceivedRequest
 

@@ -1,0 +1,115 @@
+"""The way out: what is sent on a connection, and how much of it the client takes. Source: RFC 9113, section 5.2."""
+
+import asyncio
+
+from .frames import (
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_TABLE_BYTES,
+    DEFAULT_WINDOW,
+    MAX_FRAME_BYTES,
+    MAX_WINDOW,
+    Code,
+    ConnectionFault,
+    Flag,
+    Kind,
+    Setting,
+    frame,
+)
+
+MAX_UNREAD_BYTES = 2**20
+"""Of replies to what costs a client nothing to send; one that has more and reads none of it is cut off."""
+LONGEST_FRAME_BYTES = 2**16
+"""However long frames the client takes: other calls' are to come in between."""
+
+
+class Outlet:
+    """Writes to a connection. Event loop only."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        """Begin with what every client takes."""
+        self._transport = transport
+        self.window = DEFAULT_WINDOW
+        """What may still be sent of messages, on all calls together."""
+        self.call_window = DEFAULT_WINDOW
+        """The same, on a call that begins now."""
+        self.frame_bytes = DEFAULT_FRAME_BYTES
+        """The longest payload of a frame."""
+        self.is_blocked = False
+        """Whether the client does not read what it has been sent."""
+        self._moved = asyncio.Event()
+        self._before_block = b""
+
+    def send(self, data: bytes) -> None:
+        """Send frames."""
+        self._transport.write(data)
+
+    def send_block(self, stream: int, block: bytes, *, is_last: bool = False, behind: bytes = b"") -> None:
+        """Send a head or, if it `is_last`, trailers, and frames `behind` it."""
+        if self._before_block:
+            block, self._before_block = self._before_block + block, b""
+        kind, flags = Kind.HEADERS, Flag.END_STREAM if is_last else 0
+        while len(block) > self.frame_bytes:
+            self.send(frame(kind, flags, stream, block[: self.frame_bytes]))
+            kind, flags, block = Kind.CONTINUATION, 0, block[self.frame_bytes :]
+        self.send(frame(kind, flags | Flag.END_HEADERS, stream, block) + behind)
+
+    def reply(self, data: bytes) -> None:
+        """Send what a client gets for nothing; raises ConnectionFault for one that asks and asks, and does not read."""
+        self.send(data)
+        if self.is_blocked and self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "found much to reply to, and nobody who reads it")
+
+    def takes(self, size: int, call_window: int) -> bool:
+        """Whether a message of `size` bytes can go out now in one frame, on a call with that window."""
+        return size <= call_window and size <= self.window and size <= self.frame_bytes and not self.is_blocked
+
+    def room(self, call_window: int) -> int:
+        """Give how many bytes of a message can go out now in one frame, on a call with that window."""
+        return 0 if self.is_blocked else max(0, min(call_window, self.window, self.frame_bytes))
+
+    async def wait(self) -> None:
+        """Wait until there may be more room."""
+        await self._moved.wait()
+
+    def move(self) -> None:
+        """Wake those who wait for room."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def block(self, is_blocked: bool) -> None:
+        """Note whether the client reads what it is sent."""
+        self.is_blocked = is_blocked
+        self.move()
+
+    def widen(self, more_bytes: int) -> None:
+        """Take notice that more may be sent on all calls together; raises ConnectionFault."""
+        self.window += more_bytes
+        if self.window > MAX_WINDOW:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"window: found {self.window} bytes; allowed: at most {MAX_WINDOW}")
+
+    def obey(self, payload: bytes) -> int:
+        """Take notice of the client's settings; gives by how much its calls' windows grow. Raises ConnectionFault."""
+        if len(payload) % 6:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"settings: found {len(payload)} bytes; allowed: a multiple of 6")
+        before = self.call_window
+        for at in range(0, len(payload), 6):
+            self._obey(int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big"))
+        return self.call_window - before
+
+    def _obey(self, key: int, value: int) -> None:
+        match key:
+            case Setting.INITIAL_WINDOW_SIZE:
+                if value > MAX_WINDOW:
+                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"initial window: found {value}; allowed: at most {MAX_WINDOW}")
+                self.call_window = value
+            case Setting.MAX_FRAME_SIZE:
+                if not DEFAULT_FRAME_BYTES <= value <= MAX_FRAME_BYTES:
+                    text = f"longest frame: found {value}; allowed: {DEFAULT_FRAME_BYTES} to {MAX_FRAME_BYTES}"
+                    raise ConnectionFault(Code.PROTOCOL_ERROR, text)
+                self.frame_bytes = min(value, LONGEST_FRAME_BYTES)
+            case Setting.ENABLE_PUSH:
+                if value > 1:
+                    raise ConnectionFault(Code.PROTOCOL_ERROR, f"push: found {value}; allowed: 0 and 1")
+            case Setting.HEADER_TABLE_SIZE:
+                if value < DEFAULT_TABLE_BYTES:
+                    self._before_block = b"\x20"  # no table is used here; once it shrinks, that has to be said (RFC 7541, 4.2)
