@@ -39,7 +39,7 @@ def test_a_message_over_the_limit_is_refused_and_one_below_is_not(folder: Path) 
         found = call(channel, INFER, bytes(100_001))
         assert isinstance(found, Failure)
         assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "100001 vs. 100000" in found.details
+        assert "found 100001 bytes; allowed: at most 100000" in found.details
         assert isinstance(infer(channel, large_row(0, 99_000)), pb.InferResponse)
 
 

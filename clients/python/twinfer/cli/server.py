@@ -21,6 +21,7 @@ MODULES = frozenset(
     {
         "grpc_health",
         "grpc_reflection",
+        "hpack",
         "numpy",
         "PIL",
         "prometheus_client",
