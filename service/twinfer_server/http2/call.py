@@ -256,7 +256,12 @@ class Call(AsyncIterator[Any]):
             limit = self._connection.server.limits.max_message_bytes
             data = await asyncio.to_thread(decompress, data, self._head.encoding, limit)
         deserialize = self._handler.request_deserializer
-        return data if deserialize is None else deserialize(bytes(data))
+        if deserialize is None:
+            return data
+        try:
+            return deserialize(bytes(data))
+        except Exception as error:
+            raise BadMessage(grpc.StatusCode.INTERNAL, f"message: found what cannot be parsed ({type(error).__name__})") from error
 
     def _serialize(self, reply: Any) -> bytes:
         serialize = self._handler.response_serializer
