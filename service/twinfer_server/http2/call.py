@@ -116,9 +116,10 @@ class Call(AsyncIterator[Any]):
     # --- what the connection tells ------------------------------------------------------------------------------------
 
     def receive(self, frame: Frame) -> None:
-        """Take a piece of what the caller sends."""
+        """Take a piece of what the caller sends; raises ConnectionFault."""
+        self._check_open()
         self._credit -= frame.size
-        if self._is_half_closed or self._credit < 0:
+        if self._credit < 0:
             self.end(Status(grpc.StatusCode.INTERNAL, "the caller has sent more than it may"))
             return
         try:
@@ -130,9 +131,10 @@ class Call(AsyncIterator[Any]):
             self._wake()
 
     def half_close(self) -> None:
-        """Note that the caller sends nothing more."""
+        """Note that the caller sends nothing more; raises ConnectionFault."""
         if self._is_over:
             return
+        self._check_open()
         self._is_half_closed = True
         self._wake()
         found = len(self._inbox.complete)
@@ -221,6 +223,10 @@ class Call(AsyncIterator[Any]):
             self._leave()
         else:
             self.end(Status(grpc.StatusCode.OK))
+
+    def _check_open(self) -> None:
+        if self._is_half_closed:
+            raise ConnectionFault(Code.STREAM_CLOSED, f"found more on stream {self._number}, whose end has been sent")
 
     def _expire(self) -> None:
         self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline that the caller set is over"))

@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
     def _find(self, stream: int) -> Call | None:
         """Give a call; None if it is over. Raises ConnectionFault if it has not begun."""
         call = self._calls.get(stream)
-        if call is None and stream > self._last and not self._is_leaving:
+        if call is None and ((stream > self._last and not self._is_leaving) or not stream % 2):
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"found a frame on stream {stream}, which has not begun")
         return call
 
@@ -174,16 +174,16 @@ class Connection(asyncio.Protocol):
 
     def _on_head(self, frame: Frame) -> None:
         stream, is_last = frame.stream, bool(frame.flags & Flag.END_STREAM)
+        if not stream % 2:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"found stream {stream}; allowed: odd numbers")
         if stream <= self._last:
+            if not is_last:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, f"found a head on stream {stream}, which has had one, or is passed over")
             self._heads.decode(frame.payload)  # HPACK's table must not miss it
             call = self._find(stream)
-            if call is not None and not is_last:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, f"found a second head on stream {stream}")
             if call is not None:
                 call.half_close()
             return
-        if not stream % 2:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, f"found stream {stream}; allowed: odd numbers")
         head = self._heads.read(frame.payload)
         if self._is_leaving:
             return

@@ -90,13 +90,18 @@ class FrameReader:
             case Kind.HEADERS:
                 frame = _strip(frame)
                 if flags & Flag.PRIORITY:
-                    frame = frame._replace(begin=min(frame.begin + 5, frame.end))
+                    if frame.end - frame.begin < _SIZES[Kind.PRIORITY]:
+                        code = Code.PROTOCOL_ERROR if flags & Flag.PADDED else Code.FRAME_SIZE_ERROR
+                        raise ConnectionFault(code, f"head: found {frame.size} bytes, too few for the priority that it announces")
+                    frame = frame._replace(begin=frame.begin + _SIZES[Kind.PRIORITY])
                 if flags & Flag.END_HEADERS:
                     return frame
                 self._head, self._block = frame, bytearray(frame.payload)
                 return None
             case Kind.CONTINUATION:
                 return self._go_on(frame)
+            case Kind.GOAWAY if frame.size < 8:
+                raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"frame {kind}: found {frame.size} bytes; allowed: at least 8")
         return frame
 
     def _go_on(self, frame: Frame) -> Frame | None:
@@ -116,7 +121,9 @@ def _strip(frame: Frame) -> Frame:
     """Leave out the padding."""
     if not frame.flags & Flag.PADDED:
         return frame
-    padding = frame.data[frame.begin] if frame.size else 0
+    if not frame.size:
+        raise ConnectionFault(Code.FRAME_SIZE_ERROR, "found a padded frame that does not say how much of it is padding")
+    padding = frame.data[frame.begin]
     if padding >= frame.size:
         raise ConnectionFault(Code.PROTOCOL_ERROR, "found more padding than frame")
     return frame._replace(begin=frame.begin + 1, end=frame.end - padding)
