@@ -23,6 +23,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 STREAM_WINDOW = 2**20
 """How many bytes a caller may send on a stream before any of them is read."""
+SPARE_WINDOW = 2**9
+"""How many it may send beyond its only message: padding, which may come before any of that."""
 
 
 class CallEnded(Exception):
@@ -252,7 +254,7 @@ class Call(AsyncIterator[Any]):
         if self._inbox.complete or self._is_half_closed or self._is_over:
             return
         missing = self._inbox.missing_bytes
-        wanted = max(missing, STREAM_WINDOW) if self._handler.request_streaming else missing
+        wanted = max(missing, STREAM_WINDOW if self._handler.request_streaming else SPARE_WINDOW)
         if self._credit < missing or self._credit < wanted // 2:
             self._out.send(window_frame(self._number, wanted - self._credit))
             self._credit = wanted

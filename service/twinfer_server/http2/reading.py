@@ -10,6 +10,8 @@ OWN_FRAME_BYTES = 2**16
 MAX_BLOCK_BYTES = 2**18
 """Of a head as it comes; nothing more can be made of a connection with a longer one."""
 
+_BEGINNING_BYTES = len(PREFACE) + HEADER_BYTES
+"""The preface, and the header of the settings that belong to it."""
 _SIZES = {Kind.PRIORITY: 5, Kind.RST_STREAM: 4, Kind.PING: 8, Kind.WINDOW_UPDATE: 4}
 _OF_CONNECTION = {Kind.SETTINGS, Kind.PING, Kind.GOAWAY}
 _OF_STREAM = {Kind.DATA, Kind.HEADERS, Kind.PRIORITY, Kind.RST_STREAM, Kind.PUSH_PROMISE, Kind.CONTINUATION}
@@ -55,7 +57,9 @@ class FrameReader:
         if not self.has_begun:
             if not PREFACE.startswith(data[: len(PREFACE)]):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "here is gRPC over HTTP/2 without TLS, and that begins otherwise")
-            self.has_begun = end >= len(PREFACE)
+            self.has_begun = end >= _BEGINNING_BYTES
+            if self.has_begun and (data[len(PREFACE) + 3] != Kind.SETTINGS or data[len(PREFACE) + 4] & Flag.ACK):
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "found another frame before the settings")
             at = len(PREFACE) if self.has_begun else end + 1
         while end - at >= HEADER_BYTES:
             high, low, kind, flags, stream = HEADER.unpack_from(data, at)
