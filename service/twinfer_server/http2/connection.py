@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
         if stream <= self._last:
             if not is_last:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"found a head on stream {stream}, which has had one, or is passed over")
-            self._heads.decode(frame.payload)  # HPACK's table must not miss it
+            self._heads.skip(frame.payload)
             call = self._find(stream)
             if call is not None:
                 call.half_close()

@@ -23,6 +23,8 @@ MAX_DECODED_BYTES = 16 * MAX_HEAD_BYTES
 """With more the connection ends: what a small block unfolds to is not to fill the memory."""
 MAX_MEMO = 128
 """Heads that are remembered for a connection."""
+MAX_MEMO_BYTES = 1024
+"""Of a head that is remembered."""
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -68,21 +70,30 @@ class HeadReader:
         known = self._memo.get(block)
         if known is not None:
             return known
-        table = self._decoder.header_table.dynamic_entries
-        newest = table[0] if table else None
-        head = _make_head(self.decode(block))
-        if newest is not (table[0] if table else None) or len(self._memo) == MAX_MEMO:
-            self._memo.clear()
-        else:
+        fields, is_settled = self._decode(block)
+        head = _make_head(fields)
+        if is_settled and len(block) <= MAX_MEMO_BYTES:
             self._memo[block] = head
         return head
 
-    def decode(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Read names and values; raises ConnectionFault."""
+    def skip(self, block: bytes) -> None:
+        """Pass over trailers, which may refer to what came before, and what comes to them; raises ConnectionFault."""
+        self._decode(block)
+
+    def _decode(self, block: bytes) -> tuple[Sequence[tuple[bytes, bytes]], bool]:
+        """Read names and values, and tell whether HPACK's table is as before; if not, nothing that is remembered holds."""
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        newest, many, most = entries[0] if entries else None, len(entries), table.maxsize
         try:
-            return list(self._decoder.decode(block, raw=True))
+            fields = list(self._decoder.decode(block, raw=True))
         except hpack.HPACKError as error:
             raise ConnectionFault(Code.COMPRESSION_ERROR, f"header block: {error}") from None
+        # Entries are added in front, each a new one, and dropped behind.
+        is_settled = newest is (entries[0] if entries else None) and (many, most) == (len(entries), table.maxsize)
+        if not is_settled or len(self._memo) == MAX_MEMO:
+            self._memo.clear()
+        return fields, is_settled
 
 
 def _make_head(fields: Sequence[tuple[bytes, bytes]]) -> Head:
