@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
@@ -28,6 +28,7 @@ MAX_MEMO_BYTES = 1024
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_KIND = b"application/grpc"
 _NOT_METADATA = {b"te", b"content-type"}
 _SAFE_IN_MESSAGE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -101,14 +102,15 @@ def _make_head(fields: Sequence[tuple[bytes, bytes]]) -> Head:
     path = special.get(b":path", b"").decode("latin-1")
     if special.get(b":method") != b"POST":
         return Head(path, http_status=405)
-    if not special.get(b"content-type", b"").startswith(b"application/grpc"):
+    kind = special.get(b"content-type", b"")
+    if kind != _KIND and not kind.startswith((_KIND + b"+", _KIND + b";")):  # others, as gRPC-Web's, begin so, too
         return Head(path, http_status=415)
     if sum(len(name) + len(value) + 32 for name, value in fields) > MAX_HEAD_BYTES:
         text = f"metadata: found more than {MAX_HEAD_BYTES} bytes; allowed: at most so many"
         return Head(path, refusal=Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
     try:
         seconds = _read_timeout(special.get(b"grpc-timeout"))
-        metadata = tuple(_read_entry(name, value) for name, value in fields if name not in special)
+        metadata = tuple(entry for name, value in fields if name not in special for entry in _read_entries(name, value))
     except ValueError as error:
         return Head(path, refusal=Status(grpc.StatusCode.INTERNAL, str(error)))
     return Head(path, seconds, special.get(b"grpc-encoding", b"identity").decode("latin-1"), metadata)
@@ -123,14 +125,17 @@ def _read_timeout(value: bytes | None) -> float | None:
     return int(match[1]) * _SECONDS[match[2]]
 
 
-def _read_entry(name: bytes, value: bytes) -> tuple[str, str | bytes]:
+def _read_entries(name: bytes, value: bytes) -> Iterator[tuple[str, str | bytes]]:
+    """Read a field of metadata; binary ones may have been joined on their way."""
     key = name.decode("ascii")
     if not key.endswith("-bin"):
-        return key, value.decode("latin-1")
-    try:
-        return key, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
-    except binascii.Error:
-        raise ValueError(f"{key}: found what is not base64") from None
+        yield key, value.decode("latin-1")
+        return
+    for each in value.split(b","):
+        try:
+            yield key, base64.b64decode(each + b"=" * (-len(each) % 4), validate=True)
+        except binascii.Error:
+            raise ValueError(f"{key}: found what is not base64") from None
 
 
 _ENCODER = hpack.Encoder()
@@ -141,8 +146,8 @@ def write_block(fields: Fields) -> bytes:
     return bytes(_ENCODER.encode([hpack.NeverIndexedHeaderTuple(*field) for field in fields], huffman=False))
 
 
-REPLY_FIELDS: Fields = ((":status", "200"), ("content-type", "application/grpc"))
-REPLY_BLOCK = write_block((*REPLY_FIELDS, ("grpc-accept-encoding", "identity,deflate,gzip")))
+REPLY_FIELDS: Fields = ((":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity,deflate,gzip"))
+REPLY_BLOCK = write_block(REPLY_FIELDS)
 OK_BLOCK = write_block((("grpc-status", "0"),))
 
 
