@@ -78,6 +78,8 @@ class Inbox:
 
 def decompress(data: Data, encoding: str, max_bytes: int) -> bytes:
     """Unfold a compressed message; raises BadMessage."""
+    if encoding == "identity":
+        raise BadMessage(grpc.StatusCode.INTERNAL, "message: found a compressed one on a call that says that there are none")
     if encoding not in ENCODINGS:
         text = f"grpc-encoding: found {encoding!r:.40} for a compressed message; allowed: {', '.join(ENCODINGS)}"
         raise BadMessage(grpc.StatusCode.UNIMPLEMENTED, text)
