@@ -70,6 +70,8 @@ class Connection(asyncio.Protocol):
         }
         self.out.send(settings_frame(settings) + window_frame(0, OWN_WINDOW - DEFAULT_WINDOW))
         self._opening = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._close_unless_begun)
+        if self.server.is_stopping:  # it was accepted just before
+            self.leave()
 
     def data_received(self, data: bytes) -> None:
         """Take the frames that the client has sent."""

@@ -48,6 +48,8 @@ class Server:
         """Begin without handlers and without an address."""
         self.limits = limits
         self.connections: set[Connection] = set()
+        self.is_stopping = False
+        """Whether those who come now are sent away."""
         self._generic: list[grpc.GenericRpcHandler] = []
         self._found: dict[str, Handler] = {}
         self._calls = 0
@@ -84,6 +86,7 @@ class Server:
 
     async def stop(self, grace_seconds: float) -> None:
         """Listen no more, and end what is still open after the grace."""
+        self.is_stopping = True
         for listener in self._listeners:
             listener.close()
         for connection in [*self.connections]:
