@@ -219,9 +219,24 @@ def test_a_head_may_come_in_many_pieces(peer: BarePeer) -> None:
 
 
 def test_a_head_that_never_ends_is_cut_off(peer: BarePeer) -> None:
-    peer.send(peer.head(1, ECHO, flags=0), raw(CONTINUATION, 0, 1, bytes(2**16)) * 4)
+    peer.send(peer.head(1, ECHO, flags=0), raw(CONTINUATION, 0, 1, bytes(2**16)))
     last = peer.rest()[-1]
     assert (last.type, last.error_code) == (GOAWAY, CALM)
+
+
+def test_a_small_head_that_unfolds_to_a_large_one_is_cut_off(peer: BarePeer) -> None:
+    large = peer.block([("large", "x" * 4000)])
+    peer.send(raw(HEADERS, END_HEADERS, 1, large + b"\xbe" * 1000))
+    last = peer.rest()[-1]
+    assert (last.type, last.error_code) == (GOAWAY, COMPRESSION_ERROR)
+
+
+def test_a_broken_rule_cancels_the_calls_of_its_connection() -> None:
+    with wired() as wire, BarePeer(wire.address) as peer:
+        peer.send(peer.call(1, WAIT, b""))
+        assert wire.seen.get() == "wait begins"
+        peer.send(raw(DATA, 0, 3))
+        assert wire.seen.get() == "wait is cancelled"
 
 
 def test_what_the_server_does_not_know_or_need_is_passed_over(peer: BarePeer) -> None:

@@ -19,8 +19,8 @@ Fields = tuple[tuple[str, str], ...]
 
 MAX_HEAD_BYTES = 16 * 1024
 """Of one call, as HPACK counts them, as in gRPC's own servers; a call with more is refused."""
-MAX_DECODED_BYTES = 16 * MAX_HEAD_BYTES
-"""With more the connection ends: what a small block unfolds to is not to fill the memory."""
+MAX_DECODED_BYTES = 4 * MAX_HEAD_BYTES
+"""With more the connection ends: what a small block unfolds to is not to fill the memory, nor to hold up the event loop."""
 MAX_MEMO = 128
 """Heads that are remembered for a connection."""
 MAX_MEMO_BYTES = 1024

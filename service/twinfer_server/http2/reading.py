@@ -7,8 +7,8 @@ from .frames import HEADER, HEADER_BYTES, MAX_WINDOW, PREFACE, Code, ConnectionF
 
 OWN_FRAME_BYTES = 2**16
 """The longest payload that a client may send in one frame."""
-MAX_BLOCK_BYTES = 2**18
-"""Of a head as it comes; nothing more can be made of a connection with a longer one."""
+MAX_BLOCK_BYTES = 2**16
+"""Of a head as it comes; nothing more can be made of a connection with a longer one, and hpack's time grows as its square."""
 
 _BEGINNING_BYTES = len(PREFACE) + HEADER_BYTES
 """The preface, and the header of the settings that belong to it."""
