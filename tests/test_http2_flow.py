@@ -109,6 +109,33 @@ def test_requests_that_are_not_read_hold_back_their_client(wire: RunningWire) ->
         assert wire.seen.get() == "listen is cancelled"
 
 
+def test_a_client_that_sends_more_than_it_may_loses_its_call_alone(wire: RunningWire) -> None:
+    with BarePeer(wire.address) as peer:
+        peer.send(peer.head(1, LISTEN), *[raw(DATA, 0, 1, message(bytes(2**14 - 5)))] * 65)
+        assert wire.seen.get() == "listen begins"
+        assert peer.answer(1).status == (13, "the caller has sent more than it may")
+        assert wire.seen.get() == "listen is cancelled"
+        peer.send(peer.call(3, ECHO, b"next"))
+        assert peer.answer(3).messages == [b"next"]
+
+
+def test_a_deadline_ends_calls_that_wait_for_room(wire: RunningWire) -> None:
+    with H2Peer(wire.address, {INITIAL_WINDOW: 10}, takes_all=False) as peer:
+        streams = [
+            peer.call(method, request, [("grpc-timeout", "50m")]) for method, request in ((ECHO, bytes(99)), (WRITE, b"9 9"))
+        ]
+        for stream in streams:
+            assert (len(peer.answer(stream).body), peer.answer(stream).status[0]) == (10, 4)
+
+
+def test_a_client_that_breaks_a_rule_and_does_not_read_ends_at_once(wire: RunningWire) -> None:
+    with BarePeer(wire.address, {INITIAL_WINDOW: 2**31 - 1}) as peer:
+        peer.send(raw(WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4)), peer.call(1, WRITE, b"300 100000"), peer.call(3, WAIT, b""))
+        assert wire.seen.get() == "wait begins"
+        peer.send(raw(DATA, 0, 0))
+        assert wire.seen.get() == "wait is cancelled"
+
+
 def test_large_messages_both_ways_at_once_are_whole(wire: RunningWire) -> None:
     with H2Peer(wire.address) as peer:
         stream = peer.begin(MIRROR)

@@ -82,6 +82,9 @@ class Connection(asyncio.Protocol):
                     return
         except ConnectionFault as fault:
             logger.debug("a client breaks the rules: %s", fault)
+            if self.out.is_blocked:  # nobody would read why, and closing would wait for one who does
+                self.abort()
+                return
             self.out.send(goaway_frame(self._last, fault.code, str(fault)))
             self.close()
 
