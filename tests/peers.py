@@ -1,5 +1,6 @@
 """Clients that speak HTTP/2 as a test wants it: one of bare frames, which keeps no rules, and one of `h2`, which keeps all."""
 
+import itertools
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +31,12 @@ def raw(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 def message(data: bytes, flag: int = 0) -> bytes:
     """Write a message of gRPC."""
     return struct.pack(">BI", flag, len(data)) + data
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """Cut at places, which may be anywhere and the same."""
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 def request_fields(path: str, more: Fields = ()) -> list[tuple[str, str]]:
@@ -230,7 +237,8 @@ class H2Peer(_Peer):
             answer = self.answers.get(getattr(event, "stream_id", None) or 0, Answer())
             match event:
                 case h2.events.ResponseReceived() | h2.events.TrailersReceived():
-                    answer.heads.append(dict(event.headers))
+                    fields: Any = event.headers
+                    answer.heads.append(dict(fields))
                 case h2.events.DataReceived():
                     answer.body += event.data
                     if self._takes_all and event.flow_controlled_length:

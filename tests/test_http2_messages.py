@@ -1,6 +1,5 @@
 """Messages are put together from whatever pieces they come in; those that are none, or too large, end their call as gRPC says."""
 
-import itertools
 import zlib
 from collections.abc import Iterator
 
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from tests.peers import DATA, END_STREAM, BarePeer, message, raw
+from tests.peers import DATA, END_STREAM, BarePeer, cut, message, raw
 from tests.wire import ECHO, JOIN, LIMITS, MIRROR, WAIT, RunningWire, wired
 from twinfer_server.http2.messages import BadMessage, Inbox, decompress
 
@@ -32,12 +31,6 @@ def pack(data: bytes, bits: int) -> bytes:
     """Compress as gzip or as deflate."""
     packer = zlib.compressobj(wbits=bits)
     return packer.compress(data) + packer.flush()
-
-
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Cut at places, which may be anywhere and the same."""
-    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

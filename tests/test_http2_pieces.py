@@ -1,7 +1,6 @@
 """However a client's bytes are cut on their way, and whatever they are, they are read as if they came at once."""
 
 import asyncio
-import itertools
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -23,6 +22,7 @@ from tests.peers import (
     PREFACE,
     PRIORITY,
     SETTINGS,
+    cut,
     message,
     raw,
     request_fields,
@@ -42,12 +42,6 @@ frames = some.builds(
     some.sampled_from([0, 1, 1, 3, 2**31 + 1]),
     some.binary(max_size=12) | some.sampled_from([bytes(4), bytes(5), bytes(8)]),
 )
-
-
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Cut at places, which may be anywhere and the same."""
-    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 def read(pieces: Iterable[bytes]) -> list[Any]:
