@@ -122,6 +122,7 @@ class BarePeer(_Peer):
         """All that have come."""
         self._file = self.socket.makefile("rb")
         self._block = b""
+        self._ending: Answer | None = None
         if begins:
             pairs = b"".join(struct.pack(">HI", *pair) for pair in (settings or {}).items())
             self.send(PREFACE, raw(SETTINGS, 0, 0, pairs))
@@ -166,7 +167,10 @@ class BarePeer(_Peer):
             answer.body += frame.data
         elif frame.type == RST_STREAM:
             answer.reset = frame.error_code
-        answer.has_ended |= "END_STREAM" in frame.flags
+        if "END_STREAM" in frame.flags:
+            self._ending = answer
+        if answer is self._ending and not self._block:  # its trailers may go on
+            answer.has_ended = True
         return True
 
     def rest(self) -> list[Any]:

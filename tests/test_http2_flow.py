@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from tests.peers import DATA, GOAWAY, PING, RST_STREAM, WINDOW_UPDATE, Answer, BarePeer, H2Peer, message, raw
-from tests.wire import COUNT, ECHO, JOIN, LIMITS, LISTEN, LOOPS, MIRROR, WAIT, WRITE, RunningWire, letter, wired
+from tests.wire import COUNT, ECHO, JOIN, LIMITS, LISTEN, LOOPS, MIRROR, PERSIST, WAIT, WRITE, RunningWire, letter, wired
 
 INITIAL_WINDOW, MAX_FRAME = 4, 5
 MB = 2**20
@@ -172,6 +172,26 @@ def test_a_client_that_goes_ends_all_its_calls(wire: RunningWire) -> None:
         peer.send(peer.call(1, WAIT, b""), peer.head(3, LISTEN))
         assert sorted([wire.seen.get(), wire.seen.get()]) == ["listen begins", "wait begins"]
     assert sorted([wire.seen.get(), wire.seen.get()]) == ["listen is cancelled", "wait is cancelled"]
+
+
+def test_a_handler_that_goes_on_finds_its_call_ended(wire: RunningWire) -> None:
+    with BarePeer(wire.address) as peer:
+        peer.send(peer.head(1, PERSIST, [("grpc-timeout", "1m")]))
+        assert [wire.seen.get(), wire.seen.get()] == ["the call has ended"] * 2
+        assert peer.answer(1).status[0] == 4
+
+
+def test_the_window_of_the_connection_opens_again(wire: RunningWire) -> None:
+    with BarePeer(wire.address) as peer:
+        peer.wait(lambda: peer.of_kind(WINDOW_UPDATE))
+        (first,) = peer.of_kind(WINDOW_UPDATE)
+        peer.send(peer.call(1, ECHO, b""))
+        peer.answer(1)
+        late = raw(DATA, 0, 1, bytes(2**16)) * 16
+        for _ in range((first.window_increment + 65_535) // 2**21 + 1):
+            peer.send(late)
+        peer.wait(lambda: len(peer.of_kind(WINDOW_UPDATE)) == 2)
+        assert peer.of_kind(WINDOW_UPDATE)[1].window_increment > 2**29
 
 
 def test_an_answer_may_come_before_the_end_of_the_requests(wire: RunningWire) -> None:

@@ -24,7 +24,7 @@ from tests.peers import (
     raw,
     request_fields,
 )
-from tests.wire import ECHO, JOIN, LIMITS, RunningWire, wired
+from tests.wire import ECHO, JOIN, LIMITS, SHOUT, RunningWire, wired
 
 WORD = b"\x00\x00\x00\x01"
 
@@ -94,6 +94,18 @@ def test_trailers_of_a_client_end_its_requests(peer: BarePeer) -> None:
     peer.send(peer.head(1, JOIN), raw(DATA, 0, 1, message(b"one") + message(b"two")))
     peer.send(raw(HEADERS, END_HEADERS | END_STREAM, 1, peer.block([("sum", "2")])))
     assert peer.answer(1).messages == [b"onetwo"]
+
+
+def test_a_call_may_end_with_its_head(peer: BarePeer) -> None:
+    peer.send(peer.head(1, JOIN, flags=END_HEADERS | END_STREAM), peer.head(3, ECHO, flags=END_HEADERS | END_STREAM))
+    assert (peer.answer(1).messages, peer.answer(1).status[0]) == ([b""], 0)
+    assert peer.answer(3).status == (12, "messages: found 0; allowed: one")
+
+
+def test_a_status_may_be_longer_than_a_frame(peer: BarePeer) -> None:
+    peer.send(peer.call(1, SHOUT, b"40000"))
+    assert peer.answer(1).status == (11, "x" * 40_000)
+    assert len(peer.of_kind(CONTINUATION)) == 2
 
 
 def test_frames_of_many_calls_may_be_mixed(peer: BarePeer) -> None:

@@ -6,19 +6,20 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
 import uvloop
 
-from twinfer_server.http2 import Call, Limits, Server
+from twinfer_server.http2 import Call, CallEnded, Limits, Server
 
 LIMITS = Limits(max_message_bytes=16 * 2**20, max_concurrent_calls=200, max_streams_per_connection=100)
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 ECHO, COUNT, WRITE, JOIN, MIRROR = (f"/wire/{name}" for name in ("Echo", "Count", "Write", "Join", "Mirror"))
 WAIT, FAIL, ABORT, TELL, LISTEN = (f"/wire/{name}" for name in ("Wait", "Fail", "Abort", "Tell", "Listen"))
+SHOUT, PERSIST = "/wire/Shout", "/wire/Persist"
 DETAILS = "an error: ü 100% 漢"
 TRAILING = (("reason", "because"), ("reason", "so"), ("empty", ""), ("detail-bin", b"\x00\xff"), ("none-bin", b""))
 
@@ -39,6 +40,8 @@ class Methods(grpc.GenericRpcHandler):
             LISTEN: grpc.stream_unary_rpc_method_handler(self.listen),
             FAIL: grpc.unary_unary_rpc_method_handler(self.fail, request_deserializer=int),
             ABORT: grpc.unary_stream_rpc_method_handler(self.abort),
+            SHOUT: grpc.unary_unary_rpc_method_handler(self.shout),
+            PERSIST: grpc.stream_stream_rpc_method_handler(self.persist),
             TELL: grpc.unary_unary_rpc_method_handler(self.tell),
         }
 
@@ -104,6 +107,20 @@ class Methods(grpc.GenericRpcHandler):
         for _ in range(int(request)):
             await call.write(b"before")
         await call.abort(grpc.StatusCode.DATA_LOSS, DETAILS, TRAILING)
+
+    async def shout(self, request: bytes, call: Call) -> bytes:
+        """End with more than fits into one frame."""
+        await call.abort(grpc.StatusCode.OUT_OF_RANGE, "x" * int(request))
+
+    async def persist(self, requests: AsyncIterator[bytes], call: Call) -> None:
+        """Go on although cancelled, and note what comes of it."""
+        with suppress(asyncio.CancelledError):
+            await self.gate.wait()
+        for attempt in (call.read(), call.write(b"")):
+            try:
+                await attempt
+            except CallEnded:
+                self.seen.put("the call has ended")
 
     async def tell(self, request: bytes, call: Call) -> bytes:
         """Answer with what is known of the call: its metadata and the seconds that it has."""
