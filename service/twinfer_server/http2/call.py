@@ -115,7 +115,12 @@ class Call(AsyncIterator[Any]):
         self.end(Status(code, details, trailing_metadata))
         raise grpc.aio.AbortError(details)
 
-    # --- what the connection tells ------------------------------------------------------------------------------------
+    # --- what the connection asks and tells ---------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been there."""
+        return time.monotonic() - self._arrived_at
 
     def receive(self, frame: Frame) -> None:
         """Take a piece of what the caller sends; raises ConnectionFault."""

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, cast
 
+from .allowance import Allowance
 from .call import Call
 from .frames import (
     DEFAULT_WINDOW,
@@ -33,8 +34,10 @@ OWN_WINDOW = 2**30
 """What a client may send on all its calls together; what lies in memory is bounded by each call's window."""
 PREFACE_SECONDS = 20.0
 """How long a client may take to begin."""
-SPARE_RESETS, RESETS_PER_SECOND = 1000.0, 100.0
-"""How many calls a client may give up at once, and in the long run; with more its connection ends (CVE-2023-44487)."""
+RAPID_SECONDS = 0.05
+"""A call that its client gives up so soon has served nobody; later ones may have met their deadline, or another's answer."""
+BROKEN_CALL = 2
+"""What a call costs that its client gives up or breaks: with what its end gives back, one."""
 
 
 class Connection(asyncio.Protocol):
@@ -54,7 +57,7 @@ class Connection(asyncio.Protocol):
         self._frames = FrameReader()
         self._heads = HeadReader()
         self._is_leaving = False
-        self._resets, self._reset_at = SPARE_RESETS, time.monotonic()
+        self._allowance = Allowance()
 
     # --- what the event loop tells ------------------------------------------------------------------------------------
 
@@ -111,6 +114,7 @@ class Connection(asyncio.Protocol):
         """Note that a call is over; what its caller still sends is dropped."""
         del self._calls[number]
         self.server.count(-1)
+        self._allowance.give()
         if not is_half_closed and not self._transport.is_closing():
             self.out.send(reset_frame(number, Code.NO_ERROR))
         if self._is_leaving and not self._calls:
@@ -158,6 +162,8 @@ class Connection(asyncio.Protocol):
                 self._on_ping(frame)
             case Kind.PUSH_PROMISE:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "found a promise, which clients do not make")
+            case _:
+                self._allowance.take()
 
     def _find(self, stream: int) -> Call | None:
         """Give a call; None if it is over. Raises ConnectionFault if it has not begun."""
@@ -171,11 +177,19 @@ class Connection(asyncio.Protocol):
         if self._credit < OWN_WINDOW // 2:
             self.out.send(window_frame(0, OWN_WINDOW - self._credit))
             self._credit = OWN_WINDOW
-        call = self._find(frame.stream)
+        call, is_last = self._find(frame.stream), frame.flags & Flag.END_STREAM
+        if frame.begin == frame.end and not is_last:
+            self._allowance.take()
         if call is not None:
             call.receive(frame)
-            if frame.flags & Flag.END_STREAM:
+            if is_last:
                 call.half_close()
+            self._look_after(frame.stream)
+
+    def _look_after(self, stream: int) -> None:
+        """Count it if a call is over by what its client has just sent (CVE-2025-8671)."""
+        if stream not in self._calls:
+            self._allowance.take(BROKEN_CALL)
 
     def _on_head(self, frame: Frame) -> None:
         stream, is_last = frame.stream, bool(frame.flags & Flag.END_STREAM)
@@ -188,6 +202,7 @@ class Connection(asyncio.Protocol):
             call = self._find(stream)
             if call is not None:
                 call.half_close()
+                self._look_after(stream)
             return
         head = self._heads.read(frame.payload)
         if self._is_leaving:
@@ -220,11 +235,8 @@ class Connection(asyncio.Protocol):
         if call is None:
             return
         call.give_up()
-        now = time.monotonic()
-        self._resets = min(SPARE_RESETS, self._resets + (now - self._reset_at) * RESETS_PER_SECOND) - 1
-        self._reset_at = now
-        if self._resets < 0:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "found too many calls that were given up")
+        if call.seconds < RAPID_SECONDS:
+            self._allowance.take(BROKEN_CALL)
 
     def _on_window(self, stream: int, more_bytes: int) -> None:
         if not more_bytes:
@@ -242,6 +254,7 @@ class Connection(asyncio.Protocol):
             if settings.size:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "found settings in an acknowledgement")
             return
+        self._allowance.take()  # each may change the window of every call
         more_bytes = self.out.obey(settings.payload)
         for call in self._calls.values():
             call.widen(more_bytes)

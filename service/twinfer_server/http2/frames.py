@@ -12,6 +12,7 @@ DEFAULT_FRAME_BYTES = 16_384
 DEFAULT_TABLE_BYTES = 4_096
 MAX_WINDOW = 2**31 - 1
 MAX_FRAME_BYTES = 2**24 - 1
+MAX_FAULT_LETTERS = 200
 
 
 class Kind:
@@ -58,8 +59,8 @@ class ConnectionFault(Exception):
     """The peer breaks the protocol, and nothing more can be made of what it sends."""
 
     def __init__(self, code: Code, text: str) -> None:
-        """Say which rule is broken."""
-        super().__init__(text)
+        """Say which rule is broken; what is long, such as what was found, is cut off."""
+        super().__init__(text[:MAX_FAULT_LETTERS])
         self.code = code
 
 

@@ -18,6 +18,8 @@ from .frames import (
 
 MAX_UNREAD_BYTES = 2**20
 """Of replies to what costs a client nothing to send; one that has more and reads none of it is cut off."""
+MAX_SETTINGS = 32
+"""In one frame, as in nghttp2; there are six."""
 LONGEST_FRAME_BYTES = 2**16
 """However long frames the client takes: other calls' are to come in between."""
 
@@ -91,6 +93,8 @@ class Outlet:
         """Take notice of the client's settings; gives by how much its calls' windows grow. Raises ConnectionFault."""
         if len(payload) % 6:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"settings: found {len(payload)} bytes; allowed: a multiple of 6")
+        if len(payload) > 6 * MAX_SETTINGS:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"settings: found {len(payload) // 6}; allowed: {MAX_SETTINGS}")
         before = self.call_window
         for at in range(0, len(payload), 6):
             self._obey(int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big"))

@@ -1,0 +1,33 @@
+"""The allowance: how much a client may cost the server without being served anything."""
+
+import time
+
+from .frames import Code, ConnectionFault
+
+AT_ONCE, PER_SECOND = 1000.0, 100.0
+"""How much of it there is at once, and comes back in the long run."""
+
+
+class Allowance:
+    """Counts down what one client does to no end, such as calls that it gives up at once (CVE-2023-44487); more ends its connection."""
+
+    __slots__ = ("_is_left", "_since")
+
+    def __init__(self) -> None:
+        """Begin with as much as there can be."""
+        self._is_left = AT_ONCE
+        self._since = time.monotonic()
+
+    def give(self) -> None:
+        """Let the client off one more, for a call of its has come to its end: who is served much may err more often."""
+        self._is_left = min(AT_ONCE, self._is_left + 1)
+
+    def take(self, cost: int = 1) -> None:
+        """Count something that served nobody; raises ConnectionFault when nothing is left."""
+        now = time.monotonic()
+        self._is_left = min(AT_ONCE, self._is_left + (now - self._since) * PER_SECOND) - cost
+        self._since = now
+        if self._is_left < 0:
+            raise ConnectionFault(
+                Code.ENHANCE_YOUR_CALM, "found too much that is to no end, such as calls that are given up at once"
+            )
