@@ -1,33 +1,32 @@
 """Clients that mean harm, or are made badly: the server bears so much of it, and its other clients are served all the while."""
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import grpc
 import pytest
 
 from tests.calls import PATIENCE_SECONDS
 from tests.peers import (
-    ACK,
     DATA,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADERS,
-    PING,
     PRIORITY,
     RST_STREAM,
     SETTINGS,
+    WINDOW_UPDATE,
     BarePeer,
-    H2Peer,
-    message,
     raw,
 )
-from tests.wire import ECHO, LISTEN, LOOPS, MIRROR, WAIT, RunningWire, wired
+from tests.wire import ABORT, COUNT, ECHO, LISTEN, LOOPS, WAIT, RunningWire, wired
+from twinfer_server.http2 import connection
 from twinfer_server.http2.allowance import AT_ONCE
 
-ENHANCE_YOUR_CALM = 11
 FAR_TOO_MANY = int(3 * AT_ONCE)
+INITIAL_WINDOW_SIZE = 4
 CANCEL = (8).to_bytes(4, "big")
 
 
@@ -47,13 +46,16 @@ def send_as_long_as_taken(peer: BarePeer, pieces: Iterator[bytes]) -> None:
 
 
 def is_cut_off(peer: BarePeer) -> bool:
-    """Whether the server closes the connection, and for this reason; a client that goes on sending may miss the last word."""
+    """Whether the server closes the connection; its last word is lost where a client goes on sending."""
     peer.socket.settimeout(PATIENCE_SECONDS)
     try:
-        peer.rest()
+        while peer.socket.recv(2**16):
+            pass
     except ConnectionError:
         pass
-    return {frame.error_code for frame in peer.of_kind(GOAWAY)} <= {ENHANCE_YOUR_CALM}
+    except TimeoutError:
+        return False
+    return True
 
 
 def give_up(peer: BarePeer, stream: int) -> bytes:
@@ -111,3 +113,49 @@ def test_a_client_that_is_served_as_often_as_it_gives_up_may_go_on(wire: Running
         for stream in range(1, 4 * FAR_TOO_MANY, 4):
             peer.send(peer.call(stream, ECHO, b"served"), give_up(peer, stream + 2))
             assert peer.answer(stream).messages == [b"served"]
+
+
+@pytest.mark.parametrize("path", [ABORT, "/wire/Unknown"])
+def test_a_client_that_calls_and_calls_and_reads_nothing_is_cut_off(
+    wire: RunningWire, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(connection, "PARTING_SECONDS", 0.0)
+    with BarePeer(wire.address) as peer, grpc.insecure_channel(wire.address) as channel:
+        send_as_long_as_taken(peer, (peer.call(stream, path, b"0") for stream in range(1, 1_000_000, 2)))
+        assert is_cut_off(peer)
+        assert channel.unary_unary(ECHO)(b"neighbour") == b"neighbour"
+
+
+def test_a_client_that_reads_nothing_and_says_that_it_has_done_is_not_waited_for(
+    wire: RunningWire, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(connection, "PARTING_SECONDS", 0.0)
+    with BarePeer(wire.address, {INITIAL_WINDOW_SIZE: 2**31 - 1}) as peer:
+        peer.send(raw(WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4, "big")), peer.call(1, COUNT, b"1000 100000"))
+        peer.pump()
+        peer.socket.shutdown(socket.SHUT_WR)
+        assert wire.seen.get(timeout=PATIENCE_SECONDS) == "count is closed"
+        assert is_cut_off(peer)
+
+
+def test_calls_do_not_wait_for_all_that_a_client_asks_before_they_are_answered(wire: RunningWire) -> None:
+    with BarePeer(wire.address) as peer:
+        is_sent = threading.Event()
+        wire.on_loop(is_sent.wait)
+        sending = threading.Thread(
+            target=peer.send, args=[peer.call(stream, "/wire/None" if stream > 1 else ECHO, b"") for stream in range(1, 20_000, 2)]
+        )
+        sending.start()
+        sending.join(0.5)
+        is_sent.set()
+        answer = peer.answer(1)
+        assert answer.messages == [b""]
+        sending.join()
+        assert len(peer.answers) < 1000
+
+
+def test_what_is_said_of_a_long_fault_is_short(wire: RunningWire) -> None:
+    with BarePeer(wire.address) as peer:
+        peer.send(raw(HEADERS, END_HEADERS, 1, b"\0\xff" + b"\xff" * 20_000))
+        (goodbye,) = [frame for frame in peer.rest() if frame.type == GOAWAY]
+        assert len(goodbye.additional_data) <= 200

@@ -9,7 +9,7 @@ AT_ONCE, PER_SECOND = 1000.0, 100.0
 
 
 class Allowance:
-    """Counts down what one client does to no end, such as calls that it gives up at once (CVE-2023-44487); more ends its connection."""
+    """Counts what one client does to no end, such as to give calls up at once (CVE-2023-44487); too much ends its connection."""
 
     __slots__ = ("_is_left", "_since")
 

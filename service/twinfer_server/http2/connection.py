@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from .allowance import Allowance
@@ -34,6 +35,10 @@ OWN_WINDOW = 2**30
 """What a client may send on all its calls together; what lies in memory is bounded by each call's window."""
 PREFACE_SECONDS = 20.0
 """How long a client may take to begin."""
+PARTING_SECONDS = 5.0
+"""How long a client may take to read the last bytes that it is sent."""
+TURN_SECONDS = 0.002
+"""How long one client's frames may hold up the others'."""
 RAPID_SECONDS = 0.05
 """A call that its client gives up so soon has served nobody; later ones may have met their deadline, or another's answer."""
 BROKEN_CALL = 2
@@ -54,7 +59,9 @@ class Connection(asyncio.Protocol):
         self._last = 0
         """The number of the newest call; each is larger than those before."""
         self._credit = OWN_WINDOW
-        self._frames = FrameReader()
+        self._reader = FrameReader()
+        self._frames: Iterator[Frame] = iter(())
+        """What has come and is not yet taken."""
         self._heads = HeadReader()
         self._is_leaving = False
         self._allowance = Allowance()
@@ -72,32 +79,24 @@ class Connection(asyncio.Protocol):
             Setting.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES,
         }
         self.out.send(settings_frame(settings) + window_frame(0, OWN_WINDOW - DEFAULT_WINDOW))
-        self._opening = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._close_unless_begun)
+        self._ending = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._close_unless_begun)
         if self.server.is_stopping:  # it was accepted just before
             self.leave()
 
     def data_received(self, data: bytes) -> None:
         """Take the frames that the client has sent."""
-        try:
-            for each in self._frames.read(data):
-                self._take(each)
-                if self._transport.is_closing():
-                    return
-        except ConnectionFault as fault:
-            logger.debug("a client breaks the rules: %s", fault)
-            if self.out.is_blocked:  # nobody would read why, and closing would wait for one who does
-                self.abort()
-                return
-            self.out.send(goaway_frame(self._last, fault.code, str(fault)))
-            self.close()
+        self._frames = self._reader.read(data)
+        self._take_turn()
+
+    def eof_received(self) -> None:
+        """Let the calls go of a client that has gone, or sends no more, which comes to the same."""
+        self._part()
 
     def connection_lost(self, error: Exception | None) -> None:
         """End all calls."""
-        self._opening.cancel()
+        self._part()
+        self._ending.cancel()
         self.server.connections.discard(self)
-        for call in [*self._calls.values()]:
-            call.give_up()
-        self.out.move()
         self.closed.set_result(None)
 
     def pause_writing(self) -> None:
@@ -133,18 +132,50 @@ class Connection(asyncio.Protocol):
             call.end(status)
 
     def close(self) -> None:
-        """Close the connection when what has been written is sent."""
-        self._transport.close()
+        """Close the connection when what has been written is sent, or is not taken for too long."""
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._ending.cancel()
+            self._ending = asyncio.get_running_loop().call_later(PARTING_SECONDS, self._transport.abort)
 
     def abort(self) -> None:
         """Close the connection at once."""
         self._transport.abort()
 
     def _close_unless_begun(self) -> None:
-        if not self._frames.has_begun:
+        if not self._reader.has_begun:
             self.close()
 
+    def _part(self) -> None:
+        """Close the connection, and have nobody work for it any more."""
+        self.close()
+        for call in [*self._calls.values()]:
+            call.give_up()
+        self.out.move()
+
     # --- frames -------------------------------------------------------------------------------------------------------
+
+    def _take_turn(self) -> None:
+        """Take what frames there are; if they are many, have other clients served before the rest."""
+        until = time.monotonic() + TURN_SECONDS
+        try:
+            for each in self._frames:
+                if self._transport.is_closing():
+                    return
+                self._take(each)
+                if time.monotonic() > until:
+                    self._transport.pause_reading()
+                    asyncio.get_running_loop().call_soon(self._take_turn)
+                    return
+            self.out.check()
+        except ConnectionFault as fault:
+            logger.debug("a client breaks the rules: %s", fault)
+            if self.out.is_blocked:  # nobody would read why
+                self.abort()
+            self.out.send(goaway_frame(self._last, fault.code, str(fault)))
+            self._part()
+        else:
+            self._transport.resume_reading()
 
     def _take(self, frame: Frame) -> None:
         match frame.kind:
@@ -211,7 +242,7 @@ class Connection(asyncio.Protocol):
         if len(self._calls) < self.server.limits.max_streams_per_connection:
             self._open(stream, head, is_last)
         else:
-            self.out.reply(reset_frame(stream, Code.REFUSED_STREAM))
+            self.out.send(reset_frame(stream, Code.REFUSED_STREAM))
 
     def _open(self, stream: int, head: Head, is_half_closed: bool) -> None:
         if head.http_status != 200:
@@ -228,7 +259,8 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, stream: int, fields: Fields, is_half_closed: bool) -> None:
         self.out.send_block(stream, write_block(fields), is_last=True)
-        self.out.reply(b"" if is_half_closed else reset_frame(stream, Code.NO_ERROR))
+        if not is_half_closed:
+            self.out.send(reset_frame(stream, Code.NO_ERROR))
 
     def _on_reset(self, stream: int) -> None:
         call = self._find(stream)
@@ -258,9 +290,9 @@ class Connection(asyncio.Protocol):
         more_bytes = self.out.obey(settings.payload)
         for call in self._calls.values():
             call.widen(more_bytes)
-        self.out.reply(frame(Kind.SETTINGS, Flag.ACK, 0))
+        self.out.send(frame(Kind.SETTINGS, Flag.ACK, 0))
         self.out.move()
 
     def _on_ping(self, ping: Frame) -> None:
         if not ping.flags & Flag.ACK:
-            self.out.reply(frame(Kind.PING, Flag.ACK, 0, ping.payload))
+            self.out.send(frame(Kind.PING, Flag.ACK, 0, ping.payload))

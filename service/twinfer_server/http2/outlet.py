@@ -17,7 +17,7 @@ from .frames import (
 )
 
 MAX_UNREAD_BYTES = 2**20
-"""Of replies to what costs a client nothing to send; one that has more and reads none of it is cut off."""
+"""Of what is sent whether or not there is room, all but messages; a client that has more and reads none of it is cut off."""
 MAX_SETTINGS = 32
 """In one frame, as in nghttp2; there are six."""
 LONGEST_FRAME_BYTES = 2**16
@@ -55,9 +55,8 @@ class Outlet:
             kind, flags, block = Kind.CONTINUATION, 0, block[self.frame_bytes :]
         self.send(frame(kind, flags | Flag.END_HEADERS, stream, block) + behind)
 
-    def reply(self, data: bytes) -> None:
-        """Send what a client gets for nothing; raises ConnectionFault for one that asks and asks, and does not read."""
-        self.send(data)
+    def check(self) -> None:
+        """Check that the client reads what it is sent for little: acknowledgements, refusals, failures. Raises ConnectionFault."""
         if self.is_blocked and self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "found much to reply to, and nobody who reads it")
 
