@@ -2,13 +2,15 @@
 
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 
-import grpc
+import hpack
 import pytest
 
 from tests.calls import PATIENCE_SECONDS
 from tests.peers import (
+    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -20,10 +22,12 @@ from tests.peers import (
     WINDOW_UPDATE,
     BarePeer,
     raw,
+    request_fields,
 )
 from tests.wire import ABORT, COUNT, ECHO, LISTEN, LOOPS, WAIT, RunningWire, wired
 from twinfer_server.http2 import connection
 from twinfer_server.http2.allowance import AT_ONCE
+from twinfer_server.http2.heads import MAX_MEMO_BYTES, HeadReader
 
 FAR_TOO_MANY = int(3 * AT_ONCE)
 INITIAL_WINDOW_SIZE = 4
@@ -34,6 +38,13 @@ CANCEL = (8).to_bytes(4, "big")
 def wire(request: pytest.FixtureRequest) -> Iterator[RunningWire]:
     with wired(request.param) as wire:
         yield wire
+
+
+def serves_others(wire: RunningWire) -> bool:
+    """Whether a client that has just come is served."""
+    with BarePeer(wire.address) as peer:
+        peer.send(peer.call(1, ECHO, b"neighbour"))
+        return peer.answer(1).messages == [b"neighbour"]
 
 
 def send_as_long_as_taken(peer: BarePeer, pieces: Iterator[bytes]) -> None:
@@ -84,10 +95,10 @@ BREAKS: dict[str, Callable[[BarePeer, int], bytes]] = {
 
 @pytest.mark.parametrize("write", BREAKS.values(), ids=BREAKS)
 def test_calls_that_end_as_they_begin_are_borne_so_often(wire: RunningWire, write: Callable[[BarePeer, int], bytes]) -> None:
-    with BarePeer(wire.address) as peer, grpc.insecure_channel(wire.address) as channel:
+    with BarePeer(wire.address) as peer:
         send_as_long_as_taken(peer, (write(peer, stream) for stream in range(1, 2 * FAR_TOO_MANY, 2)))
         assert is_cut_off(peer)
-        assert channel.unary_unary(ECHO)(b"neighbour") == b"neighbour"
+        assert serves_others(wire)
 
 
 NOTHING = {
@@ -96,16 +107,17 @@ NOTHING = {
     "padding": raw(DATA, 8, 1, b"\3\0\0\0"),
     "priorities": raw(PRIORITY, 0, 1, bytes(5)),
     "unknown frames": raw(99, 0, 1),
+    "pieces of a head": raw(CONTINUATION, 0, 3),
 }
 
 
 @pytest.mark.parametrize("frame", NOTHING.values(), ids=NOTHING)
 def test_frames_that_say_nothing_are_borne_so_often(wire: RunningWire, frame: bytes) -> None:
-    with BarePeer(wire.address) as peer, grpc.insecure_channel(wire.address) as channel:
-        peer.send(peer.head(1, WAIT))
+    with BarePeer(wire.address) as peer:
+        peer.send(peer.head(1, WAIT), raw(HEADERS, 0, 3) if frame[3] == CONTINUATION else b"")
         send_as_long_as_taken(peer, (frame for _ in range(FAR_TOO_MANY)))
         assert is_cut_off(peer)
-        assert channel.unary_unary(ECHO)(b"neighbour") == b"neighbour"
+        assert serves_others(wire)
 
 
 def test_a_client_that_is_served_as_often_as_it_gives_up_may_go_on(wire: RunningWire) -> None:
@@ -120,10 +132,10 @@ def test_a_client_that_calls_and_calls_and_reads_nothing_is_cut_off(
     wire: RunningWire, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.setattr(connection, "PARTING_SECONDS", 0.0)
-    with BarePeer(wire.address) as peer, grpc.insecure_channel(wire.address) as channel:
+    with BarePeer(wire.address) as peer:
         send_as_long_as_taken(peer, (peer.call(stream, path, b"0") for stream in range(1, 1_000_000, 2)))
         assert is_cut_off(peer)
-        assert channel.unary_unary(ECHO)(b"neighbour") == b"neighbour"
+        assert serves_others(wire)
 
 
 def test_a_client_that_reads_nothing_and_says_that_it_has_done_is_not_waited_for(
@@ -141,7 +153,7 @@ def test_a_client_that_reads_nothing_and_says_that_it_has_done_is_not_waited_for
 def test_calls_do_not_wait_for_all_that_a_client_asks_before_they_are_answered(wire: RunningWire) -> None:
     with BarePeer(wire.address) as peer:
         is_sent = threading.Event()
-        wire.on_loop(is_sent.wait)
+        wire.on_loop(lambda: is_sent.wait() and None)
         sending = threading.Thread(
             target=peer.send, args=[peer.call(stream, "/wire/None" if stream > 1 else ECHO, b"") for stream in range(1, 20_000, 2)]
         )
@@ -159,3 +171,18 @@ def test_what_is_said_of_a_long_fault_is_short(wire: RunningWire) -> None:
         peer.send(raw(HEADERS, END_HEADERS, 1, b"\0\xff" + b"\xff" * 20_000))
         (goodbye,) = [frame for frame in peer.rest() if frame.type == GOAWAY]
         assert len(goodbye.additional_data) <= 200
+
+
+def test_what_is_remembered_of_heads_is_bounded() -> None:
+    reader, encoder = HeadReader(), hpack.Encoder()
+    long = [("long", "x" * 3000)]
+    reader.read(bytes(encoder.encode(long)))
+    block = bytes(encoder.encode(long))
+    head = request_fields(ECHO)
+    tracemalloc.start()
+    for number in range(5000):
+        different = hpack.Encoder().encode([hpack.NeverIndexedHeaderTuple(*field) for field in (*head, ("number", str(number)))])
+        assert reader.read(block * 4 + bytes(different)).path == ECHO
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 4 * MAX_MEMO_BYTES

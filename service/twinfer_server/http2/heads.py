@@ -19,12 +19,10 @@ Fields = tuple[tuple[str, str], ...]
 
 MAX_HEAD_BYTES = 16 * 1024
 """Of one call, as HPACK counts them, as in gRPC's own servers; a call with more is refused."""
-MAX_DECODED_BYTES = 4 * MAX_HEAD_BYTES
-"""With more the connection ends: what a small block unfolds to is not to fill the memory, nor to hold up the event loop."""
-MAX_MEMO = 128
-"""Heads that are remembered for a connection."""
-MAX_MEMO_BYTES = 1024
-"""Of a head that is remembered."""
+MAX_DECODED_BYTES = 2 * MAX_HEAD_BYTES
+"""With more the connection ends: what a small block unfolds to is to fill neither the memory nor, in plain Python, the time."""
+MAX_MEMO_BYTES = 2**16
+"""Of heads that are remembered for a connection, with what they unfold to."""
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -65,6 +63,7 @@ class HeadReader:
         """Begin with an empty table."""
         self._decoder = hpack.Decoder(MAX_DECODED_BYTES)
         self._memo: dict[bytes, Head] = {}
+        self._memo_bytes = 0
 
     def read(self, block: bytes) -> Head:
         """Read a head; raises ConnectionFault."""
@@ -72,8 +71,12 @@ class HeadReader:
         if known is not None:
             return known
         fields, is_settled = self._decode(block)
-        head = _make_head(fields)
-        if is_settled and len(block) <= MAX_MEMO_BYTES:
+        size = _count_bytes(fields)
+        head = _make_head(fields, size)
+        self._memo_bytes += len(block) + size
+        if self._memo_bytes > MAX_MEMO_BYTES:
+            self._forget()
+        elif is_settled:
             self._memo[block] = head
         return head
 
@@ -92,12 +95,20 @@ class HeadReader:
             raise ConnectionFault(Code.COMPRESSION_ERROR, f"header block: {error}") from None
         # Entries are added in front, each a new one, and dropped behind.
         is_settled = newest is (entries[0] if entries else None) and (many, most) == (len(entries), table.maxsize)
-        if not is_settled or len(self._memo) == MAX_MEMO:
-            self._memo.clear()
+        if not is_settled:
+            self._forget()
         return fields, is_settled
 
+    def _forget(self) -> None:
+        self._memo.clear()
+        self._memo_bytes = 0
 
-def _make_head(fields: Sequence[tuple[bytes, bytes]]) -> Head:
+
+def _count_bytes(fields: Sequence[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) + 32 for name, value in fields)
+
+
+def _make_head(fields: Sequence[tuple[bytes, bytes]], size: int) -> Head:
     special = {name: value for name, value in fields if name.startswith((b":", b"grpc-")) or name in _NOT_METADATA}
     path = special.get(b":path", b"").decode("latin-1")
     if special.get(b":method") != b"POST":
@@ -105,7 +116,7 @@ def _make_head(fields: Sequence[tuple[bytes, bytes]]) -> Head:
     kind = special.get(b"content-type", b"")
     if kind != _KIND and not kind.startswith((_KIND + b"+", _KIND + b";")):  # others, as gRPC-Web's, begin so, too
         return Head(path, http_status=415)
-    if sum(len(name) + len(value) + 32 for name, value in fields) > MAX_HEAD_BYTES:
+    if size > MAX_HEAD_BYTES:
         text = f"metadata: found more than {MAX_HEAD_BYTES} bytes; allowed: at most so many"
         return Head(path, refusal=Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
     try:

@@ -7,7 +7,7 @@ from .frames import HEADER, HEADER_BYTES, MAX_WINDOW, PREFACE, Code, ConnectionF
 
 OWN_FRAME_BYTES = 2**16
 """The longest payload that a client may send in one frame."""
-MAX_BLOCK_BYTES = 2**16
+MAX_BLOCK_BYTES = 2**15
 """Of a head as it comes; nothing more can be made of a connection with a longer one, and hpack's time grows as its square."""
 
 _BEGINNING_BYTES = len(PREFACE) + HEADER_BYTES
@@ -20,7 +20,7 @@ _OF_STREAM = {Kind.DATA, Kind.HEADERS, Kind.PRIORITY, Kind.RST_STREAM, Kind.PUSH
 class Frame(NamedTuple):
     """A frame: its payload is data[begin:end], without padding; `size` is the length of the payload with it.
 
-    A head is one frame of kind HEADERS, in however many it has come.
+    A head is one frame of kind HEADERS, behind one of kind CONTINUATION for each piece in which it has come, if it has in several.
     """
 
     kind: int
@@ -72,15 +72,12 @@ class FrameReader:
             at = begin + size
             frame = Frame(kind, flags, stream & MAX_WINDOW, data, begin, at, size)
             if kind != Kind.DATA or flags & Flag.PADDED or not frame.stream or self._head is not None:
-                whole = self._look_at(frame)
-                if whole is None:
-                    continue
-                frame = whole
+                frame = self._look_at(frame)
             yield frame
         self._rest = data[at:] if self.has_begun else data
 
-    def _look_at(self, frame: Frame) -> Frame | None:
-        """Check a frame, and leave out its padding; None for a piece of a head that goes on."""
+    def _look_at(self, frame: Frame) -> Frame:
+        """Check a frame, leave out its padding, and put heads together."""
         kind, flags, stream = frame.kind, frame.flags, frame.stream
         if self._head is not None and (kind != Kind.CONTINUATION or stream != self._head.stream):
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"found frame {kind} on stream {stream} inside a head")
@@ -98,27 +95,32 @@ class FrameReader:
                         code = Code.PROTOCOL_ERROR if flags & Flag.PADDED else Code.FRAME_SIZE_ERROR
                         raise ConnectionFault(code, f"head: found {frame.size} bytes, too few for the priority that it announces")
                     frame = frame._replace(begin=frame.begin + _SIZES[Kind.PRIORITY])
+                _check_block(frame.end - frame.begin)
                 if flags & Flag.END_HEADERS:
                     return frame
                 self._head, self._block = frame, bytearray(frame.payload)
-                return None
+                return frame._replace(kind=Kind.CONTINUATION)
             case Kind.CONTINUATION:
                 return self._go_on(frame)
             case Kind.GOAWAY if frame.size < 8:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"frame {kind}: found {frame.size} bytes; allowed: at least 8")
         return frame
 
-    def _go_on(self, frame: Frame) -> Frame | None:
+    def _go_on(self, frame: Frame) -> Frame:
         head = self._head
         if head is None:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "found the continuation of nothing")
+        _check_block(len(self._block) + frame.end - frame.begin)
         self._block += frame.payload
-        if len(self._block) > MAX_BLOCK_BYTES:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"head: found more than {MAX_BLOCK_BYTES} bytes")
         if not frame.flags & Flag.END_HEADERS:
-            return None
+            return frame
         block, self._block, self._head = bytes(self._block), bytearray(), None
         return head._replace(data=block, begin=0, end=len(block), size=len(block))
+
+
+def _check_block(size: int) -> None:
+    if size > MAX_BLOCK_BYTES:
+        raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"head: found {size} bytes or more; allowed: at most {MAX_BLOCK_BYTES}")
 
 
 def _strip(frame: Frame) -> Frame:
