@@ -4,9 +4,13 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
+import grpc
 import hpack
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.calls import PATIENCE_SECONDS
 from tests.peers import (
@@ -16,17 +20,21 @@ from tests.peers import (
     END_STREAM,
     GOAWAY,
     HEADERS,
+    PING,
     PRIORITY,
+    PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
     BarePeer,
+    message,
     raw,
     request_fields,
 )
-from tests.wire import ABORT, COUNT, ECHO, LISTEN, LOOPS, WAIT, RunningWire, wired
-from twinfer_server.http2 import connection
+from tests.wire import ABORT, COUNT, ECHO, LISTEN, LOOPS, MIRROR, WAIT, RunningWire, letter, wired
+from twinfer_server.http2 import Limits, connection
 from twinfer_server.http2.allowance import AT_ONCE
+from twinfer_server.http2.frames import DEFAULT_WINDOW
 from twinfer_server.http2.heads import MAX_MEMO_BYTES, HeadReader
 
 FAR_TOO_MANY = int(3 * AT_ONCE)
@@ -153,7 +161,11 @@ def test_a_client_that_reads_nothing_and_says_that_it_has_done_is_not_waited_for
 def test_calls_do_not_wait_for_all_that_a_client_asks_before_they_are_answered(wire: RunningWire) -> None:
     with BarePeer(wire.address) as peer:
         is_sent = threading.Event()
-        wire.on_loop(lambda: is_sent.wait() and None)
+
+        def hold_up() -> None:
+            is_sent.wait()
+
+        wire.on_loop(hold_up)
         sending = threading.Thread(
             target=peer.send, args=[peer.call(stream, "/wire/None" if stream > 1 else ECHO, b"") for stream in range(1, 20_000, 2)]
         )
@@ -186,3 +198,77 @@ def test_what_is_remembered_of_heads_is_bounded() -> None:
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size < 4 * MAX_MEMO_BYTES
+
+
+def test_calls_that_wait_for_room_get_it_in_turn_whoever_gives_up(wire: RunningWire) -> None:
+    size, calls = 10_000, range(1, 60, 2)
+    with BarePeer(wire.address) as peer:
+        peer.socket.settimeout(PATIENCE_SECONDS)
+        peer.send(*(peer.call(stream, COUNT, b"1 %d" % size) for stream in calls))
+        peer.wait(lambda: sum(len(answer.body) for answer in peer.answers.values()) == DEFAULT_WINDOW)
+        peer.wait(lambda: all(peer.answers.get(stream) for stream in calls))
+        waiting = [stream for stream in calls if not peer.answers[stream].has_ended]
+        given_up = waiting[:3] + waiting[4::2]
+        peer.send(*(raw(RST_STREAM, 0, stream, CANCEL) for stream in given_up))
+        for _ in range(size * len(calls) // 1000):
+            peer.send(raw(WINDOW_UPDATE, 0, 0, (1000).to_bytes(4, "big")))
+        for stream in set(calls) - set(given_up):
+            assert peer.answer(stream).messages == [letter(0) * size]
+
+
+AT_MOST = Limits(max_message_bytes=100_000, max_concurrent_calls=12, max_streams_per_connection=8)
+ACTS: dict[str, Callable[[BarePeer, int, int], bytes]] = {
+    "echo": lambda peer, stream, size: peer.call(stream, ECHO, bytes(size)),
+    "wait": lambda peer, stream, size: peer.call(stream, WAIT, bytes(size)),
+    "wait a moment": lambda peer, stream, size: peer.head(stream, WAIT, [("grpc-timeout", f"{size}u")]),
+    "count": lambda peer, stream, size: peer.call(stream, COUNT, b"3 %d" % size),
+    "abort": lambda peer, stream, size: peer.call(stream, ABORT, b"1"),
+    "mirror": lambda peer, stream, size: peer.head(stream, MIRROR) + raw(DATA, 0, stream, message(bytes(size // 4)) * 2),
+    "listen": lambda peer, stream, size: peer.head(stream, LISTEN) + raw(DATA, 0, stream, message(bytes(size // 4)) * 2),
+    "send half a message": lambda peer, stream, size: peer.head(stream, ECHO) + raw(DATA, 0, stream, message(bytes(size))[:-1]),
+    "break off": lambda peer, stream, size: raw(DATA, END_STREAM, max(1, stream - 2), b"\0\0"),
+    "say more": lambda peer, stream, size: raw(DATA, 0, max(1, stream - 2), message(b"more")),
+    "end": lambda peer, stream, size: raw(DATA, END_STREAM, max(1, stream - 2)),
+    "give up": lambda peer, stream, size: raw(RST_STREAM, 0, max(1, stream - 2), CANCEL),
+    "give up an older one": lambda peer, stream, size: raw(RST_STREAM, 0, max(1, stream - 6), CANCEL),
+    "take more": lambda peer, stream, size: raw(WINDOW_UPDATE, 0, 0, (size + 1).to_bytes(4, "big")),
+    "take more of a call": lambda peer, stream, size: raw(WINDOW_UPDATE, 0, max(1, stream - 2), (size + 1).to_bytes(4, "big")),
+    "set the window": lambda peer, stream, size: raw(SETTINGS, 0, 0, b"\0\4" + size.to_bytes(4, "big")),
+    "say something wrong": lambda peer, stream, size: raw(PUSH_PROMISE, 0, 1, bytes(8)),
+}
+"""What clients do, with the next stream and some size."""
+OPENING = {"echo", "wait", "wait a moment", "count", "abort", "mirror", "listen", "send half a message"}
+steps = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(sorted(ACTS)), st.integers(0, 60_000)), min_size=5, max_size=60)
+
+
+def count_calls_let_in(wire: RunningWire) -> None:
+    """Check that there is room for just as many calls as there should be where there are none."""
+    with BarePeer(wire.address) as one, BarePeer(wire.address) as other:
+        for peer, many in (one, 8), (other, 4):
+            peer.send(*(peer.call(stream, WAIT, b"") for stream in range(1, 2 * many, 2)), raw(PING, 0, 0, bytes(8)))
+            while not peer.of_kind(PING):
+                peer.pump()
+            assert not any(answer.heads for answer in peer.answers.values())
+        other.send(other.call(9, ECHO, b""))
+        assert other.answer(9).status[0] == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    while wire.count_connections():
+        pass
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_whatever_clients_do_every_call_is_counted_out(loop: str) -> None:
+    @given(steps)
+    @settings(deadline=None, max_examples=60)
+    def check(acts: list[tuple[int, str, int]]) -> None:
+        with ExitStack() as stack:
+            peers = [stack.enter_context(BarePeer(running.address)) for _ in range(4)]
+            streams = dict.fromkeys(range(4), 1)
+            for number, name, size in acts:
+                send_as_long_as_taken(peers[number], iter([ACTS[name](peers[number], streams[number], size)]))
+                streams[number] += 2 * (name in OPENING)
+        while running.count_connections():
+            pass
+        count_calls_let_in(running)
+
+    with wired(loop, limits=AT_MOST) as running:
+        check()

@@ -5,6 +5,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
@@ -39,7 +40,7 @@ class Call(AsyncIterator[Any]):
 
     __slots__ = (
         "_arrived_at", "_connection", "_credit", "_handler", "_has_answered", "_head", "_inbox", "_is_half_closed", "_is_over",
-        "_number", "_out", "_task", "_timer", "_waiter", "_window",
+        "_number", "_out", "_task", "_timer", "_turn", "_waiter", "_window",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", number: int, head: Head, handler: Handler) -> None:
@@ -61,6 +62,9 @@ class Call(AsyncIterator[Any]):
         self._is_over = False
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
+        """Done when there is something to read."""
+        self._turn: asyncio.Future[None] | None = None
+        """Done when there may be room to write."""
         self._timer: asyncio.TimerHandle | None = None
         if head.timeout_seconds is not None:
             self._timer = asyncio.get_running_loop().call_later(head.timeout_seconds, self._expire)
@@ -101,7 +105,7 @@ class Call(AsyncIterator[Any]):
         return request
 
     async def write(self, reply: Any) -> None:
-        """Send a reply, once the caller has room for it; raises CallEnded."""
+        """Send a reply, once the caller has room for it, one at a time; raises CallEnded."""
         if self._is_over:
             raise CallEnded
         message = self._serialize(reply)
@@ -135,7 +139,7 @@ class Call(AsyncIterator[Any]):
             self.end(bad.status)
         else:
             self._top_up()
-            self._wake()
+            _wake(self._waiter)
 
     def half_close(self) -> None:
         """Note that the caller sends nothing more; raises ConnectionFault."""
@@ -143,7 +147,7 @@ class Call(AsyncIterator[Any]):
             return
         self._check_open()
         self._is_half_closed = True
-        self._wake()
+        _wake(self._waiter)
         found = len(self._inbox.complete)
         if not self._inbox.is_between_messages:
             self.end(Status(grpc.StatusCode.INTERNAL, "message: found one that breaks off"))
@@ -156,7 +160,10 @@ class Call(AsyncIterator[Any]):
 
     def widen(self, more_bytes: int) -> None:
         """Take notice that the caller takes more; raises ConnectionFault."""
+        had_none = self._window <= 0
         self._window += more_bytes
+        if had_none and self._window > 0:
+            _wake(self._turn)
         if self._window > MAX_WINDOW:
             raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"window: found {self._window} bytes; allowed: at most {MAX_WINDOW}")
 
@@ -216,8 +223,9 @@ class Call(AsyncIterator[Any]):
     async def _stream(self, replies: Any) -> None:
         """Send what an asynchronous generator gives, or let a coroutine write."""
         if inspect.isasyncgen(replies):
-            async for reply in replies:
-                await self.write(reply)
+            async with aclosing(replies):
+                async for reply in replies:
+                    await self.write(reply)
         else:
             await replies
         self._end_well()
@@ -244,15 +252,12 @@ class Call(AsyncIterator[Any]):
         if self._timer is not None:
             self._timer.cancel()
         self._connection.forget(self._number, is_half_closed=self._is_half_closed)
-        self._wake()
+        _wake(self._waiter)
+        _wake(self._turn)
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
     # --- messages -----------------------------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def _top_up(self) -> None:
         """Let the caller send the rest of a message that has begun and, on a stream, more; not before what came is read."""
@@ -283,14 +288,33 @@ class Call(AsyncIterator[Any]):
 
     async def _send(self, data: memoryview) -> None:
         """Send a message in as many pieces as there must be, each when there is room for it."""
-        while data:
-            size = min(len(data), self._out.room(self._window))
-            if size:
-                self._out.window -= size
-                self._window -= size
-                self._out.send(frame_header(Kind.DATA, 0, self._number, size) + data[:size])
-                data = data[size:]
-            else:
-                await self._out.wait()
-            if self._is_over:
-                raise CallEnded
+        try:
+            while data:
+                size = min(len(data), self._out.room(self._window))
+                if size:
+                    self._out.window -= size
+                    self._window -= size
+                    self._out.send(frame_header(Kind.DATA, 0, self._number, size) + data[:size])
+                    data = data[size:]
+                else:
+                    await self._wait_for_room()
+                if self._is_over:
+                    raise CallEnded
+        finally:
+            self._out.move()
+
+    async def _wait_for_room(self) -> None:
+        self._turn = asyncio.get_running_loop().create_future()
+        if self._window > 0:
+            self._out.enqueue(self._turn)
+        else:
+            self._out.move()
+        try:
+            await self._turn
+        finally:
+            self._out.dequeue(self._turn)
+
+
+def _wake(future: "asyncio.Future[None] | None") -> None:
+    if future is not None and not future.done():
+        future.set_result(None)

@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         del self._calls[number]
         self.server.count(-1)
         self._allowance.give()
-        if not is_half_closed and not self._transport.is_closing():
+        if not is_half_closed:
             self.out.send(reset_frame(number, Code.NO_ERROR))
         if self._is_leaving and not self._calls:
             self.close()
@@ -151,7 +151,6 @@ class Connection(asyncio.Protocol):
         self.close()
         for call in [*self._calls.values()]:
             call.give_up()
-        self.out.move()
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
@@ -279,7 +278,6 @@ class Connection(asyncio.Protocol):
             call = self._find(stream)
             if call is not None:
                 call.widen(more_bytes)
-        self.out.move()
 
     def _on_settings(self, settings: Frame) -> None:
         if settings.flags & Flag.ACK:
@@ -291,7 +289,6 @@ class Connection(asyncio.Protocol):
         for call in self._calls.values():
             call.widen(more_bytes)
         self.out.send(frame(Kind.SETTINGS, Flag.ACK, 0))
-        self.out.move()
 
     def _on_ping(self, ping: Frame) -> None:
         if not ping.flags & Flag.ACK:

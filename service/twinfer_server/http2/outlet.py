@@ -38,12 +38,14 @@ class Outlet:
         """The longest payload of a frame."""
         self.is_blocked = False
         """Whether the client does not read what it has been sent."""
-        self._moved = asyncio.Event()
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        """Those who wait for room, in the order in which they came."""
         self._before_block = b""
 
     def send(self, data: bytes) -> None:
-        """Send frames."""
-        self._transport.write(data)
+        """Send frames, unless the connection has been lost and not told so yet."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def send_block(self, stream: int, block: bytes, *, is_last: bool = False, behind: bytes = b"") -> None:
         """Send a head or, if it `is_last`, trailers, and frames `behind` it."""
@@ -68,14 +70,25 @@ class Outlet:
         """Give how many bytes of a message can go out now in one frame, on a call with that window."""
         return 0 if self.is_blocked else max(0, min(call_window, self.window, self.frame_bytes))
 
-    async def wait(self) -> None:
-        """Wait until there may be more room."""
-        await self._moved.wait()
+    def enqueue(self, turn: "asyncio.Future[None]") -> None:
+        """Set the result of `turn` when it is its turn and there is room on the connection."""
+        self._waiting[turn] = None
+
+    def dequeue(self, turn: "asyncio.Future[None]") -> None:
+        """Let somebody go who waits no longer."""
+        self._waiting.pop(turn, None)
 
     def move(self) -> None:
-        """Wake those who wait for room."""
-        self._moved.set()
-        self._moved = asyncio.Event()
+        """Give the turn to the first who waits, if there is room; who has taken enough of it gives it to the next.
+
+        Were all woken for each byte of room, it would cost the server much and the client little.
+        """
+        while self._waiting and self.room(MAX_WINDOW):
+            turn = next(iter(self._waiting))
+            del self._waiting[turn]
+            if not turn.done():
+                turn.set_result(None)
+                return
 
     def block(self, is_blocked: bool) -> None:
         """Note whether the client reads what it is sent."""
@@ -85,6 +98,7 @@ class Outlet:
     def widen(self, more_bytes: int) -> None:
         """Take notice that more may be sent on all calls together; raises ConnectionFault."""
         self.window += more_bytes
+        self.move()
         if self.window > MAX_WINDOW:
             raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"window: found {self.window} bytes; allowed: at most {MAX_WINDOW}")
 
