@@ -31,7 +31,7 @@ from tests.peers import (
     raw,
     request_fields,
 )
-from tests.wire import ABORT, COUNT, ECHO, LISTEN, LOOPS, MIRROR, WAIT, RunningWire, letter, wired
+from tests.wire import ABORT, COUNT, ECHO, LISTEN, LOOPS, MIRROR, WAIT, WRITE, RunningWire, letter, wired
 from twinfer_server.http2 import Limits, connection
 from twinfer_server.http2.allowance import AT_ONCE
 from twinfer_server.http2.frames import DEFAULT_WINDOW
@@ -214,6 +214,16 @@ def test_calls_that_wait_for_room_get_it_in_turn_whoever_gives_up(wire: RunningW
             peer.send(raw(WINDOW_UPDATE, 0, 0, (1000).to_bytes(4, "big")))
         for stream in set(calls) - set(given_up):
             assert peer.answer(stream).messages == [letter(0) * size]
+
+
+@pytest.mark.parametrize("written", [b"1 300000", b"300 1000"], ids=["a large reply", "many small replies"])
+def test_a_call_that_can_write_all_at_once_lets_others_write_in_between(wire: RunningWire, written: bytes) -> None:
+    with BarePeer(wire.address, {INITIAL_WINDOW_SIZE: 2**20}) as peer:
+        peer.send(raw(WINDOW_UPDATE, 0, 0, (2**20).to_bytes(4, "big")))
+        peer.send(peer.call(1, WRITE, written), peer.call(3, ECHO, b"small"))
+        assert peer.answer(3).messages == [b"small"]
+        assert not peer.answers[1].has_ended
+        assert sum(map(len, peer.answer(1).messages)) == 300_000
 
 
 AT_MOST = Limits(max_message_bytes=100_000, max_concurrent_calls=12, max_streams_per_connection=8)

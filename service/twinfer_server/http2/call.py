@@ -27,6 +27,9 @@ STREAM_WINDOW = 2**20
 SPARE_WINDOW = 2**9
 """How many it may send beyond its only message: padding, which may come before any of that."""
 
+TURN_BYTES, WRITE_BYTES = 2**16, 2**10
+"""How much a call may write in one turn of the loop, where each write counts as so many bytes more."""
+
 
 class CallEnded(Exception):
     """The call is over, and nothing more can be read or written."""
@@ -40,7 +43,7 @@ class Call(AsyncIterator[Any]):
 
     __slots__ = (
         "_arrived_at", "_connection", "_credit", "_handler", "_has_answered", "_head", "_inbox", "_is_half_closed", "_is_over",
-        "_number", "_out", "_task", "_timer", "_turn", "_waiter", "_window",
+        "_number", "_out", "_pace", "_task", "_timer", "_turn", "_waiter", "_window",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", number: int, head: Head, handler: Handler) -> None:
@@ -56,6 +59,8 @@ class Call(AsyncIterator[Any]):
         """What the caller may still send before more of it is asked for."""
         self._window = connection.out.call_window
         """What the caller still takes."""
+        self._pace = 0
+        """What it has written since it let others have their turn."""
         self._is_half_closed = False
         """Whether the caller has sent everything."""
         self._has_answered = False
@@ -112,7 +117,7 @@ class Call(AsyncIterator[Any]):
         if not self._has_answered:
             self._has_answered = True
             self._out.send_block(self._number, REPLY_BLOCK)
-        await self._send(memoryview(PREFIX.pack(False, len(message)) + message))
+        await self._send(PREFIX.pack(False, len(message)), memoryview(message))
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with a status; always raises."""
@@ -286,22 +291,32 @@ class Call(AsyncIterator[Any]):
         message: bytes = reply if serialize is None else serialize(reply)
         return message
 
-    async def _send(self, data: memoryview) -> None:
+    async def _send(self, prefix: bytes, data: memoryview) -> None:
         """Send a message in as many pieces as there must be, each when there is room for it."""
         try:
-            while data:
-                size = min(len(data), self._out.room(self._window))
+            while prefix or data:
+                size = min(len(prefix) + len(data), self._out.room(self._window))
                 if size:
                     self._out.window -= size
                     self._window -= size
-                    self._out.send(frame_header(Kind.DATA, 0, self._number, size) + data[:size])
-                    data = data[size:]
+                    first, prefix = prefix[:size], prefix[size:]
+                    rest = size - len(first)
+                    self._out.send(frame_header(Kind.DATA, 0, self._number, size) + first + data[:rest])
+                    data = data[rest:]
+                    await self._keep_pace(size)
                 else:
                     await self._wait_for_room()
                 if self._is_over:
                     raise CallEnded
         finally:
             self._out.move()
+
+    async def _keep_pace(self, size: int) -> None:
+        """Let others have their turn now and then: a client may read as fast as a handler writes, and then nothing else would."""
+        self._pace += size + WRITE_BYTES
+        if self._pace > TURN_BYTES:
+            self._pace = 0
+            await asyncio.sleep(0)
 
     async def _wait_for_room(self) -> None:
         self._turn = asyncio.get_running_loop().create_future()
