@@ -162,7 +162,7 @@ def test_a_reset_cancels_the_handler_and_nothing_more_is_said(wire: RunningWire)
 
 def test_calls_that_are_reset_make_room_for_others(wire: RunningWire) -> None:
     with BarePeer(wire.address) as peer:
-        peer.send(*(peer.call(stream, WAIT, b"") + raw(RST_STREAM, 0, stream, bytes(4)) for stream in range(1, 401, 2)))
+        peer.send(*(peer.head(stream, MIRROR) + raw(RST_STREAM, 0, stream, bytes(4)) for stream in range(1, 401, 2)))
         peer.send(peer.call(401, ECHO, b"room"))
         assert peer.answer(401).messages == [b"room"]
 
