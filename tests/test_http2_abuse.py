@@ -1,10 +1,12 @@
 """Clients that mean harm, or are made badly: the server bears so much of it, and its other clients are served all the while."""
 
+import gc
+import os
 import socket
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import grpc
 import hpack
@@ -32,10 +34,11 @@ from tests.peers import (
     request_fields,
 )
 from tests.wire import ABORT, COUNT, ECHO, LISTEN, LOOPS, MIRROR, WAIT, WRITE, RunningWire, letter, wired
-from twinfer_server.http2 import Limits, connection
+from twinfer_server.http2 import Call, Limits, connection
 from twinfer_server.http2.allowance import AT_ONCE
 from twinfer_server.http2.frames import DEFAULT_WINDOW
 from twinfer_server.http2.heads import MAX_MEMO_BYTES, HeadReader
+from twinfer_server.http2.server import GONE_SECONDS
 
 FAR_TOO_MANY = int(3 * AT_ONCE)
 INITIAL_WINDOW_SIZE = 4
@@ -282,3 +285,40 @@ def test_whatever_clients_do_every_call_is_counted_out(loop: str) -> None:
 
     with wired(loop, limits=AT_MOST) as running:
         check()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux can be asked how long it waits for clients")
+def test_clients_that_vanish_are_noticed(wire: RunningWire) -> None:
+    with BarePeer(wire.address) as peer, find_accepted(peer.socket) as accepted:
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == GONE_SECONDS
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * GONE_SECONDS
+
+
+def find_accepted(client: socket.socket) -> socket.socket:
+    """Find the other end of a connection in this process."""
+    while True:
+        for number in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):
+                    with socket.socket(fileno=os.dup(int(number))) as found:
+                        if found.getpeername() == client.getsockname():
+                            return found.dup()
+
+
+def test_calls_leave_nothing_that_only_the_garbage_collector_finds(wire: RunningWire) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with BarePeer(wire.address, {INITIAL_WINDOW_SIZE: 100}) as peer:
+            for stream in range(1, 400, 8):
+                peer.send(peer.call(stream, ECHO, bytes(1000)), raw(WINDOW_UPDATE, 0, stream, (2000).to_bytes(4, "big")))
+                peer.send(peer.call(stream + 2, ABORT, b"1"), peer.head(stream + 4, MIRROR) + raw(DATA, 0, stream + 4, b"\0"))
+                peer.send(give_up(peer, stream + 6), raw(RST_STREAM, 0, stream + 4, CANCEL))
+                peer.answer(stream)
+                peer.answer(stream + 2)
+        while wire.count_connections():
+            pass
+        assert not [each for each in gc.get_objects() if type(each) is Call]
+    finally:
+        gc.enable()

@@ -259,8 +259,9 @@ class Call(AsyncIterator[Any]):
         self._connection.forget(self._number, is_half_closed=self._is_half_closed)
         _wake(self._waiter)
         _wake(self._turn)
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
+        task, self._task = self._task, None  # which, cancelled, has a traceback, and that this call
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,11 @@ UNIX = "unix:"
 CLOSING_SECONDS = 0.5
 """How long clients have to take the last bytes when the server stops."""
 
+GONE_SECONDS = 60
+"""How long a client's machine may say nothing at all before its connection ends."""
+_TCP_OPTIONS = {"TCP_KEEPIDLE": GONE_SECONDS, "TCP_KEEPINTVL": 10, "TCP_USER_TIMEOUT": 1000 * GONE_SECONDS}
+"""When TCP asks an idle client whether it is there, how soon again, and how long it may take nothing of what it is sent; tcp(7)."""
+
 
 class PortTaken(Exception):
     """The address cannot be listened on."""
@@ -144,6 +149,7 @@ def _bind(address: str, is_shared: bool) -> list[socket.socket]:
                 # With the protocol, for else asyncio does not know that it is TCP, and holds back small writes.
                 each = stack.enter_context(socket.socket(family, kind, protocol))
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                _watch_clients(each)
                 if is_shared:
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 if family == socket.AF_INET6:
@@ -152,6 +158,14 @@ def _bind(address: str, is_shared: bool) -> list[socket.socket]:
                 sockets.append(each)
         stack.pop_all()
     return sockets
+
+
+def _watch_clients(listener: socket.socket) -> None:
+    """Have TCP end the connections of clients that vanish without a word, and with them the calls that they hold."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # Linux hands all of this on to what is accepted
+    for name, value in _TCP_OPTIONS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _remove_left_socket(path: Path) -> None:
