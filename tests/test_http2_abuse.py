@@ -118,6 +118,8 @@ NOTHING = {
     "padding": raw(DATA, 8, 1, b"\3\0\0\0"),
     "priorities": raw(PRIORITY, 0, 1, bytes(5)),
     "unknown frames": raw(99, 0, 1),
+    "pings": raw(PING, 0, 0, bytes(8)),
+    "windows": raw(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"),
     "pieces of a head": raw(CONTINUATION, 0, 3),
 }
 

@@ -18,9 +18,9 @@ class Allowance:
         self._is_left = AT_ONCE
         self._since = time.monotonic()
 
-    def give(self) -> None:
-        """Let the client off one more, for a call of its has come to its end: who is served much may err more often."""
-        self._is_left = min(AT_ONCE, self._is_left + 1)
+    def give(self, more: int = 1) -> None:
+        """Let the client off so much more, for it has been served: who is served much may err, and has to say, more."""
+        self._is_left = min(AT_ONCE, self._is_left + more)
 
     def take(self, cost: int = 1) -> None:
         """Count something that served nobody; raises ConnectionFault when nothing is left."""

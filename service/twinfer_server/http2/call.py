@@ -219,7 +219,7 @@ class Call(AsyncIterator[Any]):
             await self.write(message)
             self._end_well()
             return
-        self._out.window -= size
+        self._out.spend(size)
         data = frame_header(Kind.DATA, 0, number, size) + PREFIX.pack(False, len(message)) + message
         trailers = frame(Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, number, OK_BLOCK)
         self._out.send_block(number, REPLY_BLOCK, behind=data + trailers)
@@ -298,7 +298,7 @@ class Call(AsyncIterator[Any]):
             while prefix or data:
                 size = min(len(prefix) + len(data), self._out.room(self._window))
                 if size:
-                    self._out.window -= size
+                    self._out.spend(size)
                     self._window -= size
                     first, prefix = prefix[:size], prefix[size:]
                     rest = size - len(first)

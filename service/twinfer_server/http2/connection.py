@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from .allowance import Allowance
 from .call import Call
 from .frames import (
     DEFAULT_WINDOW,
@@ -64,7 +63,6 @@ class Connection(asyncio.Protocol):
         """What has come and is not yet taken."""
         self._heads = HeadReader()
         self._is_leaving = False
-        self._allowance = Allowance()
 
     # --- what the event loop tells ------------------------------------------------------------------------------------
 
@@ -113,7 +111,7 @@ class Connection(asyncio.Protocol):
         """Note that a call is over; what its caller still sends is dropped."""
         del self._calls[number]
         self.server.count(-1)
-        self._allowance.give()
+        self.out.allowance.give()
         if not is_half_closed:
             self.out.send(reset_frame(number, Code.NO_ERROR))
         if self._is_leaving and not self._calls:
@@ -193,7 +191,7 @@ class Connection(asyncio.Protocol):
             case Kind.PUSH_PROMISE:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "found a promise, which clients do not make")
             case _:
-                self._allowance.take()
+                self.out.allowance.take()
 
     def _find(self, stream: int) -> Call | None:
         """Give a call; None if it is over. Raises ConnectionFault if it has not begun."""
@@ -209,7 +207,7 @@ class Connection(asyncio.Protocol):
             self._credit = OWN_WINDOW
         call, is_last = self._find(frame.stream), frame.flags & Flag.END_STREAM
         if frame.begin == frame.end and not is_last:
-            self._allowance.take()
+            self.out.allowance.take()
         if call is not None:
             call.receive(frame)
             if is_last:
@@ -219,7 +217,7 @@ class Connection(asyncio.Protocol):
     def _look_after(self, stream: int) -> None:
         """Count it if a call is over by what its client has just sent (CVE-2025-8671)."""
         if stream not in self._calls:
-            self._allowance.take(BROKEN_CALL)
+            self.out.allowance.take(BROKEN_CALL)
 
     def _on_head(self, frame: Frame) -> None:
         stream, is_last = frame.stream, bool(frame.flags & Flag.END_STREAM)
@@ -267,9 +265,10 @@ class Connection(asyncio.Protocol):
             return
         call.give_up()
         if call.seconds < RAPID_SECONDS:
-            self._allowance.take(BROKEN_CALL)
+            self.out.allowance.take(BROKEN_CALL)
 
     def _on_window(self, stream: int, more_bytes: int) -> None:
+        self.out.allowance.take()
         if not more_bytes:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "found a window that grows by nothing")
         if not stream:
@@ -284,12 +283,13 @@ class Connection(asyncio.Protocol):
             if settings.size:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "found settings in an acknowledgement")
             return
-        self._allowance.take()  # each may change the window of every call
+        self.out.allowance.take()  # each may change the window of every call
         more_bytes = self.out.obey(settings.payload)
         for call in self._calls.values():
             call.widen(more_bytes)
         self.out.send(frame(Kind.SETTINGS, Flag.ACK, 0))
 
     def _on_ping(self, ping: Frame) -> None:
+        self.out.allowance.take()
         if not ping.flags & Flag.ACK:
             self.out.send(frame(Kind.PING, Flag.ACK, 0, ping.payload))

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from .allowance import Allowance
 from .frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_TABLE_BYTES,
@@ -20,6 +21,8 @@ MAX_UNREAD_BYTES = 2**20
 """Of what is sent whether or not there is room, all but messages; a client that has more and reads none of it is cut off."""
 MAX_SETTINGS = 32
 """In one frame, as in nghttp2; there are six."""
+FRAMES_IN_RETURN = 4
+"""How many a client may send for one of a message: what else it takes, on the call and in all, and a ping to time its way."""
 LONGEST_FRAME_BYTES = 2**16
 """However long frames the client takes: other calls' are to come in between."""
 
@@ -30,6 +33,7 @@ class Outlet:
     def __init__(self, transport: asyncio.Transport) -> None:
         """Begin with what every client takes."""
         self._transport = transport
+        self.allowance = Allowance()
         self.window = DEFAULT_WINDOW
         """What may still be sent of messages, on all calls together."""
         self.call_window = DEFAULT_WINDOW
@@ -61,6 +65,11 @@ class Outlet:
         """Check that the client reads what it is sent for little: acknowledgements, refusals, failures. Raises ConnectionFault."""
         if self.is_blocked and self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "found much to reply to, and nobody who reads it")
+
+    def spend(self, size: int) -> None:
+        """Note that `size` bytes of a message go out, which the client may acknowledge and time."""
+        self.window -= size
+        self.allowance.give(FRAMES_IN_RETURN)
 
     def takes(self, size: int, call_window: int) -> bool:
         """Whether a message of `size` bytes can go out now in one frame, on a call with that window."""
