@@ -4,7 +4,8 @@ It takes the place of `grpc.aio.server`, which wakes three threads for each call
 one read is taken in one go, and what is answered in one turn of the loop leaves in one write.
 """
 
-from .call import Call, CallEnded
+from .call import Call
 from .server import Limits, PortTaken, Server
+from .writer import CallEnded
 
 __all__ = ["Call", "CallEnded", "Limits", "PortTaken", "Server"]

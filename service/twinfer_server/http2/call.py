@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
 
-from .frames import DEFAULT_WINDOW, MAX_WINDOW, Code, ConnectionFault, Flag, Kind, frame, frame_header, window_frame
-from .heads import OK_BLOCK, REPLY_BLOCK, REPLY_FIELDS, Head, Metadata, Status, write_block, write_trailers
-from .messages import PREFIX, BadMessage, Data, Inbox, decompress
+from .frames import DEFAULT_WINDOW, Code, ConnectionFault, window_frame
+from .heads import Head, Metadata, Status
+from .messages import BadMessage, Data, Inbox, decompress
 from .reading import Frame
+from .writer import CallEnded, Writer
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -27,13 +28,6 @@ STREAM_WINDOW = 2**20
 SPARE_WINDOW = 2**9
 """How many it may send beyond its only message: padding, which may come before any of that."""
 
-TURN_BYTES, WRITE_BYTES = 2**16, 2**10
-"""How much a call may write in one turn of the loop, where each write counts as so many bytes more."""
-
-
-class CallEnded(Exception):
-    """The call is over, and nothing more can be read or written."""
-
 
 class Call(AsyncIterator[Any]):
     """One call. For its handler it is the context, with what is needed of `grpc.aio.ServicerContext`, and a stream's requests.
@@ -42,34 +36,26 @@ class Call(AsyncIterator[Any]):
     """
 
     __slots__ = (
-        "_arrived_at", "_connection", "_credit", "_handler", "_has_answered", "_head", "_inbox", "_is_half_closed", "_is_over",
-        "_number", "_out", "_pace", "_task", "_timer", "_turn", "_waiter", "_window",
+        "_arrived_at", "_connection", "_credit", "_handler", "_head", "_inbox", "_is_half_closed", "_number", "_task", "_timer",
+        "_waiter", "_writer",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", number: int, head: Head, handler: Handler) -> None:
         """Begin a call; a method that takes one message runs when that is there, any other at once."""
         self._arrived_at = time.monotonic()
         self._connection = connection
-        self._out = connection.out
         self._number = number
         self._head = head
         self._handler = handler
         self._inbox = Inbox(connection.server.limits.max_message_bytes)
         self._credit = DEFAULT_WINDOW
         """What the caller may still send before more of it is asked for."""
-        self._window = connection.out.call_window
-        """What the caller still takes."""
-        self._pace = 0
-        """What it has written since it let others have their turn."""
+        self._writer = Writer(connection.out, number)
         self._is_half_closed = False
         """Whether the caller has sent everything."""
-        self._has_answered = False
-        self._is_over = False
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         """Done when there is something to read."""
-        self._turn: asyncio.Future[None] | None = None
-        """Done when there may be room to write."""
         self._timer: asyncio.TimerHandle | None = None
         if head.timeout_seconds is not None:
             self._timer = asyncio.get_running_loop().call_later(head.timeout_seconds, self._expire)
@@ -92,7 +78,7 @@ class Call(AsyncIterator[Any]):
         """Give the stream's next request, `grpc.aio.EOF` behind the last; raises CallEnded."""
         complete = self._inbox.complete
         while not complete:
-            if self._is_over:
+            if self._writer.is_over:
                 raise CallEnded
             if self._is_half_closed:
                 return grpc.aio.EOF
@@ -111,13 +97,7 @@ class Call(AsyncIterator[Any]):
 
     async def write(self, reply: Any) -> None:
         """Send a reply, once the caller has room for it, one at a time; raises CallEnded."""
-        if self._is_over:
-            raise CallEnded
-        message = self._serialize(reply)
-        if not self._has_answered:
-            self._has_answered = True
-            self._out.send_block(self._number, REPLY_BLOCK)
-        await self._send(PREFIX.pack(False, len(message)), memoryview(message))
+        await self._writer.write(self._serialize(reply))
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with a status; always raises."""
@@ -144,15 +124,15 @@ class Call(AsyncIterator[Any]):
             self.end(bad.status)
         else:
             self._top_up()
-            _wake(self._waiter)
+            self._wake()
 
     def half_close(self) -> None:
         """Note that the caller sends nothing more; raises ConnectionFault."""
-        if self._is_over:
+        if self._writer.is_over:
             return
         self._check_open()
         self._is_half_closed = True
-        _wake(self._waiter)
+        self._wake()
         found = len(self._inbox.complete)
         if not self._inbox.is_between_messages:
             self.end(Status(grpc.StatusCode.INTERNAL, "message: found one that breaks off"))
@@ -165,12 +145,7 @@ class Call(AsyncIterator[Any]):
 
     def widen(self, more_bytes: int) -> None:
         """Take notice that the caller takes more; raises ConnectionFault."""
-        had_none = self._window <= 0
-        self._window += more_bytes
-        if had_none and self._window > 0:
-            _wake(self._turn)
-        if self._window > MAX_WINDOW:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"window: found {self._window} bytes; allowed: at most {MAX_WINDOW}")
+        self._writer.widen(more_bytes)
 
     def give_up(self) -> None:
         """End the call without a word, for its caller has gone."""
@@ -179,9 +154,8 @@ class Call(AsyncIterator[Any]):
 
     def end(self, status: Status) -> None:
         """End the call with a status, whatever its handler is doing; nothing if it is over."""
-        if not self._is_over:
-            fields = write_trailers(status)
-            self._out.send_block(self._number, write_block(fields if self._has_answered else REPLY_FIELDS + fields), is_last=True)
+        if not self._writer.is_over:
+            self._writer.end(status)
             self._leave()
 
     # --- its life -----------------------------------------------------------------------------------------------------
@@ -213,17 +187,12 @@ class Call(AsyncIterator[Any]):
             self.end(Status(grpc.StatusCode.UNKNOWN, f"unexpected {type(error).__name__}"))
 
     async def _answer(self, message: bytes) -> None:
-        """Send the only reply, in one piece with the status where there is room for it."""
-        number, size = self._number, PREFIX.size + len(message)
-        if self._is_over or not self._out.takes(size, self._window):
-            await self.write(message)
-            self._end_well()
-            return
-        self._out.spend(size)
-        data = frame_header(Kind.DATA, 0, number, size) + PREFIX.pack(False, len(message)) + message
-        trailers = frame(Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, number, OK_BLOCK)
-        self._out.send_block(number, REPLY_BLOCK, behind=data + trailers)
-        self._leave()
+        """Send the only reply."""
+        if not self._writer.is_over and self._writer.write_only(message):
+            self._leave()
+        else:
+            await self._writer.write(message)
+            self.end(Status(grpc.StatusCode.OK))
 
     async def _stream(self, replies: Any) -> None:
         """Send what an asynchronous generator gives, or let a coroutine write."""
@@ -233,16 +202,7 @@ class Call(AsyncIterator[Any]):
                     await self.write(reply)
         else:
             await replies
-        self._end_well()
-
-    def _end_well(self) -> None:
-        if self._is_over:
-            return
-        if self._has_answered:
-            self._out.send_block(self._number, OK_BLOCK, is_last=True)
-            self._leave()
-        else:
-            self.end(Status(grpc.StatusCode.OK))
+        self.end(Status(grpc.StatusCode.OK))
 
     def _check_open(self) -> None:
         if self._is_half_closed:
@@ -253,12 +213,11 @@ class Call(AsyncIterator[Any]):
 
     def _leave(self) -> None:
         """Be over: whatever the handler still does, nobody hears of it."""
-        self._is_over = True
+        self._writer.close()
         if self._timer is not None:
             self._timer.cancel()
         self._connection.forget(self._number, is_half_closed=self._is_half_closed)
-        _wake(self._waiter)
-        _wake(self._turn)
+        self._wake()
         task, self._task = self._task, None  # which, cancelled, has a traceback, and that this call
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -267,12 +226,12 @@ class Call(AsyncIterator[Any]):
 
     def _top_up(self) -> None:
         """Let the caller send the rest of a message that has begun and, on a stream, more; not before what came is read."""
-        if self._inbox.complete or self._is_half_closed or self._is_over:
+        if self._inbox.complete or self._is_half_closed or self._writer.is_over:
             return
         missing = self._inbox.missing_bytes
         wanted = max(missing, STREAM_WINDOW if self._handler.request_streaming else SPARE_WINDOW)
         if self._credit < missing or self._credit < wanted // 2:
-            self._out.send(window_frame(self._number, wanted - self._credit))
+            self._connection.out.send(window_frame(self._number, wanted - self._credit))
             self._credit = wanted
 
     async def _open(self, data: Data, is_compressed: bool) -> Any:
@@ -292,45 +251,6 @@ class Call(AsyncIterator[Any]):
         message: bytes = reply if serialize is None else serialize(reply)
         return message
 
-    async def _send(self, prefix: bytes, data: memoryview) -> None:
-        """Send a message in as many pieces as there must be, each when there is room for it."""
-        try:
-            while prefix or data:
-                size = min(len(prefix) + len(data), self._out.room(self._window))
-                if size:
-                    self._out.spend(size)
-                    self._window -= size
-                    first, prefix = prefix[:size], prefix[size:]
-                    rest = size - len(first)
-                    self._out.send(frame_header(Kind.DATA, 0, self._number, size) + first + data[:rest])
-                    data = data[rest:]
-                    await self._keep_pace(size)
-                else:
-                    await self._wait_for_room()
-                if self._is_over:
-                    raise CallEnded
-        finally:
-            self._out.move()
-
-    async def _keep_pace(self, size: int) -> None:
-        """Let others have their turn now and then: a client may read as fast as a handler writes, and then nothing else would."""
-        self._pace += size + WRITE_BYTES
-        if self._pace > TURN_BYTES:
-            self._pace = 0
-            await asyncio.sleep(0)
-
-    async def _wait_for_room(self) -> None:
-        self._turn = asyncio.get_running_loop().create_future()
-        if self._window > 0:
-            self._out.enqueue(self._turn)
-        else:
-            self._out.move()
-        try:
-            await self._turn
-        finally:
-            self._out.dequeue(self._turn)
-
-
-def _wake(future: "asyncio.Future[None] | None") -> None:
-    if future is not None and not future.done():
-        future.set_result(None)
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
