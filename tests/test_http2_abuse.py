@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 import grpc
 import hpack
@@ -33,7 +34,7 @@ from tests.peers import (
     raw,
     request_fields,
 )
-from tests.wire import ABORT, COUNT, ECHO, LISTEN, LOOPS, MIRROR, WAIT, WRITE, RunningWire, letter, wired
+from tests.wire import ABORT, COUNT, ECHO, LIMITS, LISTEN, LOOPS, MIRROR, WAIT, WRITE, RunningWire, letter, wired
 from twinfer_server.http2 import Call, Limits, connection
 from twinfer_server.http2.allowance import AT_ONCE
 from twinfer_server.http2.frames import DEFAULT_WINDOW
@@ -175,6 +176,17 @@ def test_calls_do_not_wait_for_all_that_a_client_asks_before_they_are_answered(w
         is_sent.set()
         assert peer.answer(1).messages == [b""]
         assert len(peer.answers) < 1000
+
+
+def test_a_call_whose_message_never_comes_holds_its_place_so_long_and_a_stream_for_ever() -> None:
+    limits = replace(LIMITS, max_concurrent_calls=3, message_seconds=0.05)
+    with wired("uvloop", limits=limits) as wire, BarePeer(wire.address) as peer:
+        half = message(b"12345678")[:-1]
+        peer.send(peer.head(1, MIRROR), peer.head(3, ECHO), raw(DATA, 0, 3, half), peer.head(5, ECHO))
+        for stream in (3, 5):
+            assert peer.answer(stream).status == (4, "message: found none, or a part, after 0.05 s")
+        peer.send(raw(DATA, END_STREAM, 1, message(b"still here")))
+        assert peer.answer(1).messages == [b"still here"]
 
 
 def test_what_is_said_of_a_long_fault_is_short(wire: RunningWire) -> None:

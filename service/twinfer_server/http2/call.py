@@ -36,8 +36,8 @@ class Call(AsyncIterator[Any]):
     """
 
     __slots__ = (
-        "_arrived_at", "_connection", "_credit", "_handler", "_head", "_inbox", "_is_half_closed", "_number", "_task", "_timer",
-        "_waiter", "_writer",
+        "_arrived_at", "_connection", "_credit", "_handler", "_head", "_inbox", "_is_half_closed", "_number", "_task", "_waiter",
+        "_writer",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", number: int, head: Head, handler: Handler) -> None:
@@ -56,9 +56,6 @@ class Call(AsyncIterator[Any]):
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         """Done when there is something to read."""
-        self._timer: asyncio.TimerHandle | None = None
-        if head.timeout_seconds is not None:
-            self._timer = asyncio.get_running_loop().call_later(head.timeout_seconds, self._expire)
         if handler.request_streaming:
             self._begin()
             self._top_up()
@@ -147,6 +144,16 @@ class Call(AsyncIterator[Any]):
         """Take notice that the caller takes more; raises ConnectionFault."""
         self._writer.widen(more_bytes)
 
+    def look(self, now: float) -> None:
+        """End the call if its time is up: the caller's deadline, or how long its only message may take to come."""
+        seconds, allowed = now - self._arrived_at, self._head.timeout_seconds
+        if allowed is not None and seconds >= allowed:
+            self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline that the caller set is over"))
+            return
+        allowed = self._connection.server.limits.message_seconds
+        if seconds >= allowed and not self._is_half_closed and not self._handler.request_streaming:
+            self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"message: found none, or a part, after {allowed:g} s"))
+
     def give_up(self) -> None:
         """End the call without a word, for its caller has gone."""
         self._is_half_closed = True
@@ -208,14 +215,9 @@ class Call(AsyncIterator[Any]):
         if self._is_half_closed:
             raise ConnectionFault(Code.STREAM_CLOSED, f"found more on stream {self._number}, whose end has been sent")
 
-    def _expire(self) -> None:
-        self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline that the caller set is over"))
-
     def _leave(self) -> None:
         """Be over: whatever the handler still does, nobody hears of it."""
         self._writer.close()
-        if self._timer is not None:
-            self._timer.cancel()
         self._connection.forget(self._number, is_half_closed=self._is_half_closed)
         self._wake()
         task, self._task = self._task, None  # which, cancelled, has a traceback, and that this call

@@ -129,6 +129,11 @@ class Connection(asyncio.Protocol):
         for call in [*self._calls.values()]:
             call.end(status)
 
+    def look(self, now: float) -> None:
+        """End the calls whose time is up."""
+        for call in [*self._calls.values()]:
+            call.look(now)
+
     def close(self) -> None:
         """Close the connection when what has been written is sent, or is not taken for too long."""
         if not self._transport.is_closing():

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import stat
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ UNIX = "unix:"
 CLOSING_SECONDS = 0.5
 """How long clients have to take the last bytes when the server stops."""
 
+LOOK_SECONDS = 0.1
+"""How often calls are looked at whose time may be up. Clients mind their deadlines themselves; here none is to be forgotten."""
 GONE_SECONDS = 60
 """How long a client's machine may say nothing at all before its connection ends."""
 _TCP_OPTIONS = {"TCP_KEEPIDLE": GONE_SECONDS, "TCP_KEEPINTVL": 10, "TCP_USER_TIMEOUT": 1000 * GONE_SECONDS}
@@ -37,6 +40,8 @@ class Limits:
     max_message_bytes: int
     max_concurrent_calls: int
     max_streams_per_connection: int
+    message_seconds: float = 60.0
+    """How long the only message of a call may take to come, whatever its deadline."""
 
 
 class _Details(NamedTuple):
@@ -61,6 +66,7 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self._listeners: list[asyncio.Server] = []
+        self._looking: asyncio.TimerHandle | None = None
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Register handlers, as `grpc.aio.Server` does."""
@@ -128,8 +134,21 @@ class Server:
         self._calls += change
         if self._calls:
             self._idle.clear()
+            self._look_later()
         else:
             self._idle.set()
+
+    def _look_later(self) -> None:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """End the calls whose time is up, again and again while there are calls."""
+        self._looking, now = None, time.monotonic()
+        for connection in [*self.connections]:
+            connection.look(now)
+        if self._calls:
+            self._look_later()
 
 
 def _bind(address: str, is_shared: bool) -> list[socket.socket]:
