@@ -25,7 +25,7 @@ from twinfer.inputs import Inputs
 from twinfer.requests import make_request
 
 CALLERS = 32
-DEADLINE_SECONDS = 0.25
+DEADLINE_SECONDS = 0.5
 TIMES_HEALTHY = 10
 """On a machine so busy that the same calls take long with nobody stuck, the deadline is so many times that."""
 ORDERS = {"first": ("stuck", "free"), "second": ("free", "stuck")}
