@@ -54,7 +54,7 @@ def test_a_message_that_grows_when_it_is_unpacked_is_refused(folder: Path) -> No
 
 CALLS, CONNECTIONS, CALLS_AT_ONCE, MESSAGE_BYTES = 120, 24, 8, 4 * MEBIBYTE
 MEMORY_FACTOR = 6
-"""A call in hand has its message in the pieces that gRPC received, as bytes, parsed, and as arrays."""
+"""A call in hand has its message as bytes, parsed, and as arrays."""
 
 
 def test_a_flood_of_large_messages_takes_no_more_memory_than_the_calls_that_are_let_in(folder: Path, gate: Gate) -> None:

@@ -1,7 +1,7 @@
 """The error boundary: the one place where bytes are parsed and where exceptions become statuses.
 
-Handlers are registered for raw bytes, so that a message that does not parse is refused here like any other bad input; gRPC itself
-would end the call as UNKNOWN before any handler saw it.
+Handlers are registered for raw bytes, so that a message that does not parse is refused here like any other bad input; the server
+itself would end the call as INTERNAL before any handler saw it.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 M = TypeVar("M", bound=Message | ReceivedRequest)
 Context = Call
+"""What a method is told of its call, by the name that `grpc` has for it."""
 UnaryMethod = Callable[[Any, int, Context], Awaitable[Message]]
 """A method that takes the parsed request, its size in bytes and the context."""
 OnFailure = Callable[[TwinferError], None]
