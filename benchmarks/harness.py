@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
+import torch
 
 from twinfer_server.demo import read_address
 
@@ -58,7 +59,13 @@ def pin(cores: frozenset[int]) -> None:
 
 def worker(cores: frozenset[int]) -> ProcessPoolExecutor:
     """Make a process of its own, on `cores`, that runs what is submitted, one thing after the other."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=pin, initargs=(cores,))
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_settle, initargs=(cores,))
+
+
+def _settle(cores: frozenset[int]) -> None:
+    pin(cores)
+    if cores:  # torch has counted those of the machine, and on fewer its threads wait for each other: a minute for 256 small rows
+        torch.set_num_threads(len(cores))
 
 
 @dataclass(frozen=True, slots=True)
