@@ -31,12 +31,6 @@ def wire(request: pytest.FixtureRequest) -> Iterator[RunningWire]:
         yield wire
 
 
-@pytest.fixture
-def peer(wire: RunningWire) -> Iterator[BarePeer]:
-    with BarePeer(wire.address) as peer:
-        yield peer
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 

@@ -21,12 +21,6 @@ def wire() -> Iterator[RunningWire]:
         yield wire
 
 
-@pytest.fixture
-def peer(wire: RunningWire) -> Iterator[BarePeer]:
-    with BarePeer(wire.address) as peer:
-        yield peer
-
-
 def pack(data: bytes, bits: int) -> bytes:
     """Compress as gzip or as deflate."""
     packer = zlib.compressobj(wbits=bits)

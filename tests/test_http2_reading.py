@@ -35,12 +35,6 @@ def wire() -> Iterator[RunningWire]:
         yield wire
 
 
-@pytest.fixture
-def peer(wire: RunningWire) -> Iterator[BarePeer]:
-    with BarePeer(wire.address) as peer:
-        yield peer
-
-
 def test_a_connection_begins_with_the_servers_settings_and_acknowledges_the_clients(peer: BarePeer) -> None:
     peer.wait(lambda: len(peer.of_kind(SETTINGS)) == 2)
     first, second = peer.of_kind(SETTINGS)

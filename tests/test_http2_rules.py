@@ -150,12 +150,6 @@ def neighbour(wire: RunningWire) -> Iterator[BarePeer]:
         yield neighbour
 
 
-@pytest.fixture
-def peer(wire: RunningWire) -> Iterator[BarePeer]:
-    with BarePeer(wire.address) as peer:
-        yield peer
-
-
 @pytest.mark.parametrize(("code", "offence"), OFFENCES.values(), ids=list(OFFENCES))
 def test_a_broken_rule_ends_its_connection_alone_and_is_named(
     peer: BarePeer, neighbour: BarePeer, code: int, offence: Offence

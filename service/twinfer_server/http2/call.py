@@ -146,13 +146,12 @@ class Call(AsyncIterator[Any]):
 
     def look(self, now: float) -> None:
         """End the call if its time is up: the caller's deadline, or how long its only message may take to come."""
-        seconds, allowed = now - self._arrived_at, self._head.timeout_seconds
-        if allowed is not None and seconds >= allowed:
+        seconds, deadline = now - self._arrived_at, self._head.timeout_seconds
+        limit = self._connection.server.limits.message_seconds
+        if deadline is not None and seconds >= deadline:
             self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline that the caller set is over"))
-            return
-        allowed = self._connection.server.limits.message_seconds
-        if seconds >= allowed and not self._is_half_closed and not self._handler.request_streaming:
-            self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"message: found none, or a part, after {allowed:g} s"))
+        elif seconds >= limit and not self._is_half_closed and not self._handler.request_streaming:
+            self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"message: found none, or a part, after {limit:g} s"))
 
     def give_up(self) -> None:
         """End the call without a word, for its caller has gone."""
