@@ -16,6 +16,8 @@ OnListening = Callable[[str, str], None]
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "ensembles" / "digits"
+DEFAULTS = {"listen": "127.0.0.1:0", "cache_dir": "", "reply_margin_seconds": 0.25}
+"""The margin is wide because a busy machine may take as long to bring a degraded answer to its caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def running(folder: Path, on_listening: OnListening | None = None, **settings: A
         loop = asyncio.get_running_loop()
         threading.Thread(target=lambda: (stop.wait(), loop.call_soon_threadsafe(stopping.set)), daemon=True).start()
         observer = Observer(listen, metrics.append, lambda done, total: None, ready.set)
-        await serve(folder, ServerSettings(**({"listen": "127.0.0.1:0", "cache_dir": ""} | settings)), observer, stopping)
+        await serve(folder, ServerSettings(**(DEFAULTS | settings)), observer, stopping)
 
     def run() -> None:
         try:

@@ -108,8 +108,7 @@ class Served:
 def serving(folder: Path, head: str = "", **settings: Any) -> Iterator[Served]:
     sick = Flaky()
     write_members(folder, {"sick": sick, "well": Opinion()}, head, max_rows=CALLERS)
-    # The margin is for a server that shares its cores with its callers and with other tests.
-    settings = {"reply_margin_seconds": 0.1, "stall_seconds": 0.05} | settings
+    settings = {"stall_seconds": 0.05} | settings
     with running(folder, trust_code=True, **settings) as server, Client(server.address, attempts=1) as client:
         yield Served(sick, client)
 

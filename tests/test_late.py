@@ -58,7 +58,7 @@ def served(request: pytest.FixtureRequest, plan: str, tmp_path_factory: pytest.T
     pair = Pair(tmp_path_factory.mktemp("pair"), plan, request.param)
     # The default margin is for a server that need not share its cores with its callers and with other tests.
     # However long the tests hold the member, it is late and not off.
-    with running(pair.folder, trust_code=True, reply_margin_seconds=0.1, breaker_stall_seconds=3600.0) as server:
+    with running(pair.folder, trust_code=True, breaker_stall_seconds=3600.0) as server:
         yield Served(pair.stuck, server.address)
 
 

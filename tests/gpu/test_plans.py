@@ -212,5 +212,5 @@ def test_callers_with_short_deadlines_are_answered_beside_a_member_that_is_stuck
             assert not (await first).degraded
             assert not (await client.infer(inputs, timeout=60, policy="require_all")).degraded
 
-    with running(folder, trust_code=True, device="cuda", reply_margin_seconds=0.1) as server:
+    with running(folder, trust_code=True, device="cuda") as server:
         asyncio.run(callers(server.address))
