@@ -1,6 +1,7 @@
 """Limits: whatever comes at once, the server takes in hand what it may, says so to the rest, and lives on."""
 
 import threading
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.calls import INFER, PATIENCE_SECONDS, Failure, begin, call, connect, infer, read_failure
 from tests.gated import HELD, Gate, row
@@ -94,6 +96,30 @@ def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(fold
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert "1 rows are in hand; allowed: 1" in found.details
         assert int(found.pushback) > 0
+        with Client(server.address, attempts=5) as client, ThreadPoolExecutor(1) as pool:
+            retried = pool.submit(client.infer, row())
+            gate.open()
+            held.result()
+            assert retried.result().label == "c"
+
+
+def test_a_call_too_many_is_told_when_to_come_again_and_a_full_server_is_not_ill(folder: Path, gate: Gate) -> None:
+    settings = {"max_concurrent_calls": 1, "metrics_listen": "127.0.0.1:0"}
+    with running(folder, trust_code=True, **settings) as server, connect(server.address) as channel:
+        held = begin(channel, INFER, row(HELD).SerializeToString())
+        gate.wait_for_somebody()
+        found = infer(channel, row())
+        assert isinstance(found, Failure)
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert "calls: found 1 at once; allowed: 1" in found.details
+        assert int(found.pushback) > 0
+        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as reply:
+            assert 'twinfer_rows_total{code="RESOURCE_EXHAUSTED",reason="OVERLOADED"} 1.0' in reply.read().decode()
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as refused:
+            next(health.Watch(health_pb2.HealthCheckRequest()))  # a watch would hold its place for as long as it likes
+        assert read_failure(refused.value).reason == "OVERLOADED"
         with Client(server.address, attempts=5) as client, ThreadPoolExecutor(1) as pool:
             retried = pool.submit(client.infer, row())
             gate.open()

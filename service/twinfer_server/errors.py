@@ -175,7 +175,7 @@ class Unsupported(TwinferError):
 
 
 class Overloaded(TwinferError):
-    """As many rows or bytes are in hand as may be; `retry_after_seconds` says when to come again."""
+    """As many calls, rows or bytes are in hand as may be; `retry_after_seconds` says when to come again."""
 
     code = Code.RESOURCE_EXHAUSTED
     reason = Reason.OVERLOADED

@@ -5,7 +5,8 @@ one read is taken in one go, and what is answered in one turn of the loop leaves
 """
 
 from .call import Call
+from .heads import Status
 from .server import Limits, PortTaken, Server
 from .writer import CallEnded
 
-__all__ = ["Call", "CallEnded", "Limits", "PortTaken", "Server"]
+__all__ = ["Call", "CallEnded", "Limits", "PortTaken", "Server", "Status"]

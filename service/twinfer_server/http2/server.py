@@ -4,7 +4,7 @@ import asyncio
 import socket
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,16 @@ _TCP_OPTIONS = {"TCP_KEEPIDLE": GONE_SECONDS, "TCP_KEEPINTVL": 10, "TCP_USER_TIM
 """When TCP asks an idle client whether it is there, how soon again, and how long it may take nothing of what it is sent; tcp(7)."""
 
 
+PROBES = 8
+"""So many calls of `Limits.probe` are taken beyond all others."""
+
+
 class PortTaken(Exception):
     """The address cannot be listened on."""
+
+
+def _refuse(text: str) -> Status:
+    return Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,10 @@ class Limits:
     max_streams_per_connection: int
     message_seconds: float = 60.0
     """How long the only message of a call may take to come, whatever its deadline."""
+    refuse: Callable[[str], Status] = _refuse
+    """Says how a call ends that is one too many, given what was found and what is allowed."""
+    probe: str = ""
+    """The path of the method that tells whether the server is well, for one that is full is not ill."""
 
 
 class _Details(NamedTuple):
@@ -117,9 +129,9 @@ class Server:
 
     def find(self, path: str) -> "Handler | Status":
         """Find the handler of a method, or say why a call of it is not taken now."""
-        if self._calls >= self.limits.max_concurrent_calls:
-            text = f"calls: found {self._calls} at once; allowed: {self.limits.max_concurrent_calls}"
-            return Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        allowed = self.limits.max_concurrent_calls
+        if self._calls >= allowed and (path != self.limits.probe or self._calls >= allowed + PROBES):
+            return self.limits.refuse(f"calls: found {self._calls} at once; allowed: {allowed}")
         handler = self._found.get(path)
         if handler is None:
             details: Any = _Details(path, ())

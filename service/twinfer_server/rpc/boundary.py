@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError
-from ..http2 import Call
+from ..http2 import Call, Status
 from .codec import write_error
 from .received import ReceivedRequest
 
@@ -94,11 +94,15 @@ def describe_error(error: BaseException) -> TwinferError:
 
 async def fail(context: Context, error: BaseException) -> NoReturn:
     """End a call with the status that `error` stands for."""
-    known = describe_error(error)
-    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(known).SerializeToString())]
-    if isinstance(known, Overloaded):
-        metadata.append((PUSHBACK_KEY, str(round(known.retry_after_seconds * 1000))))
-    await context.abort(STATUS[known.code], summarize(known), tuple(metadata))
+    await context.abort(*write_status(describe_error(error)))
+
+
+def write_status(error: TwinferError) -> Status:
+    """Write an error as the status of a call."""
+    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(error).SerializeToString())]
+    if isinstance(error, Overloaded):
+        metadata.append((PUSHBACK_KEY, str(round(error.retry_after_seconds * 1000))))
+    return Status(STATUS[error.code], summarize(error), tuple(metadata))
 
 
 def summarize(error: TwinferError) -> str:

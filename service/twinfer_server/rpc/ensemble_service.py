@@ -41,8 +41,8 @@ class EnsembleService:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Infer": unary(ReceivedRequest, self._infer, self._pool, self._note_failure),
-                "BatchInfer": unary(pb.BatchInferRequest, self._batch_infer, self._pool, self._note_failure),
+                "Infer": unary(ReceivedRequest, self._infer, self._pool, self.note_failure),
+                "BatchInfer": unary(pb.BatchInferRequest, self._batch_infer, self._pool, self.note_failure),
                 "GetEnsemble": unary(pb.GetEnsembleRequest, self._get_ensemble, self._pool),
                 "InferStream": grpc.stream_stream_rpc_method_handler(self._streams.handle),
             },
@@ -53,16 +53,17 @@ class EnsembleService:
         self._is_draining = True
         await self._streams.drain()
 
+    def note_failure(self, error: TwinferError) -> None:
+        """Tell the engine, if there is one by now, of a call or a row that ends with an error."""
+        if self.engine is not None:
+            self.engine.note_failure(error)
+
     def _ready_engine(self) -> Engine:
         if self._is_draining:
             raise Draining("the server is shutting down")
         if self.engine is None:
             raise Loading("the ensemble is loading")
         return self.engine
-
-    def _note_failure(self, error: TwinferError) -> None:
-        if self.engine is not None:
-            self.engine.note_failure(error)
 
     async def _get_ensemble(self, message: pb.GetEnsembleRequest, size_bytes: int, context: Context) -> Message:
         engine = self._ready_engine()
@@ -104,7 +105,7 @@ class EnsembleService:
                 self._writer.write(result.response, answer, row, engine.description)
                 engine.note_reply(row, answer, began)
             elif isinstance(answer, TwinferError):
-                self._note_failure(answer)
+                self.note_failure(answer)
                 result.error.CopyFrom(write_error(answer))
         return reply
 
@@ -119,7 +120,7 @@ class EnsembleService:
             await self._answer(ReceivedRequest(message.request), len(data), context, reply.response)
         except Exception as error:
             known = describe_error(error)
-            self._note_failure(known)
+            self.note_failure(known)
             reply = pb.InferStreamResponse(request_id=request_id, error=write_error(known))
         return reply.SerializeToString()
 

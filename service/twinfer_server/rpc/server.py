@@ -1,7 +1,7 @@
 """The gRPC server: listeners, limits and services, put together."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 
 from grpc_health.v1 import health_pb2
@@ -9,14 +9,19 @@ from grpc_health.v1 import health_pb2
 from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
 from ..engine import Engine, OperableEngine
-from ..http2 import Limits, Server
+from ..errors import Overloaded, TwinferError
+from ..http2 import Limits, Server, Status
 from ..settings import ServerSettings
 from .admin_service import ADMIN_SERVICE, EnsembleAdminService
+from .boundary import write_status
 from .ensemble_service import SERVICE, EnsembleService
-from .health import Health
+from .health import PROBE, Health
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
 from .reflection import add_reflection
+
+RETRY_SECONDS = 0.5
+"""When a call that was one too many may come again: a place is free when another call ends, which nobody can foresee."""
 
 
 class AdminServer:
@@ -29,7 +34,7 @@ class AdminServer:
         self._health = Health((ADMIN_SERVICE,))
         self._server: Server | None = None
         if self._address:
-            self._server = _make_server(settings)
+            self._server = _make_server(settings, lambda error: None)
             self._server.add_generic_rpc_handlers((self._service.handlers(),))
             self._health.add_to(self._server)
             add_reflection(self._server, (ensemble_admin_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
@@ -68,7 +73,7 @@ class RpcServer:
         self.inference_service = InferenceService(pool, settings)
         self._address = settings.listen
         self._is_one_of_several = is_one_of_several
-        self._server = _make_server(settings)
+        self._server = _make_server(settings, self.ensemble_service.note_failure)
         self._server.add_generic_rpc_handlers((self.ensemble_service.handlers(), self.inference_service.handlers()))
         self.health.add_to(self._server)
         add_reflection(self._server, (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
@@ -97,5 +102,13 @@ class RpcServer:
         await self._server.stop(grace_seconds)
 
 
-def _make_server(settings: ServerSettings) -> Server:
-    return Server(Limits(settings.max_message_bytes, settings.max_concurrent_calls, settings.max_streams_per_connection))
+def _make_server(settings: ServerSettings, on_failure: Callable[[TwinferError], None]) -> Server:
+    """Make a server with the limits of the settings; `on_failure` is told of calls that are too many."""
+
+    def refuse(text: str) -> Status:
+        error = Overloaded(text, retry_after_seconds=RETRY_SECONDS)
+        on_failure(error)
+        return write_status(error)
+
+    limits = settings.max_message_bytes, settings.max_concurrent_calls, settings.max_streams_per_connection
+    return Server(Limits(*limits, refuse=refuse, probe=PROBE))
