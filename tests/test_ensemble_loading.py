@@ -259,4 +259,4 @@ def measure_overlap(folder: Path, cores: int) -> float:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process to a core")
 def test_on_one_core_members_do_not_overlap_and_the_ratio_says_so(tmp_path: Path) -> None:
     """On two idle cores the same two members read 1.8 to 2.0; on two that others use too, anything from 1 upwards."""
-    assert 0.8 <= measure_overlap(tmp_path, cores=1) <= 1.2
+    assert 0.6 <= measure_overlap(tmp_path, cores=1) <= 1.5  # 1, but for what others do on that core meanwhile

@@ -112,10 +112,11 @@ def test_a_front_that_is_killed_loses_its_own_calls_and_is_started_again(folder:
         fronts = fronts_of(server)
         assert other in fronts
         assert all(isinstance(infer(channel, row()), pb.InferResponse) for channel in channels)
+        # A front tells what became of a row after it has answered.
+        wait_until(lambda: metrics_of(server)['twinfer_rows_total{code="OK",reason=""}'] == 2 * CONNECTIONS - len(failures))
         metrics = metrics_of(server)
         assert metrics["twinfer_rows_in_hand"] == 0
         assert metrics['twinfer_rows_total{code="CANCELLED",reason="CANCELLED"}'] == len(failures)
-        assert metrics['twinfer_rows_total{code="OK",reason=""}'] == 2 * CONNECTIONS - len(failures)
 
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.calls import connect as open_channel
 from tests.peers import DATA, GOAWAY, PREFACE, SETTINGS, BarePeer, connect, message, raw
 from tests.wire import ECHO, LIMITS, LOOPS, MIRROR, WAIT, RunningWire, wired
 from twinfer_server.http2 import PortTaken, Server
@@ -35,9 +36,9 @@ def wire(request: pytest.FixtureRequest) -> Iterator[RunningWire]:
 
 
 def echo(address: str) -> Any:
-    """Have a client of `grpc` make a call."""
+    """Have a client of `grpc` make a call, on a connection of its own: the last server's may still seem to be open."""
     channel: Any
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address) as channel:
         return channel.unary_unary(ECHO)(b"x")
 
 

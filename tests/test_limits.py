@@ -104,7 +104,7 @@ def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(fold
 
 
 def test_a_call_too_many_is_told_when_to_come_again_and_a_full_server_is_not_ill(folder: Path, gate: Gate) -> None:
-    settings = {"max_concurrent_calls": 1, "metrics_listen": "127.0.0.1:0"}
+    settings: dict[str, Any] = {"max_concurrent_calls": 1, "metrics_listen": "127.0.0.1:0"}
     with running(folder, trust_code=True, **settings) as server, connect(server.address) as channel:
         held = begin(channel, INFER, row(HELD).SerializeToString())
         gate.wait_for_somebody()
