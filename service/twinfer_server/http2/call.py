@@ -17,7 +17,7 @@ from .reading import Frame
 from .writer import CallEnded, Writer
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .calls import Calls
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +36,21 @@ class Call(AsyncIterator[Any]):
     """
 
     __slots__ = (
-        "_arrived_at", "_connection", "_credit", "_handler", "_head", "_inbox", "_is_half_closed", "_number", "_task", "_waiter",
+        "_arrived_at", "_calls", "_credit", "_handler", "_head", "_inbox", "_is_half_closed", "_number", "_task", "_waiter",
         "_writer",
     )  # fmt: skip
 
-    def __init__(self, connection: "Connection", number: int, head: Head, handler: Handler) -> None:
+    def __init__(self, calls: "Calls", number: int, head: Head, handler: Handler) -> None:
         """Begin a call; a method that takes one message runs when that is there, any other at once."""
         self._arrived_at = time.monotonic()
-        self._connection = connection
+        self._calls = calls
         self._number = number
         self._head = head
         self._handler = handler
-        self._inbox = Inbox(connection.server.limits.max_message_bytes)
+        self._inbox = Inbox(calls.server.limits.max_message_bytes)
         self._credit = DEFAULT_WINDOW
         """What the caller may still send before more of it is asked for."""
-        self._writer = Writer(connection.out, number)
+        self._writer = Writer(calls.out, number)
         self._is_half_closed = False
         """Whether the caller has sent everything."""
         self._task: asyncio.Task[None] | None = None
@@ -147,7 +147,7 @@ class Call(AsyncIterator[Any]):
     def look(self, now: float) -> None:
         """End the call if its time is up: the caller's deadline, or how long its only message may take to come."""
         seconds, deadline = now - self._arrived_at, self._head.timeout_seconds
-        limit = self._connection.server.limits.message_seconds
+        limit = self._calls.server.limits.message_seconds
         if deadline is not None and seconds >= deadline:
             self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline that the caller set is over"))
         elif seconds >= limit and not self._is_half_closed and not self._handler.request_streaming:
@@ -217,7 +217,7 @@ class Call(AsyncIterator[Any]):
     def _leave(self) -> None:
         """Be over: whatever the handler still does, nobody hears of it."""
         self._writer.close()
-        self._connection.forget(self._number, is_half_closed=self._is_half_closed)
+        self._calls.forget(self._number, is_half_closed=self._is_half_closed)
         self._wake()
         task, self._task = self._task, None  # which, cancelled, has a traceback, and that this call
         if task is not None and task is not asyncio.current_task():
@@ -232,12 +232,12 @@ class Call(AsyncIterator[Any]):
         missing = self._inbox.missing_bytes
         wanted = max(missing, STREAM_WINDOW if self._handler.request_streaming else SPARE_WINDOW)
         if self._credit < missing or self._credit < wanted // 2:
-            self._connection.out.send(window_frame(self._number, wanted - self._credit))
+            self._calls.out.send(window_frame(self._number, wanted - self._credit))
             self._credit = wanted
 
     async def _open(self, data: Data, is_compressed: bool) -> Any:
         if is_compressed:
-            limit = self._connection.server.limits.max_message_bytes
+            limit = self._calls.server.limits.max_message_bytes
             data = await asyncio.to_thread(decompress, data, self._head.encoding, limit)
         deserialize = self._handler.request_deserializer
         if deserialize is None:

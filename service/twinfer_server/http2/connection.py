@@ -1,4 +1,4 @@
-"""A connection: tells each call what is its own, and keeps the rules of HTTP/2 for all of them. Source: RFC 9113."""
+"""A connection: reads what a client sends in turns with other clients, and begins and ends as HTTP/2 has it. Source: RFC 9113."""
 
 import asyncio
 import logging
@@ -6,22 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from .call import Call
-from .frames import (
-    DEFAULT_WINDOW,
-    MAX_WINDOW,
-    Code,
-    ConnectionFault,
-    Flag,
-    Kind,
-    Setting,
-    frame,
-    goaway_frame,
-    reset_frame,
-    settings_frame,
-    window_frame,
-)
-from .heads import MAX_HEAD_BYTES, REPLY_FIELDS, Fields, Head, HeadReader, Status, write_block, write_trailers
+from .calls import Calls
+from .frames import Code, ConnectionFault, Flag, Kind, Setting, frame, goaway_frame, settings_frame
+from .heads import MAX_HEAD_BYTES
 from .outlet import Outlet
 from .reading import OWN_FRAME_BYTES, Frame, FrameReader
 
@@ -30,18 +17,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OWN_WINDOW = 2**30
-"""What a client may send on all its calls together; what lies in memory is bounded by each call's window."""
 PREFACE_SECONDS = 20.0
 """How long a client may take to begin."""
 PARTING_SECONDS = 5.0
 """How long a client may take to read the last bytes that it is sent."""
 TURN_SECONDS = 0.002
 """How long one client's frames may hold up the others'."""
-RAPID_SECONDS = 0.05
-"""A call that its client gives up so soon has served nobody; later ones may have met their deadline, or another's answer."""
-BROKEN_CALL = 2
-"""What a call costs that its client gives up or breaks: with what its end gives back, one."""
 
 
 class Connection(asyncio.Protocol):
@@ -49,36 +30,32 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: "Server") -> None:
         """Begin a connection that a client has opened."""
-        self.server = server
-        self.out: Outlet
+        self.calls: Calls
         self.closed = asyncio.get_running_loop().create_future()
         """Done when nothing of the connection is left."""
+        self._server = server
         self._transport: asyncio.Transport
-        self._calls: dict[int, Call] = {}
-        self._last = 0
-        """The number of the newest call; each is larger than those before."""
-        self._credit = OWN_WINDOW
+        self._out: Outlet
         self._reader = FrameReader()
         self._frames: Iterator[Frame] = iter(())
         """What has come and is not yet taken."""
-        self._heads = HeadReader()
-        self._is_leaving = False
 
     # --- what the event loop tells ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Tell the client what it may do."""
         self._transport = cast(asyncio.Transport, transport)
-        self.out = Outlet(self._transport)
-        self.server.connections.add(self)
+        self._out = Outlet(self._transport)
+        self._server.connections.add(self)
         settings = {
-            Setting.MAX_CONCURRENT_STREAMS: self.server.limits.max_streams_per_connection,
+            Setting.MAX_CONCURRENT_STREAMS: self._server.limits.max_streams_per_connection,
             Setting.MAX_FRAME_SIZE: OWN_FRAME_BYTES,
             Setting.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES,
         }
-        self.out.send(settings_frame(settings) + window_frame(0, OWN_WINDOW - DEFAULT_WINDOW))
+        self._out.send(settings_frame(settings))
+        self.calls = Calls(self._server, self._out, self.close)
         self._ending = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._close_unless_begun)
-        if self.server.is_stopping:  # it was accepted just before
+        if self._server.is_stopping:  # it was accepted just before
             self.leave()
 
     def data_received(self, data: bytes) -> None:
@@ -94,45 +71,23 @@ class Connection(asyncio.Protocol):
         """End all calls."""
         self._part()
         self._ending.cancel()
-        self.server.connections.discard(self)
+        self._server.connections.discard(self)
         self.closed.set_result(None)
 
     def pause_writing(self) -> None:
         """Write no further messages for now."""
-        self.out.block(True)
+        self._out.block(True)
 
     def resume_writing(self) -> None:
         """Write again."""
-        self.out.block(False)
+        self._out.block(False)
 
-    # --- what calls and the server use --------------------------------------------------------------------------------
-
-    def forget(self, number: int, *, is_half_closed: bool) -> None:
-        """Note that a call is over; what its caller still sends is dropped."""
-        del self._calls[number]
-        self.server.count(-1)
-        self.out.allowance.give()
-        if not is_half_closed:
-            self.out.send(reset_frame(number, Code.NO_ERROR))
-        if self._is_leaving and not self._calls:
-            self.close()
+    # --- its end ------------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
         """Take no further calls, which the client may send elsewhere, and close when those that there are have ended."""
-        self._is_leaving = True
-        self.out.send(goaway_frame(self._last, Code.NO_ERROR, "the server is shutting down"))
-        if not self._calls:
-            self.close()
-
-    def end_calls(self, status: Status) -> None:
-        """End all calls with a status."""
-        for call in [*self._calls.values()]:
-            call.end(status)
-
-    def look(self, now: float) -> None:
-        """End the calls whose time is up."""
-        for call in [*self._calls.values()]:
-            call.look(now)
+        self._out.send(goaway_frame(self.calls.newest, Code.NO_ERROR, "the server is shutting down"))
+        self.calls.close()
 
     def close(self) -> None:
         """Close the connection when what has been written is sent, or is not taken for too long."""
@@ -152,8 +107,7 @@ class Connection(asyncio.Protocol):
     def _part(self) -> None:
         """Close the connection, and have nobody work for it any more."""
         self.close()
-        for call in [*self._calls.values()]:
-            call.give_up()
+        self.calls.give_up()
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
@@ -169,12 +123,12 @@ class Connection(asyncio.Protocol):
                     self._transport.pause_reading()
                     asyncio.get_running_loop().call_soon(self._take_turn)
                     return
-            self.out.check()
+            self._out.check()
         except ConnectionFault as fault:
             logger.debug("a client breaks the rules: %s", fault)
-            if self.out.is_blocked:  # nobody would read why
+            if self._out.is_blocked:  # nobody would read why
                 self.abort()
-            self.out.send(goaway_frame(self._last, fault.code, str(fault)))
+            self._out.send(goaway_frame(self.calls.newest, fault.code, str(fault)))
             self._part()
         else:
             self._transport.resume_reading()
@@ -182,13 +136,13 @@ class Connection(asyncio.Protocol):
     def _take(self, frame: Frame) -> None:
         match frame.kind:
             case Kind.DATA:
-                self._on_data(frame)
+                self.calls.on_data(frame)
             case Kind.HEADERS:
-                self._on_head(frame)
+                self.calls.on_head(frame)
             case Kind.WINDOW_UPDATE:
-                self._on_window(frame.stream, int.from_bytes(frame.payload, "big") & MAX_WINDOW)
+                self.calls.on_window(frame)
             case Kind.RST_STREAM:
-                self._on_reset(frame.stream)
+                self.calls.on_reset(frame)
             case Kind.SETTINGS:
                 self._on_settings(frame)
             case Kind.PING:
@@ -196,105 +150,18 @@ class Connection(asyncio.Protocol):
             case Kind.PUSH_PROMISE:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "found a promise, which clients do not make")
             case _:
-                self.out.allowance.take()
-
-    def _find(self, stream: int) -> Call | None:
-        """Give a call; None if it is over. Raises ConnectionFault if it has not begun."""
-        call = self._calls.get(stream)
-        if call is None and ((stream > self._last and not self._is_leaving) or not stream % 2):
-            raise ConnectionFault(Code.PROTOCOL_ERROR, f"found a frame on stream {stream}, which has not begun")
-        return call
-
-    def _on_data(self, frame: Frame) -> None:
-        self._credit -= frame.size
-        if self._credit < OWN_WINDOW // 2:
-            self.out.send(window_frame(0, OWN_WINDOW - self._credit))
-            self._credit = OWN_WINDOW
-        call, is_last = self._find(frame.stream), frame.flags & Flag.END_STREAM
-        if frame.begin == frame.end and not is_last:
-            self.out.allowance.take()
-        if call is not None:
-            call.receive(frame)
-            if is_last:
-                call.half_close()
-            self._look_after(frame.stream)
-
-    def _look_after(self, stream: int) -> None:
-        """Count it if a call is over by what its client has just sent (CVE-2025-8671)."""
-        if stream not in self._calls:
-            self.out.allowance.take(BROKEN_CALL)
-
-    def _on_head(self, frame: Frame) -> None:
-        stream, is_last = frame.stream, bool(frame.flags & Flag.END_STREAM)
-        if not stream % 2:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, f"found stream {stream}; allowed: odd numbers")
-        if stream <= self._last:
-            if not is_last:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, f"found a head on stream {stream}, which has had one, or is passed over")
-            self._heads.skip(frame.payload)
-            call = self._find(stream)
-            if call is not None:
-                call.half_close()
-                self._look_after(stream)
-            return
-        head = self._heads.read(frame.payload)
-        if self._is_leaving:
-            return
-        self._last = stream
-        if len(self._calls) < self.server.limits.max_streams_per_connection:
-            self._open(stream, head, is_last)
-        else:
-            self.out.send(reset_frame(stream, Code.REFUSED_STREAM))
-
-    def _open(self, stream: int, head: Head, is_half_closed: bool) -> None:
-        if head.http_status != 200:
-            self._refuse(stream, ((":status", str(head.http_status)),), is_half_closed)
-            return
-        found = head.refusal or self.server.find(head.path)
-        if isinstance(found, Status):
-            self._refuse(stream, REPLY_FIELDS + write_trailers(found), is_half_closed)
-            return
-        self.server.count(+1)
-        call = self._calls[stream] = Call(self, stream, head, found)
-        if is_half_closed:
-            call.half_close()
-
-    def _refuse(self, stream: int, fields: Fields, is_half_closed: bool) -> None:
-        self.out.send_block(stream, write_block(fields), is_last=True)
-        if not is_half_closed:
-            self.out.send(reset_frame(stream, Code.NO_ERROR))
-
-    def _on_reset(self, stream: int) -> None:
-        call = self._find(stream)
-        if call is None:
-            return
-        call.give_up()
-        if call.seconds < RAPID_SECONDS:
-            self.out.allowance.take(BROKEN_CALL)
-
-    def _on_window(self, stream: int, more_bytes: int) -> None:
-        self.out.allowance.take()
-        if not more_bytes:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "found a window that grows by nothing")
-        if not stream:
-            self.out.widen(more_bytes)
-        else:
-            call = self._find(stream)
-            if call is not None:
-                call.widen(more_bytes)
+                self._out.allowance.take()
 
     def _on_settings(self, settings: Frame) -> None:
         if settings.flags & Flag.ACK:
             if settings.size:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "found settings in an acknowledgement")
             return
-        self.out.allowance.take()  # each may change the window of every call
-        more_bytes = self.out.obey(settings.payload)
-        for call in self._calls.values():
-            call.widen(more_bytes)
-        self.out.send(frame(Kind.SETTINGS, Flag.ACK, 0))
+        self._out.allowance.take()  # each may change the window of every call
+        self.calls.widen(self._out.obey(settings.payload))
+        self._out.send(frame(Kind.SETTINGS, Flag.ACK, 0))
 
     def _on_ping(self, ping: Frame) -> None:
-        self.out.allowance.take()
+        self._out.allowance.take()
         if not ping.flags & Flag.ACK:
-            self.out.send(frame(Kind.PING, Flag.ACK, 0, ping.payload))
+            self._out.send(frame(Kind.PING, Flag.ACK, 0, ping.payload))

@@ -118,7 +118,7 @@ class Server:
             await asyncio.wait_for(self._idle.wait(), grace_seconds)
         except TimeoutError:
             for connection in [*self.connections]:
-                connection.end_calls(Status(grpc.StatusCode.UNAVAILABLE, "the server is shutting down"))
+                connection.calls.end(Status(grpc.StatusCode.UNAVAILABLE, "the server is shutting down"))
         closing = [connection.closed for connection in self.connections]
         if closing:
             await asyncio.wait(closing, timeout=CLOSING_SECONDS)
@@ -158,7 +158,7 @@ class Server:
         """End the calls whose time is up, again and again while there are calls."""
         self._looking, now = None, time.monotonic()
         for connection in [*self.connections]:
-            connection.look(now)
+            connection.calls.look(now)
         if self._calls:
             self._look_later()
 
