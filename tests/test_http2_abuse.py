@@ -4,6 +4,7 @@ import gc
 import os
 import socket
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -111,6 +112,29 @@ def test_calls_that_end_as_they_begin_are_borne_so_often(wire: RunningWire, writ
         send_as_long_as_taken(peer, (write(peer, stream) for stream in range(1, 2 * FAR_TOO_MANY, 2)))
         assert is_cut_off(peer)
         assert serves_others(wire)
+
+
+@pytest.mark.parametrize("path", ["/nowhere.to/BeFound", ABORT], ids=["refused", "failed"])
+def test_calls_that_fail_are_answered_without_end(wire: RunningWire, path: str) -> None:
+    with BarePeer(wire.address) as peer:
+        for stream in range(1, 2 * FAR_TOO_MANY, 2):
+            # Clients of `grpc` say after each call that they can take another one, and of what size.
+            peer.send(peer.call(stream, path, b"0"), *(raw(WINDOW_UPDATE, 0, each, b"\0\0\0\1") for each in (0, stream)))
+            assert peer.answer(stream).status[0]
+
+
+def test_calls_given_up_at_their_deadline_are_borne_without_end(wire: RunningWire) -> None:
+    together = 2 * LIMITS.max_streams_per_connection
+    with BarePeer(wire.address) as peer:
+        for first in range(1, 2 * FAR_TOO_MANY, together):
+            streams = range(first, first + together, 2)
+            peer.send(*(peer.head(stream, WAIT, [("grpc-timeout", "10m")]) for stream in streams))
+            began = time.monotonic()
+            while time.monotonic() - began < 0.01:
+                pass
+            peer.send(*(raw(RST_STREAM, 0, stream, CANCEL) for stream in streams))
+        peer.send(peer.call(first + together, ECHO, b"still here"))
+        assert peer.answer(first + together).messages == [b"still here"]
 
 
 NOTHING = {

@@ -84,6 +84,15 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_socket_on_which_somebody_listens_is_left_to_them(loop: str, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path / 'server.sock'}"
+    with wired(loop, address) as first:
+        with pytest.raises(PortTaken, match=f"{address}: another server has it"), wired(loop, address):
+            pass
+        assert echo(first.address) == b"x"
+
+
 @pytest.mark.parametrize("address", ["203.0.113.1:0", "unix:/no/such/folder/socket"])
 def test_an_address_that_is_not_this_machines_is_refused(address: str) -> None:
     with pytest.raises(PortTaken, match=address), wired(address=address):

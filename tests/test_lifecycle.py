@@ -223,3 +223,10 @@ def test_validate_says_what_is_wrong_as_json_too(folder: Path) -> None:
     report = json.loads(found.stdout)
     assert report["is_valid"] is False
     assert "members.words.input.text.tokenizer" in report["error"]
+
+
+def test_not_even_the_most_talkative_log_tells_what_callers_keep_to_themselves(folder: Path) -> None:
+    with started(folder, "--set", "log_level=debug") as server, connect(server.address) as channel:
+        method: Any = channel.unary_unary(INFER)
+        method(row().SerializeToString(), timeout=PATIENCE_SECONDS, metadata=[("authorization", "Bearer of-a-secret")])
+        assert "of-a-secret" not in server.log.read_text()

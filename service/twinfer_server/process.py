@@ -62,6 +62,7 @@ def configure_logging(level: str, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("hpack").setLevel(logging.WARNING)  # below that it writes down what callers say, their tokens included
 
 
 def end_process(code: int) -> None:

@@ -6,6 +6,10 @@ from .frames import Code, ConnectionFault
 
 AT_ONCE, PER_SECOND = 1000.0, 100.0
 """How much of it there is at once, and comes back in the long run."""
+ANSWERED_CALL = 2
+"""What a call gives back that has been answered, if only with an error: clients take note of each, some of them in two windows."""
+BROKEN_CALL = 3
+"""What a call costs that its client gives up or breaks: one more than its end gives back."""
 
 
 class Allowance:
@@ -18,7 +22,7 @@ class Allowance:
         self._is_left = AT_ONCE
         self._since = time.monotonic()
 
-    def give(self, more: int = 1) -> None:
+    def give(self, more: int) -> None:
         """Let the client off so much more, for it has been served: who is served much may err, and has to say, more."""
         self._is_left = min(AT_ONCE, self._is_left + more)
 

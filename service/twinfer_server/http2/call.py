@@ -25,6 +25,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 STREAM_WINDOW = 2**20
 """How many bytes a caller may send on a stream before any of them is read."""
+LEAST_DEADLINE_SECONDS = 0.005
+"""Whoever gives a call less time has not meant to wait for it."""
 SPARE_WINDOW = 2**9
 """How many it may send beyond its only message: padding, which may come before any of that."""
 
@@ -107,6 +109,12 @@ class Call(AsyncIterator[Any]):
     def seconds(self) -> float:
         """How long it has been there."""
         return time.monotonic() - self._arrived_at
+
+    @property
+    def is_due(self) -> bool:
+        """Whether its caller has reason to give it up: by his clock, which began earlier, its deadline may be over."""
+        deadline = self._head.timeout_seconds
+        return deadline is not None and deadline >= LEAST_DEADLINE_SECONDS and self.seconds >= deadline / 2
 
     def receive(self, frame: Frame) -> None:
         """Take a piece of what the caller sends; raises ConnectionFault."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .allowance import ANSWERED_CALL, BROKEN_CALL
 from .call import Call
 from .frames import DEFAULT_WINDOW, MAX_WINDOW, Code, ConnectionFault, Flag, reset_frame, window_frame
 from .heads import REPLY_FIELDS, Fields, Head, HeadReader, Status, write_block, write_trailers
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 OWN_WINDOW = 2**30
 """What a client may send on all its calls together; what lies in memory is bounded by each call's window."""
 RAPID_SECONDS = 0.05
-"""A call that its client gives up so soon has served nobody; later ones may have met their deadline, or another's answer."""
-BROKEN_CALL = 2
-"""What a call costs that its client gives up or breaks: with what its end gives back, one."""
+"""A call that its client gives up so soon has served nobody; later ones may have met another's answer."""
 
 
 class Calls:
@@ -70,7 +69,7 @@ class Calls:
         """Note that a call is over; what its caller still sends is dropped."""
         del self._calls[number]
         self.server.count(-1)
-        self.out.allowance.give()
+        self.out.allowance.give(ANSWERED_CALL)
         if not is_half_closed:
             self.out.send(reset_frame(number, Code.NO_ERROR))
         if self._is_closed and not self._calls:
@@ -122,7 +121,7 @@ class Calls:
         if call is None:
             return
         call.give_up()
-        if call.seconds < RAPID_SECONDS:
+        if call.seconds < RAPID_SECONDS and not call.is_due:
             self.out.allowance.take(BROKEN_CALL)
 
     def on_window(self, frame: Frame) -> None:
@@ -165,5 +164,6 @@ class Calls:
 
     def _refuse(self, stream: int, fields: Fields, is_half_closed: bool) -> None:
         self.out.send_block(stream, write_block(fields), is_last=True)
+        self.out.allowance.give(ANSWERED_CALL)
         if not is_half_closed:
             self.out.send(reset_frame(stream, Code.NO_ERROR))

@@ -1,7 +1,6 @@
 """A connection: reads what a client sends in turns with other clients, and begins and ends as HTTP/2 has it. Source: RFC 9113."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
@@ -14,8 +13,6 @@ from .reading import OWN_FRAME_BYTES, Frame, FrameReader
 
 if TYPE_CHECKING:
     from .server import Server
-
-logger = logging.getLogger(__name__)
 
 PREFACE_SECONDS = 20.0
 """How long a client may take to begin."""
@@ -125,7 +122,7 @@ class Connection(asyncio.Protocol):
                     return
             self._out.check()
         except ConnectionFault as fault:
-            logger.debug("a client breaks the rules: %s", fault)
+            self._server.note_fault(self._transport.get_extra_info("peername"), fault)
             if self._out.is_blocked:  # nobody would read why
                 self.abort()
             self._out.send(goaway_frame(self.calls.newest, fault.code, str(fault)))

@@ -31,6 +31,10 @@ _NOT_METADATA = {b"te", b"content-type"}
 _SAFE_IN_MESSAGE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
+NO_RETRY: Metadata = (("grpc-retry-pushback-ms", "-1"),)
+"""Tells clients that retry what was refused by RESOURCE_EXHAUSTED that this would be again. Source: gRPC A6."""
+
+
 class Status(NamedTuple):
     """How a call ends."""
 
@@ -118,7 +122,7 @@ def _make_head(fields: Sequence[tuple[bytes, bytes]], size: int) -> Head:
         return Head(path, http_status=415)
     if size > MAX_HEAD_BYTES:
         text = f"metadata: found more than {MAX_HEAD_BYTES} bytes; allowed: at most so many"
-        return Head(path, refusal=Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text))
+        return Head(path, refusal=Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text, NO_RETRY))
     try:
         seconds = _read_timeout(special.get(b"grpc-timeout"))
         metadata = tuple(entry for name, value in fields if name not in special for entry in _read_entries(name, value))

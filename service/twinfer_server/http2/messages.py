@@ -7,7 +7,7 @@ from struct import Struct
 import grpc
 import numpy as np
 
-from .heads import Status
+from .heads import NO_RETRY, Status
 
 PREFIX = Struct(">?I")
 """What stands before each message: whether it is compressed, and its length."""
@@ -24,7 +24,7 @@ class BadMessage(Exception):
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         """Say how the call is to end."""
         super().__init__(text)
-        self.status = Status(code, text)
+        self.status = Status(code, text, NO_RETRY if code is grpc.StatusCode.RESOURCE_EXHAUSTED else ())
 
 
 class Inbox:

@@ -1,6 +1,9 @@
 """The server: listens, and hands calls to the handlers that services have registered."""
 
 import asyncio
+import errno
+import logging
+import math
 import socket
 import stat
 import time
@@ -14,13 +17,18 @@ import grpc
 
 from .call import Handler
 from .connection import Connection
+from .frames import ConnectionFault
 from .heads import Metadata, Status
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 1024
 UNIX = "unix:"
 CLOSING_SECONDS = 0.5
 """How long clients have to take the last bytes when the server stops."""
 
+FAULT_SECONDS = 1.0
+"""How often, at the most, it is logged that a client was parted with: who does it on purpose does it often."""
 LOOK_SECONDS = 0.1
 """How often calls are looked at whose time may be up. Clients mind their deadlines themselves; here none is to be forgotten."""
 GONE_SECONDS = 60
@@ -79,6 +87,7 @@ class Server:
         self._idle.set()
         self._listeners: list[asyncio.Server] = []
         self._looking: asyncio.TimerHandle | None = None
+        self._fault_at = -math.inf
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Register handlers, as `grpc.aio.Server` does."""
@@ -96,10 +105,8 @@ class Server:
         try:
             sockets = _bind(address, is_shared)
         except OSError as error:
-            text = (
-                f"cannot listen on {address}: another server has the port, or the address is not this machine's ({error.strerror})"
-            )
-            raise PortTaken(text) from error
+            why = "another server has it" if error.errno == errno.EADDRINUSE else error.strerror
+            raise PortTaken(f"cannot listen on {address}: {why}") from error
         for each in sockets:
             make = loop.create_unix_server if each.family == socket.AF_UNIX else loop.create_server
             self._listeners.append(await make(lambda: Connection(self), sock=each, backlog=BACKLOG))
@@ -131,7 +138,7 @@ class Server:
         """Find the handler of a method, or say why a call of it is not taken now."""
         allowed = self.limits.max_concurrent_calls
         if self._calls >= allowed and (path != self.limits.probe or self._calls >= allowed + PROBES):
-            return self.limits.refuse(f"calls: found {self._calls} at once; allowed: {allowed}")
+            return self.limits.refuse(f"calls: found {self._calls + 1} at once; allowed: {allowed}")
         handler = self._found.get(path)
         if handler is None:
             details: Any = _Details(path, ())
@@ -140,6 +147,13 @@ class Server:
                 return Status(grpc.StatusCode.UNIMPLEMENTED, f"method: found {path!r:.200}, which is not served here")
             self._found[path] = handler
         return handler
+
+    def note_fault(self, client: object, fault: ConnectionFault) -> None:
+        """Log why a client is parted with."""
+        now = time.monotonic()
+        if now - self._fault_at >= FAULT_SECONDS:
+            self._fault_at = now
+            logger.warning("parting with the client at %s: %s", client or "a socket", fault)
 
     def count(self, change: int) -> None:
         """Count the calls that there are."""
@@ -200,9 +214,13 @@ def _watch_clients(listener: socket.socket) -> None:
 
 
 def _remove_left_socket(path: Path) -> None:
-    """Remove the socket of a server that has ended without doing so."""
-    try:
-        if stat.S_ISSOCK(path.stat().st_mode):
+    """Remove the socket of a server that has ended without doing so; raises OSError where one still listens."""
+    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
             path.unlink()
-    except FileNotFoundError:
-        pass
+        else:
+            raise OSError(errno.EADDRINUSE, "another server listens there")
