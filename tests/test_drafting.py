@@ -138,3 +138,24 @@ def test_a_folder_that_has_something_in_it_is_left_alone(tmp_path: Path) -> None
 def test_a_graph_whose_task_nobody_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotDraft, match="--task"):
         draft(tmp_path / "folder", {"one": str(write_onnx(tmp_path / "model.onnx"))})
+
+
+def test_a_method_that_does_not_fuse_such_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotDraft, match=r"--fusion: found 'nms'; allowed for task 'embedding': concatenation"):
+        draft(tmp_path / "folder", {"one": str(write_onnx(tmp_path / "model.onnx"))}, method="nms", task="embedding")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        pytest.param(["one", "one"], "found 'one' twice", id="twice"),
+        pytest.param(["A b"], "found the name 'A b'", id="one that no file can have"),
+    ],
+)
+def test_names_that_no_ensemble_can_have_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    members = [word for name in names for word in ("--member", f"{name}={path}")]
+    result = CliRunner().invoke(load_command("init"), [str(tmp_path / "folder"), *members, "--task", "embedding"])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

@@ -108,6 +108,17 @@ def test_a_quiet_stretch_has_no_spans(server: RunningServer) -> None:
     assert {event["ph"] for event in events} == {"M"}
 
 
+def test_a_picture_of_nothing_is_not_drawn_and_a_folder_that_is_not_there_is_said_before_anybody_waits(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    arguments = ["timeline", "--server", server.admin_address, "--seconds", "0.05"]
+    trace, png = tmp_path / "trace.json", tmp_path / "timeline.png"
+    result = CliRunner().invoke(app, [*arguments, "-o", str(trace), "--png", str(png)])
+    assert (result.exit_code, "nothing flew" in result.output, png.exists()) == (1, True, False)
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "nowhere" / "trace.json")])
+    assert (result.exit_code, "there is no such folder" in " ".join(result.output.split())) == (2, True)
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 61.0], ids=["none", "negative", "more than a minute"])
 def test_a_duration_out_of_bounds_is_refused(server: RunningServer, seconds: float) -> None:
     with grpc.insecure_channel(server.admin_address) as channel:

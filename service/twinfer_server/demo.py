@@ -178,6 +178,6 @@ def _show_summary(console: Console, summary: Mapping[str, object]) -> None:
         f"\n{summary['rows']} held-out rows, {CALLS_IN_FLIGHT} calls at once: "
         f"{summary['requests_per_second']} requests/s, p50 {summary['p50_ms']} ms, "
         f"overlap ratio {summary['overlap_ratio']}\n"
-        "(1.0: as if one member ran after the other; below: other work on the same cores kept them waiting)."
+        "(1.0: as if one member ran after the other; below: cold caches, or other work on the same cores, held them up)."
     )
     console.print("The server has stopped cleanly.")

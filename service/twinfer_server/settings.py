@@ -56,7 +56,7 @@ class ServerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     listen: Address = "127.0.0.1:50051"
-    """Where callers connect: HOST:PORT; port 0 picks a free one."""
+    """Where callers connect: HOST:PORT, or unix:PATH; port 0 picks a free one."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that accept calls, parse and decode beside the one that computes; 0 means that one does everything.
 
@@ -76,7 +76,7 @@ class ServerSettings(BaseSettings):
     max_concurrent_calls: Count = 320
     """Calls of every kind at once, streams included; times `max_message_bytes`, the most that can lie in memory before admission.
 
-    Above `max_waiting_rows`, so that overload is refused with a hint when to come again, and health still answers."""
+    Above `max_waiting_rows`, so that mostly rows are refused and not calls, of which each may have many."""
     max_streams_per_connection: Count = 128
     """Calls at once on one connection; a client queues the rest."""
     max_stream_rows: Count = 64
@@ -159,6 +159,5 @@ def read_settings(**flags: Any) -> ServerSettings:
         return ServerSettings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        raise InvalidSettings(
-            "\n".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}; found {quote(fault['input'])}" for fault in faults)
-        ) from None
+        lines = [(".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "), fault["input"]) for fault in faults]
+        raise InvalidSettings("\n".join(f"{name}: {text}; found {quote(found)}" for name, text, found in lines)) from None

@@ -47,8 +47,8 @@ def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes + _METADATA_BYTES),
         ("grpc.enable_retries", int(attempts > 1)),
         ("grpc.service_config", json.dumps(_service_config(attempts))),
-        # Notices a peer that vanished without a word. Servers refuse pings that come more often than every 5 minutes
-        # unless they are told otherwise; data in flight that nobody acknowledges is noticed after the 20 seconds.
+        # Notices a peer that vanished without a word. Proxies and servers of gRPC's own refuse pings that come more often than
+        # every 5 minutes unless they are told otherwise; data in flight that nobody acknowledges is noticed after the 20 seconds.
         ("grpc.keepalive_time_ms", 330_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         # A server that is just starting is found soon, and one that is down is not hammered. Not a word of

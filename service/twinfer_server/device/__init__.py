@@ -1,5 +1,7 @@
 """The device: lanes, events and staging, the same on a CPU and on CUDA. Knows no protobuf, no rows and no members."""
 
+import re
+
 import torch
 
 from .allocator import keep_freed_memory
@@ -31,10 +33,10 @@ def open_device(name: str, lanes: int) -> Device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    torch_device = torch.device(name)
-    if torch_device.type == "cpu":
+    if name == "cpu":
         keep_freed_memory()
         return CpuDevice(lanes)
-    if torch_device.type == "cuda" and torch.cuda.is_available():
-        return CudaDevice(torch.device("cuda", torch_device.index or 0))
-    raise RuntimeError(f"device {name!r} is not there; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else ""))
+    if torch.cuda.is_available() and re.fullmatch(r"cuda(:\d+)?", name):
+        return CudaDevice(torch.device("cuda", torch.device(name).index or 0))
+    allowed = ", cuda, cuda:N" if torch.cuda.is_available() else ""
+    raise RuntimeError(f"device: found {name!r}, which is not there; allowed: auto, cpu{allowed}")

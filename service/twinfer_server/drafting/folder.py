@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..errors import quote
+from ..fusion import METHODS
 from ..spec import SPEC_FILE
 from .draft import CannotDraft, MemberDraft, plain_name
 
@@ -32,6 +34,10 @@ def write_folder(folder: Path, drafts: Sequence[MemberDraft], method: str) -> No
     labels = {draft.labels for draft in drafts if draft.labels}
     if len(labels) > 1:
         raise CannotDraft("members: their configurations name different classes, or in another order; allowed: the same")
+    task = drafts[0].task
+    methods = [name for name, entry in METHODS.items() if task in entry.builds]
+    if method and method not in methods:
+        raise CannotDraft(f"--fusion: found {quote(method)}; allowed for task {task!r}: {', '.join(methods)}")
     if folder.exists() and any(folder.iterdir()):
         raise CannotDraft(f"{folder} is there and not empty; allowed: a new folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +46,7 @@ def write_folder(folder: Path, drafts: Sequence[MemberDraft], method: str) -> No
     names = next(iter(labels), ())
     if names:
         (folder / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    lines = _write_lines(folder, drafts, method or METHOD_OF_TASK[drafts[0].task], bool(names))
+    lines = _write_lines(folder, drafts, method or METHOD_OF_TASK[task], bool(names))
     (folder / SPEC_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -209,7 +209,7 @@ class Batcher:
     def _go_around(self, flight: Flight) -> None:
         """Keep a stuck flight from holding more than the lane that it is stuck on."""
         stuck = [run.member.name for run in flight.runs if run.is_claimed and not run.done.is_done()]
-        logger.warning("a flight of %d rows is overdue; lanes not done: %s", len(flight.rows), ", ".join(stuck))
+        logger.warning("a flight of %d rows is overdue; lanes not done: %s", len(flight.rows), ", ".join(stuck) or "none")
         if not flight.is_launched:
             flight.rescue(self._ensemble.plans["lanes"])
             self._replace_launcher()

@@ -2,13 +2,14 @@
 
 from .directory import find_directory
 from .ensemble import BatchingSpec, EnsembleSpec, Task
-from .files import LeavesFolder, find_file
+from .files import NAME_PATTERN, LeavesFolder, find_file
 from .fusion import CascadeSpec, FusionSpec
 from .inputs import CropsInputSpec, FedInputSpec, ImageInputSpec, OutputInputSpec, RequestInputSpec, TensorInputSpec, TextInputSpec
 from .members import MemberSpec, OutputSpec
 from .reading import SPEC_FILE, describe_faults, read_labels, read_spec
 
 __all__ = [
+    "NAME_PATTERN",
     "SPEC_FILE",
     "BatchingSpec",
     "CascadeSpec",

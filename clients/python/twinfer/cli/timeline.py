@@ -24,6 +24,9 @@ def timeline(
     png: Annotated[Path | None, typer.Option(help="Where a picture of the trace goes (needs the `server` extra).")] = None,
 ) -> None:
     """Watch a server for a while and write a Chrome trace, which ui.perfetto.dev opens."""
+    for file in (output, png):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{file}: there is no such folder.")
     with failures_reported(as_json=False):
         trace = _capture(server, seconds)
     output.write_bytes(trace)
@@ -31,7 +34,11 @@ def timeline(
     if png is not None:
         with needing(MODULES, "--png", INSTALL, "the server"):
             picture = importlib.import_module("twinfer_server.picture")
-        picture.draw_timeline(json.loads(trace), png)
+        try:
+            picture.draw_timeline(json.loads(trace), png)
+        except ValueError as error:
+            typer.echo(f"{png}: {error}", err=True)
+            raise typer.Exit(1) from None
         typer.echo(f"{png}: the busiest stretch of it as a picture")
 
 

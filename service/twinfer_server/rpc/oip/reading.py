@@ -126,7 +126,7 @@ def read_rows(call: Call, sources: Sequence[Source]) -> list[Request]:
 
 def _check_options(options: Parameters, model: Model) -> None:
     known = ("timeout", "priority", "policy") if model.is_ensemble else ("timeout", "priority")
-    check_known("parameters", options, (*known, *_SEQUENCE))
+    check_known("parameters", {name: value for name, value in options.items() if name not in _SEQUENCE}, known)
     for name in _SEQUENCE:
         if name in options and is_set(options[name]):
             raise InvalidOption(f"parameters[{name!r}]: found a value; allowed: none, for rows do not know of each other")
