@@ -32,6 +32,15 @@ TrustList = Annotated[
 ]
 
 
+WIDE = 160
+"""How many columns a table may take where nobody says how wide the paper is: in a pipe or a file."""
+
+
+def open_console() -> Console:
+    """Give the console that results are printed on."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Show the errors that an operator can mend as one message, without a traceback, and end with 1."""

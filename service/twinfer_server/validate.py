@@ -3,13 +3,13 @@
 import json
 import sys
 
-from rich.console import Console
 from rich.table import Table
 
 from .engine import Description, describe
 from .ensemble import Ensemble
 from .errors import InvalidEnsemble
 from .settings import ServerSettings
+from .terminal import open_console
 
 
 def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
@@ -18,7 +18,7 @@ def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
     if as_json:
         _print_json(_as_dict(description))
         return
-    console = Console(highlight=False)
+    console = open_console()
     console.print(f"[bold]{description.name}[/] version {description.version}: {description.task}, policy {description.policy}")
     columns = "member", "loader", "precision", "acceleration", "speed-up", "error", "device", "inputs", "output", "parameters"
     members = Table(*columns, box=None, header_style="dim")

@@ -16,7 +16,7 @@ from ..ensemble import load_ensemble
 from ..inputs import InputLimits
 from ..settings import read_settings
 from ..spec import read_spec
-from ..terminal import Device, TrustCode, TrustList, plain_errors
+from ..terminal import Device, TrustCode, TrustList, open_console, plain_errors
 from ..trust import Trust
 from .comparison import Entry, compare, plain_spec, read_samples
 from .picture import draw_comparison
@@ -59,7 +59,7 @@ def compare_command(
 
 
 def _show(entries: Sequence[Entry]) -> None:
-    console = Console(highlight=False)
+    console = open_console()
     for name in dict.fromkeys(entry.member for entry in entries):
         mine = [entry for entry in entries if entry.member == name]
         counts = sorted(next((entry.milliseconds for entry in mine if entry.milliseconds), {}))

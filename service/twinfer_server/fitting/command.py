@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ..device import open_device
@@ -15,7 +14,7 @@ from ..ensemble import Ensemble, load_ensemble
 from ..inputs import InputLimits
 from ..settings import InvalidSettings, ServerSettings, read_settings
 from ..spec import EnsembleSpec, read_spec
-from ..terminal import Device, OnStage, TrustCode, TrustList, plain_errors, stage_bars
+from ..terminal import Device, OnStage, TrustCode, TrustList, open_console, plain_errors, stage_bars
 from ..trust import Trust
 from .cascade import CascadeWish
 from .fit import unfitted_spec
@@ -123,7 +122,7 @@ def _summarise(report: Report, where: Path) -> dict[str, Any]:
 
 def _show(report: Report, where: Path, spec: EnsembleSpec) -> None:
     findings = report.findings
-    console = Console(highlight=False)
+    console = open_console()
     counts = {name: rows["count"] for name, rows in findings["rows"].items()}
     console.print(
         f"Fitted [bold]{findings['method']}[/] to {counts['fitting']} rows; judged on {counts['held_out']} held-out rows:\n"
