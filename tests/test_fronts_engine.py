@@ -1,6 +1,7 @@
 """The engine behind shared memory: what is special about the way there and back. That it answers alike, test_engine shows."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -209,6 +210,29 @@ def test_the_limits_hold_for_all_fronts_together(ensemble: Ensemble, opinion: Op
                     await ask(other)
                 assert refused.value.retry_after_seconds > 0
             await asyncio.gather(*rows)
+        engine.close()
+
+    run(scenario)
+
+
+def test_the_cells_of_refused_rows_come_back_without_the_garbage_collector(ensemble: Ensemble, opinion: Opinion) -> None:
+    async def scenario() -> None:
+        read = ServerSettings(default_timeout_seconds=1e6, stall_seconds=1e6, max_waiting_rows=1)
+        engine = LocalEngine(ensemble, read)
+        engine.start()
+        async with behind_a_front(engine, read) as one, behind_a_front(engine, read) as other:
+            with opinion.held():
+                row = ask(one)
+                await until(lambda: engine.rows_in_hand == 1)
+                gc.disable()
+                try:
+                    for _ in range(3):
+                        with pytest.raises(Overloaded):
+                            await ask(other)
+                    await until(lambda: not other.front.taken_cells)
+                finally:
+                    gc.enable()
+            await row
         engine.close()
 
     run(scenario)

@@ -1,5 +1,6 @@
 """Limits: whatever comes at once, the server takes in hand what it may, says so to the rest, and lives on."""
 
+import gc
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,19 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.calls import INFER, PATIENCE_SECONDS, Failure, begin, call, connect, infer, read_failure
-from tests.gated import HELD, Gate, row
+from tests.calls import INFER, PATIENCE_SECONDS, Failure, batch_infer, begin, call, connect, infer, read_failure, stream
+from tests.gated import HELD, Gate, row, tensor
 from tests.processes import started
 from tests.servers import running
 from twinfer import Client
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import tensor_pb2
+from twinfer_server.errors import TwinferError
+from twinfer_server.http2 import Call
+from twinfer_server.rows import Row
 
 MEBIBYTE = 2**20
 
@@ -154,3 +159,31 @@ def test_refused_rows_give_back_what_they_took(folder: Path) -> None:
                 assert isinstance(found, Failure)
                 assert found.code is grpc.StatusCode.INVALID_ARGUMENT
         assert isinstance(infer(channel, row()), pb.InferResponse)
+
+
+def test_rows_that_fail_leave_nothing_that_only_the_garbage_collector_finds(folder: Path) -> None:
+    """What is left of them has their messages in memory, however large they are, and nothing counts those."""
+    broken = [
+        row(more={"numbers": pb.Input(tensor=tensor([1.0], shape=[3]))}),
+        row(more={"nobody": pb.Input(text="x")}),
+        row(more={"image": pb.Input(image=b"x")}),
+        row(float("nan")),
+        row(options=pb.InferOptions(timeout=duration_pb2.Duration(nanos=1))),
+    ]
+    with running(folder, trust_code=True) as server, connect(server.address) as channel:
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            assert isinstance(call(channel, INFER, b"\xff"), Failure)
+            assert all(isinstance(infer(channel, each), Failure) for each in broken)
+            assert isinstance(batch_infer(channel), Failure)
+            assert isinstance(batch_infer(channel, row(), *broken), pb.BatchInferResponse)
+            messages = [pb.InferStreamRequest(request=each).SerializeToString() for each in broken]
+            assert len(list(stream(channel, messages))) == len(broken)
+            gc.collect()
+            assert not [each for each in gc.garbage if isinstance(each, TwinferError | Row | Call)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()

@@ -113,6 +113,14 @@ class TwinferError(Exception):
         twin.__dict__.update(self.__dict__, text=(where + self.text)[:MAX_TEXT_CHARS])
         return twin
 
+    def alone(self) -> Self:
+        """Have the error let go of the frames that it came through, and give it: they hold on to the request, which does to it.
+
+        Only the garbage collector would find the two, and it counts objects, not the bytes of a message.
+        """
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
+
 
 class InvalidRequest(TwinferError):
     """The caller's fault; the same request would fail again."""

@@ -68,7 +68,7 @@ class Decoder:
         try:
             row.samples = self._intake.prepare(row.request)
         except TwinferError as error:
-            self._on_failure(row, error)
+            self._on_failure(row, error.alone())
             return False
         except Exception:
             logger.exception("decoding raised")

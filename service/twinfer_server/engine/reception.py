@@ -3,7 +3,6 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
 
 from ..device import usable_cores
 from ..errors import TwinferError
@@ -88,7 +87,7 @@ class Reception(ABC):
             weights = self._intake.row_weights(request.fusion_weights)
             reply_by = self._margin.reply_by(request, count)
         except TwinferError as error:
-            return error
+            return error.alone()
         answer = asyncio.get_running_loop().create_future()
         return Row(request, policy, weights, reply_by, answer, size_bytes=size_bytes, place=place)
 
@@ -100,8 +99,10 @@ class Reception(ABC):
             self._decoder.decode(rows, size_bytes)
             for reply in replies:
                 if not reply.done():  # most are by then: a flight's rows wake their caller once
-                    with suppress(TwinferError):
+                    try:
                         await reply
+                    except TwinferError as error:
+                        error.alone()
         except asyncio.CancelledError:
             for reply in replies:
                 if not reply.cancel() and not reply.cancelled():

@@ -85,7 +85,7 @@ class Desk:
         try:
             self._engine.take(row)
         except TwinferError as error:
-            row.answer.set_exception(error)
+            row.answer.set_exception(error.alone())
 
     def _on_done(self, number: int, answer: "asyncio.Future[Answer]") -> None:
         if self._in_hand.pop(number, None) is None or answer.cancelled():

@@ -87,7 +87,7 @@ def unary(
 def describe_error(error: BaseException) -> TwinferError:
     """Give the error as callers may know it; what is nobody's declared error is logged and kept from them."""
     if isinstance(error, TwinferError):
-        return error
+        return error.alone()
     logger.error("a request failed by a defect", exc_info=error)
     return InternalError(INTERNAL_TEXT)
 
