@@ -39,6 +39,11 @@ def fronts_of(server: ServerProcess) -> list[int]:
     return children_of(nursery_of(server))
 
 
+def shared_memories_of(server: ServerProcess) -> int:
+    """Count what the device process has mapped of the memory that it shares with fronts."""
+    return Path(f"/proc/{server.process.pid}/maps").read_text().count("memfd:twinfer")
+
+
 def wait_for_end(pids: list[int]) -> None:
     """Wait until processes that are not this one's children have ended."""
     for pid in pids:
@@ -122,6 +127,19 @@ def test_a_front_that_is_killed_loses_its_own_calls_and_is_started_again(folder:
         assert server.wait() == 0
         wait_for_end(fronts)
     assert f"the front process {killed} has ended" in server.log.read_text()
+
+
+def test_the_memory_that_a_front_shared_goes_with_it(folder: Path) -> None:
+    with started(folder, "--workers", "1") as server:
+        mapped = shared_memories_of(server)
+        assert mapped
+        for _ in range(2):
+            (killed,) = fronts_of(server)
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda killed=killed: fronts_of(server) not in ([], [killed]))  # type: ignore[misc]
+            with connect(server.address) as channel:
+                # A thread that waits may still look at the last flight that the killed front had a row in.
+                wait_until(lambda: isinstance(infer(channel, row()), pb.InferResponse) and shared_memories_of(server) == mapped)
 
 
 def test_fronts_are_started_again_even_where_the_process_that_they_are_forked_from_is_gone(folder: Path) -> None:

@@ -76,9 +76,10 @@ class Link(asyncio.Protocol):
         self._transport = cast(asyncio.WriteTransport, transport)  # which uvloop's is without saying so
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell of the end."""
+        """Tell of the end, and let go of who is told: with them goes the memory that they share with the other side."""
         self._transport = None
         self._on_lost()
+        del self._on_frame, self._on_lost
 
     def data_received(self, data: bytes) -> None:
         """Take the stream apart."""
