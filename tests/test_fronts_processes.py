@@ -1,6 +1,7 @@
 """Front processes from outside: answers like one process's, and what is lost when one of the processes is killed."""
 
 import os
+import resource
 import select
 import signal
 import urllib.request
@@ -127,6 +128,20 @@ def test_a_front_that_is_killed_loses_its_own_calls_and_is_started_again(folder:
         assert server.wait() == 0
         wait_for_end(fronts)
     assert f"the front process {killed} has ended" in server.log.read_text()
+
+
+def test_a_front_that_cannot_be_started_again_is_when_it_can(folder: Path) -> None:
+    with started(folder, "--workers", "1") as server:
+        (killed,) = fronts_of(server)
+        allowed = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: "Too many open files" in server.log.read_text())
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, allowed)
+        with connect(server.address) as channel:
+            wait_until(lambda: isinstance(infer(channel, row()), pb.InferResponse))
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "drain_seconds are over" not in server.log.read_text()
 
 
 def test_the_memory_that_a_front_shared_goes_with_it(folder: Path) -> None:

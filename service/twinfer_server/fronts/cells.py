@@ -17,12 +17,19 @@ class SharedMemory:
     """Memory without a name that two processes have mapped; it is gone when the last of them, and the last view, are."""
 
     def __init__(self, size_bytes: int, fd: int = -1) -> None:
-        """Map the memory behind `fd`, which is taken over, or make new memory of at least `size_bytes`; only Linux can."""
+        """Map the memory behind `fd`, which is taken over, or make new memory of at least `size_bytes`; only Linux can.
+
+        Raises OSError, and then `fd` is closed.
+        """
         self.fd = os.memfd_create("twinfer", os.MFD_CLOEXEC) if fd < 0 else fd
-        if fd < 0:
-            os.ftruncate(self.fd, -(-size_bytes // CELL_BYTES) * CELL_BYTES)
-        self.size_bytes = os.fstat(self.fd).st_size
-        self._map = mmap.mmap(self.fd, self.size_bytes)
+        try:
+            if fd < 0:
+                os.ftruncate(self.fd, -(-size_bytes // CELL_BYTES) * CELL_BYTES)
+            self.size_bytes = os.fstat(self.fd).st_size
+            self._map = mmap.mmap(self.fd, self.size_bytes)
+        except OSError:
+            self.close_fd()
+            raise
 
     def view(self, offset: int, size_bytes: int) -> Bytes:
         """Look at a part of it, uint8 [size_bytes], without a copy; every further view of this one keeps the array alive."""

@@ -99,7 +99,7 @@ class Fronts:
                 await front.start(self._nursery, self._settings)
                 await self._open(front)
                 await front.listen()
-            except (FrontEnded, NurseryEnded, PortTaken) as error:
+            except (FrontEnded, NurseryEnded, PortTaken, OSError) as error:
                 logger.error("%s", error)  # the text says it all
                 front.kill()
                 await asyncio.sleep(RESTART_SECONDS)

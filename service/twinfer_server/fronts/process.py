@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from ..engine import LocalEngine
@@ -41,22 +41,32 @@ class FrontProcess:
         """Of the process, whatever its number means meanwhile."""
 
     async def start(self, nursery: Nursery, settings: ServerSettings) -> None:
-        """Start the process; raises FrontEnded and NurseryEnded."""
+        """Start the process; raises FrontEnded, NurseryEnded, and OSError where there is not enough for it."""
+        with ExitStack() as theirs:  # what the process has from then on
+            try:
+                ours, other = self._prepare(settings, theirs)
+            except OSError:
+                self._on_lost()  # there is no link yet that would tell
+                raise
+            await asyncio.get_running_loop().create_connection(lambda: self._link, sock=ours)
+            try:
+                self.pid = await nursery.fork((other.fileno(), self._rows.fd, self._answers.fd))
+                self._handle = os.pidfd_open(self.pid)
+            except ProcessLookupError:
+                raise FrontEnded(f"the front process {self.pid} ended as soon as it had begun") from None
+        self.tell(Begin(settings))
+
+    def _prepare(self, settings: ServerSettings, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
+        """Make the memory and the two ends of the link, of which `theirs` closes what is the process's own; raises OSError."""
         # Only what has been used takes memory; bfloat16, as the one kind of input, grows when it is read.
         size_bytes = settings.max_waiting_bytes + 2 * settings.max_message_bytes
-        self._rows, self._answers = SharedMemory(size_bytes), SharedMemory(size_bytes)
-        ours, theirs = socket.socketpair()
-        await asyncio.get_running_loop().create_connection(lambda: self._link, sock=ours)
-        try:
-            self.pid = await nursery.fork((theirs.fileno(), self._rows.fd, self._answers.fd))
-            self._handle = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            raise FrontEnded(f"the front process {self.pid} ended as soon as it had begun") from None
-        finally:
-            theirs.close()
-            self._rows.close_fd()
-            self._answers.close_fd()
-        self.tell(Begin(settings))
+        self._rows = SharedMemory(size_bytes)
+        theirs.callback(self._rows.close_fd)
+        self._answers = SharedMemory(size_bytes)
+        theirs.callback(self._answers.close_fd)
+        ours, other = socket.socketpair()
+        theirs.enter_context(other)
+        return ours, other
 
     async def listen(self) -> None:
         """Have it listen, and wait until it does; raises PortTaken and FrontEnded."""
