@@ -36,8 +36,9 @@ from tests.peers import (
     request_fields,
 )
 from tests.wire import ABORT, COUNT, ECHO, LIMITS, LISTEN, LOOPS, MIRROR, WAIT, WRITE, RunningWire, letter, wired
-from twinfer_server.http2 import Call, Limits, connection
+from twinfer_server.http2 import Call, Limits, outlet
 from twinfer_server.http2.allowance import AT_ONCE
+from twinfer_server.http2.connection import Connection
 from twinfer_server.http2.frames import DEFAULT_WINDOW
 from twinfer_server.http2.heads import MAX_MEMO_BYTES, HeadReader
 from twinfer_server.http2.server import GONE_SECONDS
@@ -169,7 +170,7 @@ def test_a_client_that_is_served_as_often_as_it_gives_up_may_go_on(wire: Running
 def test_a_client_that_calls_and_calls_and_reads_nothing_is_cut_off(
     wire: RunningWire, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(connection, "PARTING_SECONDS", 0.0)
+    monkeypatch.setattr(outlet, "PARTING_SECONDS", 0.0)
     with BarePeer(wire.address) as peer:
         send_as_long_as_taken(peer, (peer.call(stream, path, b"0") for stream in range(1, 1_000_000, 2)))
         assert is_cut_off(peer)
@@ -179,7 +180,7 @@ def test_a_client_that_calls_and_calls_and_reads_nothing_is_cut_off(
 def test_a_client_that_reads_nothing_and_says_that_it_has_done_is_not_waited_for(
     wire: RunningWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(connection, "PARTING_SECONDS", 0.0)
+    monkeypatch.setattr(outlet, "PARTING_SECONDS", 0.0)
     with BarePeer(wire.address, {INITIAL_WINDOW_SIZE: 2**31 - 1}) as peer:
         peer.send(raw(WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4, "big")), peer.call(1, COUNT, b"1000 100000"))
         peer.pump()
@@ -352,5 +353,9 @@ def test_calls_leave_nothing_that_only_the_garbage_collector_finds(wire: Running
         while wire.count_connections():
             pass
         assert not [each for each in gc.get_objects() if type(each) is Call]
+        until = time.monotonic() + PATIENCE_SECONDS
+        while (left := [each for each in gc.get_objects() if type(each) is Connection]) and time.monotonic() < until:
+            pass  # the event loop has told it of its end, and is about to let go of it
+        assert not left
     finally:
         gc.enable()

@@ -1,6 +1,5 @@
 """The calls of one connection: each is told what its client sends it, and what clients may not send is refused."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .allowance import ANSWERED_CALL, BROKEN_CALL
@@ -22,13 +21,12 @@ RAPID_SECONDS = 0.05
 class Calls:
     """The calls that one client has made and that are not over. Event loop only; what takes frames raises ConnectionFault."""
 
-    def __init__(self, server: "Server", out: Outlet, on_last: Callable[[], None]) -> None:
-        """Begin without calls; `on_last` is told when those that there were `close` have ended."""
+    def __init__(self, server: "Server", out: Outlet) -> None:
+        """Begin without calls."""
         self.server = server
         self.out = out
         self.newest = 0
         """The number of the newest call; each is larger than those before."""
-        self._on_last = on_last
         self._calls: dict[int, Call] = {}
         self._credit = OWN_WINDOW
         self._heads = HeadReader()
@@ -38,10 +36,10 @@ class Calls:
     # --- what the connection tells ------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take no further calls."""
+        """Take no further calls, and close the connection when those that there are have ended."""
         self._is_closed = True
         if not self._calls:
-            self._on_last()
+            self.out.close()
 
     def end(self, status: Status) -> None:
         """End all calls with a status."""
@@ -73,7 +71,7 @@ class Calls:
         if not is_half_closed:
             self.out.send(reset_frame(number, Code.NO_ERROR))
         if self._is_closed and not self._calls:
-            self._on_last()
+            self.out.close()
 
     # --- frames -------------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 PREFACE_SECONDS = 20.0
 """How long a client may take to begin."""
-PARTING_SECONDS = 5.0
-"""How long a client may take to read the last bytes that it is sent."""
 TURN_SECONDS = 0.002
 """How long one client's frames may hold up the others'."""
 
@@ -50,8 +48,8 @@ class Connection(asyncio.Protocol):
             Setting.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES,
         }
         self._out.send(settings_frame(settings))
-        self.calls = Calls(self._server, self._out, self.close)
-        self._ending = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._close_unless_begun)
+        self.calls = Calls(self._server, self._out)
+        self._beginning = asyncio.get_running_loop().call_later(PREFACE_SECONDS, self._close_unless_begun)
         if self._server.is_stopping:  # it was accepted just before
             self.leave()
 
@@ -67,7 +65,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """End all calls."""
         self._part()
-        self._ending.cancel()
+        self._out.note_loss()
+        self._beginning.cancel()
         self._server.connections.discard(self)
         self.closed.set_result(None)
 
@@ -86,24 +85,17 @@ class Connection(asyncio.Protocol):
         self._out.send(goaway_frame(self.calls.newest, Code.NO_ERROR, "the server is shutting down"))
         self.calls.close()
 
-    def close(self) -> None:
-        """Close the connection when what has been written is sent, or is not taken for too long."""
-        if not self._transport.is_closing():
-            self._transport.close()
-            self._ending.cancel()
-            self._ending = asyncio.get_running_loop().call_later(PARTING_SECONDS, self._transport.abort)
-
     def abort(self) -> None:
         """Close the connection at once."""
         self._transport.abort()
 
     def _close_unless_begun(self) -> None:
         if not self._reader.has_begun:
-            self.close()
+            self._out.close()
 
     def _part(self) -> None:
         """Close the connection, and have nobody work for it any more."""
-        self.close()
+        self._out.close()
         self.calls.give_up()
 
     # --- frames -------------------------------------------------------------------------------------------------------

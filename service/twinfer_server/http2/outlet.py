@@ -19,6 +19,8 @@ from .frames import (
 
 MAX_UNREAD_BYTES = 2**20
 """Of what is sent whether or not there is room, all but messages; a client that has more and reads none of it is cut off."""
+PARTING_SECONDS = 5.0
+"""How long a client may take to read the last bytes that it is sent."""
 MAX_SETTINGS = 32
 """In one frame, as in nghttp2; there are six."""
 FRAMES_IN_RETURN = 4
@@ -45,6 +47,18 @@ class Outlet:
         self._waiting: dict[asyncio.Future[None], None] = {}
         """Those who wait for room, in the order in which they came."""
         self._before_block = b""
+        self._parting: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Close the connection when what has been written is sent, or is not taken for too long."""
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._parting = asyncio.get_running_loop().call_later(PARTING_SECONDS, self._transport.abort)
+
+    def note_loss(self) -> None:
+        """Note that the connection is closed."""
+        if self._parting is not None:
+            self._parting.cancel()
 
     def send(self, data: bytes) -> None:
         """Send frames, unless the connection has been lost and not told so yet."""
