@@ -239,7 +239,7 @@ def test_calls_over_the_limit_are_refused_until_one_ends() -> None:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(ECHO)(b"")
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert caught.value.details() == "calls: found 3 at once; allowed: 2"
+        assert caught.value.details() == "calls: found 3 at once; allowed: 2 (max_concurrent_calls)"
         wire.open_gate()
         assert [each.result() for each in waiting] == [b"x", b"x"]
         assert channel.unary_unary(ECHO)(b"again") == b"again"
@@ -253,6 +253,6 @@ def test_so_many_probes_are_taken_beyond_the_limit_and_no_more() -> None:
         for path in (ECHO, WAIT):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(path)(b"")
-            assert caught.value.details() == f"calls: found {2 + PROBES} at once; allowed: 1"
+            assert caught.value.details() == f"calls: found {2 + PROBES} at once; allowed: 1 (max_concurrent_calls)"
         wire.open_gate()
         assert [each.result() for each in waiting] == [b"x"] * (1 + PROBES)

@@ -237,6 +237,7 @@ class Batcher:
         if not is_probe:
             # Before the flight leaves the air: whoever does not find it there may tell a row that it never flew.
             self._on_answers(landing.rows, landing.answers)
+            time.sleep(0)  # lets the event loop have the interpreter: answers go out before this thread keeps its books
             if self.on_flight:
                 self._tell(flight, landed_at)
         with self._changed:

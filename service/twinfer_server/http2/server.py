@@ -138,7 +138,7 @@ class Server:
         """Find the handler of a method, or say why a call of it is not taken now."""
         allowed = self.limits.max_concurrent_calls
         if self._calls >= allowed and (path != self.limits.probe or self._calls >= allowed + PROBES):
-            return self.limits.refuse(f"calls: found {self._calls + 1} at once; allowed: {allowed}")
+            return self.limits.refuse(f"calls: found {self._calls + 1} at once; allowed: {allowed} (max_concurrent_calls)")
         handler = self._found.get(path)
         if handler is None:
             details: Any = _Details(path, ())
