@@ -114,9 +114,10 @@ class TwinferError(Exception):
         return twin
 
     def alone(self) -> Self:
-        """Have the error let go of the frames that it came through, and give it: they hold on to the request, which does to it.
+        """Have the error let go of the frames that it came through, and give it.
 
-        Only the garbage collector would find the two, and it counts objects, not the bytes of a message.
+        They hold the request, and that holds the error: only the garbage collector would find the two, and it counts objects, not
+        the bytes of a message.
         """
         self.__cause__ = self.__context__ = None
         return self.with_traceback(None)

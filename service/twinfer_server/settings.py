@@ -76,7 +76,7 @@ class ServerSettings(BaseSettings):
     max_concurrent_calls: Count = 320
     """Calls of every kind at once, streams included; times `max_message_bytes`, the most that can lie in memory before admission.
 
-    Above `max_waiting_rows`, so that mostly rows are refused and not calls, of which each may have many."""
+    Above `max_waiting_rows`, for streams that send nothing hold places, too."""
     max_streams_per_connection: Count = 128
     """Calls at once on one connection; a client queues the rest."""
     max_stream_rows: Count = 64

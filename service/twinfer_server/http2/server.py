@@ -218,6 +218,7 @@ def _remove_left_socket(path: Path) -> None:
     if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
         return
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # with a full backlog it would wait
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
