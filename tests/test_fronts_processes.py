@@ -45,6 +45,13 @@ def shared_memories_of(server: ServerProcess) -> int:
     return Path(f"/proc/{server.process.pid}/maps").read_text().count("memfd:twinfer")
 
 
+def replace_front(server: ServerProcess) -> None:
+    """Kill the only front, and wait until there is another."""
+    (killed,) = fronts_of(server)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: fronts_of(server) not in ([], [killed]))
+
+
 def wait_for_end(pids: list[int]) -> None:
     """Wait until processes that are not this one's children have ended."""
     for pid in pids:
@@ -149,9 +156,7 @@ def test_the_memory_that_a_front_shared_goes_with_it(folder: Path) -> None:
         mapped = shared_memories_of(server)
         assert mapped
         for _ in range(2):
-            (killed,) = fronts_of(server)
-            os.kill(killed, signal.SIGKILL)
-            wait_until(lambda killed=killed: fronts_of(server) not in ([], [killed]))  # type: ignore[misc]
+            replace_front(server)
             with connect(server.address) as channel:
                 # A thread that waits may still look at the last flight that the killed front had a row in.
                 wait_until(lambda: isinstance(infer(channel, row()), pb.InferResponse) and shared_memories_of(server) == mapped)

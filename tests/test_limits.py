@@ -93,6 +93,15 @@ def test_a_flood_of_large_messages_takes_no_more_memory_than_the_calls_that_are_
         assert isinstance(infer(channels[0], row()), pb.InferResponse)
 
 
+def check_a_retry(address: str, held: Any, gate: Gate) -> None:
+    """A client that comes again when it is told to gets its answer, now that the call that is `held` may end."""
+    with Client(address, attempts=5) as client, ThreadPoolExecutor(1) as pool:
+        retried = pool.submit(client.infer, row())
+        gate.open()
+        held.result()
+        assert retried.result().label == "c"
+
+
 def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True, max_waiting_rows=1) as server, connect(server.address) as channel:
         held = begin(channel, INFER, row(HELD).SerializeToString())
@@ -102,11 +111,7 @@ def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(fold
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert "1 rows are in hand; allowed: 1" in found.details
         assert int(found.pushback) > 0
-        with Client(server.address, attempts=5) as client, ThreadPoolExecutor(1) as pool:
-            retried = pool.submit(client.infer, row())
-            gate.open()
-            held.result()
-            assert retried.result().label == "c"
+        check_a_retry(server.address, held, gate)
 
 
 def test_a_call_too_many_is_told_when_to_come_again_and_a_full_server_is_not_ill(folder: Path, gate: Gate) -> None:
@@ -126,11 +131,7 @@ def test_a_call_too_many_is_told_when_to_come_again_and_a_full_server_is_not_ill
         with pytest.raises(grpc.RpcError) as refused:
             next(health.Watch(health_pb2.HealthCheckRequest()))  # a watch would hold its place for as long as it likes
         assert read_failure(refused.value).reason == "OVERLOADED"
-        with Client(server.address, attempts=5) as client, ThreadPoolExecutor(1) as pool:
-            retried = pool.submit(client.infer, row())
-            gate.open()
-            held.result()
-            assert retried.result().label == "c"
+        check_a_retry(server.address, held, gate)
 
 
 def test_bytes_too_many_are_refused_while_a_small_row_still_fits(folder: Path, gate: Gate) -> None:

@@ -35,8 +35,6 @@ GONE_SECONDS = 60
 """How long a client's machine may say nothing at all before its connection ends."""
 _TCP_OPTIONS = {"TCP_KEEPIDLE": GONE_SECONDS, "TCP_KEEPINTVL": 10, "TCP_USER_TIMEOUT": 1000 * GONE_SECONDS}
 """When TCP asks an idle client whether it is there, how soon again, and how long it may take nothing of what it is sent; tcp(7)."""
-
-
 PROBES = 8
 """So many calls of `Limits.probe` are taken beyond all others."""
 

@@ -10,7 +10,7 @@ import typer
 from twinfer.cli.extras import needing
 from twinfer.cli.inputs import Image, Inputs, Text, read_inputs
 from twinfer.cli.measurements import Progress, print_measurements
-from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Timeout, failures_reported
+from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Timeout, check_folders, failures_reported
 from twinfer.client import Client
 from twinfer.requests import make_request
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
@@ -101,9 +101,7 @@ def bench(
 
 def _check_files(json_file: Path | None, picture: Path | None) -> None:
     """Say before the measuring, not after it, what cannot be written. Raises typer.BadParameter."""
-    for file in (json_file, picture):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{file}: there is no such folder.")
+    check_folders(json_file, picture)
     if picture is not None and picture.suffix not in SUFFIXES:
         raise typer.BadParameter(f"{picture} ends in {picture.suffix!r}; allowed: {', '.join(SUFFIXES)}.", param_hint="--picture")
 

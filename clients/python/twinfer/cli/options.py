@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,13 @@ def seconds(text: str) -> float:
     if not 0 < span < float("inf"):
         raise typer.BadParameter(f"{text!r} is not a span of time; allowed: 5s, 250ms, 2m.")
     return span
+
+
+def check_folders(*files: Path | None) -> None:
+    """Say before the work, not after it, what cannot be written. Raises typer.BadParameter."""
+    for file in files:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{file}: there is no such folder.")
 
 
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]

@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from twinfer.cli.admin import call_admin
 from twinfer.cli.extras import needing
-from twinfer.cli.options import failures_reported
+from twinfer.cli.options import check_folders, failures_reported
 from twinfer.cli.server import INSTALL, MODULES
 from twinfer.v1 import ensemble_admin_service_pb2
 
@@ -24,9 +24,7 @@ def timeline(
     png: Annotated[Path | None, typer.Option(help="Where a picture of the trace goes (needs the `server` extra).")] = None,
 ) -> None:
     """Watch a server for a while and write a Chrome trace, which ui.perfetto.dev opens."""
-    for file in (output, png):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{file}: there is no such folder.")
+    check_folders(output, png)
     with failures_reported(as_json=False):
         trace = _capture(server, seconds)
     output.write_bytes(trace)
