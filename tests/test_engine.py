@@ -340,7 +340,7 @@ def test_a_row_that_waits_too_long_ends_with_the_deadline_and_never_flies(pair: 
             with pair.left.held():
                 flying = asyncio.create_task(pair.ask(left=1, right=1))
                 await asyncio.to_thread(pair.left.entered.wait)
-                with pytest.raises(DeadlinePassed):
+                with pytest.raises(DeadlinePassed, match=r"no flight within 0\.0[78]\d s of its arrival"):
                     await pair.ask(Policy.REQUIRE_ALL, left=2, right=2, timeout_seconds=0.1)
             await flying
             await pair.ask(left=3, right=3)

@@ -172,7 +172,7 @@ class Session:
         }
 
     def _ask_for_little_time(self) -> None:
-        """Ask until the client gives up: now and then an answer is sooner than the clock of its gRPC, which ticks in milliseconds."""
+        """Ask until the client gives up: an answer can be sooner than the clock of its gRPC, which ticks in milliseconds."""
         for _ in range(200):
             self.client.infer("digits", [self.image, self.text], client_timeout=1e-4)
 

@@ -11,7 +11,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import TwinferError
+from .errors import DeadlinePassed, TwinferError
 
 Array = NDArray[np.generic]
 RawInput = bytes | str | tuple[str, ...] | Array
@@ -138,6 +138,13 @@ class Row:
         assert self.answer is not None
         error = self.answer.exception()
         return error if isinstance(error, TwinferError) else self.answer.result()
+
+    @property
+    def without_flight(self) -> DeadlinePassed:
+        """The error that it ends with if its time is up before it has a flight."""
+        seconds = self.reply_by - self.request.arrived_at
+        which = "the earliest of the call's own, options.timeout and the server's default_timeout_seconds"
+        return DeadlinePassed(f"the row had no flight within {seconds:.3f} s of its arrival, as its deadline asks: {which}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..ensemble import Ensemble
-from ..errors import Cancelled, DeadlinePassed, MemberLate, Overloaded, TwinferError
+from ..errors import Cancelled, MemberLate, Overloaded, TwinferError
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
 from .batcher import Batcher
@@ -194,7 +194,7 @@ class LocalEngine(Reception):
     def _answer_late(self, row: Row) -> None:
         late = self._batcher.fuse_late(row)
         if late is None:
-            error: TwinferError = DeadlinePassed("the deadline came before the row had a flight")
+            error: TwinferError = row.without_flight
             is_on = self._batcher.switchboard.is_on
             names = [name for index in row.samples if is_on[name := self._ensemble.members[index].name]]
             behind = {name: seconds for name, seconds in self._batcher.standing_seconds().items() if seconds and name in names}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..device import usable_cores
 from ..engine import Description, Reception, Watch
-from ..errors import Cancelled, DeadlinePassed, Draining, Overloaded, TwinferError
+from ..errors import Cancelled, Draining, Overloaded, TwinferError
 from ..inputs import Intake
 from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
@@ -150,7 +150,7 @@ class RemoteEngine(Reception):
     def _on_time_up(self, row: Row) -> None:
         """End a row whose time is up before it was sent; of those that were the device process takes care."""
         if row not in self._numbers_of:
-            self._end(row, DeadlinePassed("the deadline came before the row had a flight"))
+            self._end(row, row.without_flight)
 
     def _fail_soon(self, row: Row, error: TwinferError) -> None:
         """Have the event loop end a row with an error; any thread."""

@@ -148,8 +148,8 @@ class Calls:
             self.out.allowance.take(BROKEN_CALL)
 
     def _open(self, stream: int, head: Head, is_half_closed: bool) -> None:
-        if head.http_status != 200:
-            self._refuse(stream, ((":status", str(head.http_status)),), is_half_closed)
+        if head.http_refusal:
+            self._refuse(stream, head.http_refusal, is_half_closed)
             return
         found = head.refusal or self.server.find(head.path)
         if isinstance(found, Status):

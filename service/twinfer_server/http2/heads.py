@@ -51,8 +51,8 @@ class Head:
     timeout_seconds: float | None = None
     encoding: str = "identity"
     metadata: Metadata = ()
-    http_status: int = 200
-    """Another one is the answer to what is no call of gRPC."""
+    http_refusal: Fields = ()
+    """The answer to what is no call of gRPC."""
     refusal: Status | None = None
     """The answer to a call that cannot be served."""
 
@@ -116,10 +116,10 @@ def _make_head(fields: Sequence[tuple[bytes, bytes]], size: int) -> Head:
     special = {name: value for name, value in fields if name.startswith((b":", b"grpc-")) or name in _NOT_METADATA}
     path = special.get(b":path", b"").decode("latin-1")
     if special.get(b":method") != b"POST":
-        return Head(path, http_status=405)
+        return Head(path, http_refusal=((":status", "405"), ("allow", "POST")))
     kind = special.get(b"content-type", b"")
     if kind != _KIND and not kind.startswith((_KIND + b"+", _KIND + b";")):  # others, as gRPC-Web's, begin so, too
-        return Head(path, http_status=415)
+        return Head(path, http_refusal=((":status", "415"),))
     if size > MAX_HEAD_BYTES:
         text = f"metadata: found more than {MAX_HEAD_BYTES} bytes; allowed: at most so many"
         return Head(path, refusal=Status(grpc.StatusCode.RESOURCE_EXHAUSTED, text, NO_RETRY))
