@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.gated import Gate, write_gated
 from tests.servers import DIGITS
@@ -15,6 +16,12 @@ from twinfer_server.demo import HeldOutRow, read_rows, running_server
 if TYPE_CHECKING:
     from tests.peers import BarePeer
     from tests.wire import RunningWire
+
+# A busy machine fails no test, and a fixture may well outlive an example.
+settings.register_profile(
+    "twinfer", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("twinfer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -16,7 +16,7 @@ R = TypeVar("R", bound=Message)
 INPUT, OPTION = "INVALID_INPUT", "INVALID_OPTION"
 NUMBERS = "inputs['numbers']"
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=150)
 EXPECTED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DEADLINE_EXCEEDED}
 SIZES = st.one_of(st.integers(0, 4), st.sampled_from([-1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63)]))
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hypothesis import settings
 from torch import Tensor
 
 from twinfer_server.fusion import METHODS, Fitted, Fused, Fusion, StackingHead, build_fusion
 from twinfer_server.spec import EnsembleSpec, Task
 
-UNTIMED = settings(deadline=None)
 """A busy machine is no failure: torch's first calls and a neighbour's load outlast any deadline."""
 
 CLASSES = 5

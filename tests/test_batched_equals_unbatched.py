@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import DigitsServer
@@ -67,7 +67,7 @@ GOOD = st.builds(Ask, NUMBERS, MODALITIES, st.just(""), WEIGHTS)
 BAD = st.builds(Ask, NUMBERS, MODALITIES, st.sampled_from(FAULTS))
 MIXES = st.lists(st.one_of(GOOD, GOOD, GOOD, BAD), min_size=2, max_size=40)
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60)
 
 
 def ask_as_batch(client: Client, asks: Sequence[Ask]) -> list[Result]:

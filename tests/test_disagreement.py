@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import jensenshannon
@@ -14,7 +14,6 @@ from scipy.stats import entropy
 
 from twinfer_server.fusion import measure_disagreement, renormalise
 
-UNTIMED = settings(deadline=None)
 """A busy machine is no failure: torch's first calls and a neighbour's load outlast any deadline."""
 
 EQUAL = torch.tensor([[0.5, 0.5]])
@@ -27,7 +26,6 @@ def disagree(beliefs: list[list[float]], weights: list[float]) -> float:
     return measure_disagreement(logits, torch.tensor([weights])).item()
 
 
-@UNTIMED
 @given(st.data(), st.integers(1, 5), st.integers(1, 4), st.integers(2, 11))
 def test_equals_the_plain_reference_over_the_present_members(data: st.DataObject, rows: int, members: int, classes: int) -> None:
     logits = data.draw(arrays.arrays(np.float32, (members, rows, classes), elements=LOGITS))
@@ -56,7 +54,6 @@ def test_equals_the_plain_reference_over_the_present_members(data: st.DataObject
     torch.testing.assert_close(permuted, found, equal_nan=True, atol=1e-6, rtol=1e-6)
 
 
-@UNTIMED
 @given(arrays.arrays(np.float32, (2, 7), elements=LOGITS))
 def test_for_two_equal_weights_it_is_the_divergence_in_bits(
     logits: np.ndarray[tuple[int, int], np.dtype[np.float32]],
@@ -87,7 +84,6 @@ def test_known_values(beliefs: list[list[float]], weights: list[float], expected
     assert disagree(beliefs, weights) == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
-@UNTIMED
 @given(arrays.arrays(np.float32, (3, 1, 5), elements=st.floats(-1e4, 1e4, width=32)))
 def test_it_stays_within_0_and_1_for_any_logits(logits: np.ndarray[tuple[int, int, int], np.dtype[np.float32]]) -> None:
     found = measure_disagreement(torch.from_numpy(logits), torch.tensor([[0.6, 0.3, 0.1]])).item()

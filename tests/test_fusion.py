@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fusions import CLASSES, EXAMPLES, UNTIMED, Example, assert_same, make_rows, pick
+from tests.fusions import CLASSES, EXAMPLES, Example, assert_same, make_rows, pick
 from twinfer_server.fusion import Fused, Fusion, log_opinion_pool, measure_disagreement
 
 EQUAL = torch.tensor([[0.5, 0.5]])
 BOTH = torch.tensor([[1, 1]], dtype=torch.int32)
-FEW = settings(UNTIMED, max_examples=15)
+FEW = settings(max_examples=15)
 every_fusion = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 every_opinion = pytest.mark.parametrize(
     "example", [pytest.param(one, id=name) for name, one in EXAMPLES.items() if one.task in ("classification", "multi_label")]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.fusions import UNTIMED, Example, draw_boxes
+from tests.fusions import Example, draw_boxes
 from twinfer_server.fusion import Fused, best_boxes, measure_overlaps, nms, renormalise, weighted_boxes_fusion
 
-FEWER = settings(UNTIMED, max_examples=40)
+FEWER = settings(max_examples=40)
 MAX_BOXES = 40
 Floats = NDArray[np.float64]
 
@@ -110,7 +110,6 @@ def test_the_best_come_first_and_empty_places_last(max_boxes: int) -> None:
 
 
 @given(seed=st.integers(0, 1000))
-@UNTIMED
 def test_overlaps_equal_counted_cells(seed: int) -> None:
     random = np.random.default_rng(seed)
     corners = np.sort(random.integers(0, 9, (2, 2, 2)), axis=1).reshape(2, 4)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from tests.fusions import EXAMPLES, UNTIMED, Example, make_rows
+from tests.fusions import EXAMPLES, Example, make_rows
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.fusion import Fused, find_method
 from twinfer_server.spec import EnsembleSpec
@@ -20,7 +20,6 @@ MIN_CROP_SCORE = 0.2
 MAX_BOXES = 10
 
 
-@UNTIMED
 @given(seed=st.integers(0, 100_000), rows=st.integers(1, 4))
 def test_equals_the_plain_reference(seed: int, rows: int) -> None:
     example = replace(CROPS, options={**CROPS.options, "temperatures": {"right": 2.0}})

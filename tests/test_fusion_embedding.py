@@ -5,14 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from twinfer_server.fusion import concatenation, renormalise
 
-UNTIMED = settings(deadline=None)
 """A busy machine is no failure: torch's first calls and a neighbour's load outlast any deadline."""
 
 FEATURES = st.floats(-100, 100, width=32).filter(lambda value: value == 0 or abs(value) > 0.01)
@@ -29,7 +28,6 @@ def draw_weights(data: st.DataObject, rows: int, members: int) -> torch.Tensor:
     return renormalise(torch.from_numpy(weights), torch.from_numpy(present))
 
 
-@UNTIMED
 @given(st.data(), st.integers(1, 5), st.lists(st.integers(1, 6), min_size=1, max_size=3))
 def test_equals_the_plain_reference_over_the_present_members(data: st.DataObject, rows: int, sizes: list[int]) -> None:
     embeddings = [data.draw(arrays.arrays(np.float32, (rows, size), elements=FEATURES)) for size in sizes]
@@ -48,7 +46,6 @@ def test_equals_the_plain_reference_over_the_present_members(data: st.DataObject
     torch.testing.assert_close(permuted, fused[order])
 
 
-@UNTIMED
 @given(st.data(), st.lists(st.integers(1, 6), min_size=1, max_size=3))
 def test_the_cosine_is_the_weighted_mean_of_the_members_cosines(data: st.DataObject, sizes: list[int]) -> None:
     vectors = arrays.arrays(np.float32, 2 * sum(sizes), elements=st.floats(0.25, 100, width=32))

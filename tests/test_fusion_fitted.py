@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tests.fusions import EXAMPLES, UNTIMED, Example, example_head
+from tests.fusions import EXAMPLES, Example, example_head
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.fusion import FITTED_FILE, Fitted, build_fusion, read_fitted, use_fitted, write_fitted
 
@@ -41,7 +41,6 @@ def vars_of(fitted: Fitted) -> dict[str, Any]:
     return {name: getattr(fitted, name) for name in Fitted.__dataclass_fields__ if name != "tensors"}
 
 
-@UNTIMED
 @given(
     weights=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     temperatures=st.tuples(st.floats(0.001, 1000), st.floats(0.001, 1000)),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cosine
 
-from tests.fusions import EXAMPLES, UNTIMED, Example, make_rows
+from tests.fusions import EXAMPLES, Example, make_rows
 from twinfer_server.fusion import Fused, moved
 from twinfer_server.spec import Task
 
@@ -50,7 +50,7 @@ def test_known_values(task: Task, one: list[object], other: list[object], expect
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-@settings(UNTIMED, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000))
 def test_it_is_0_to_1_and_0_for_the_same_answer(example: Example, seed: int) -> None:
     outputs, weights, samples = make_rows(example, 3, seed)
@@ -65,7 +65,6 @@ def test_it_is_0_to_1_and_0_for_the_same_answer(example: Example, seed: int) -> 
     torch.testing.assert_close(moved(example.task, one.prediction, one.prediction) * has_direction, torch.zeros(3))
 
 
-@UNTIMED
 @given(seed=st.integers(0, 10_000))
 def test_embeddings_and_tensors_equal_the_plain_reference(seed: int) -> None:
     random = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from scipy.special import erf, expit, log_softmax, logit, softmax
 
-from tests.fusions import UNTIMED, Example, example_head
+from tests.fusions import Example, example_head
 from twinfer_server.fusion import Fused, StackingHead, measure_disagreement, renormalise, sharpen, stacking_features
 
 LOGITS = st.floats(-15, 15, width=32)
@@ -42,7 +42,6 @@ def pool_labels(method: str, chances: Floats, weights: Floats) -> Floats:
 
 
 @pytest.mark.parametrize("method", ["weighted_mean", "log_opinion_pool", "maximum"])
-@UNTIMED
 @given(data=st.data(), labels=st.integers(1, 4))
 def test_every_label_is_pooled_by_itself(method: str, data: st.DataObject, labels: int) -> None:
     logits, weights, samples = draw_rows(data, labels)
@@ -56,7 +55,6 @@ def test_every_label_is_pooled_by_itself(method: str, data: st.DataObject, label
 
 
 @pytest.mark.parametrize("method", ["weighted_mean", "log_opinion_pool", "maximum"])
-@UNTIMED
 @given(data=st.data())
 def test_a_label_of_logits_and_one_of_probabilities_say_the_same(method: str, data: st.DataObject) -> None:
     logits, weights, samples = draw_rows(data, 3)
@@ -84,7 +82,6 @@ def test_impossible_chances_fail_the_row_for_their_member() -> None:
     torch.testing.assert_close(fused.prediction, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]]))
 
 
-@UNTIMED
 @given(data=st.data())
 def test_temperatures_divide_the_logits(data: st.DataObject) -> None:
     logits, weights, samples = draw_rows(data, 4)
@@ -141,7 +138,6 @@ def reference_head(features: Floats, head: StackingHead) -> Floats:
 
 @pytest.mark.parametrize("task", ["classification", "multi_label"])
 @pytest.mark.parametrize("hidden", [0, 7], ids=["linear", "a hidden layer"])
-@UNTIMED
 @given(data=st.data())
 def test_the_head_equals_the_plain_reference(task: str, hidden: int, data: st.DataObject) -> None:
     logits, weights, samples = draw_rows(data, 5)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from scipy.special import softmax
 from twinfer_server.fusion import log_opinion_pool, maximum, weighted_mean
 from twinfer_server.fusion.pool import Pool
 
-UNTIMED = settings(deadline=None)
 """A busy machine is no failure: torch's first calls and a neighbour's load outlast any deadline."""
 
 Floats = NDArray[np.float64]
@@ -75,7 +74,6 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @every_pool
-@UNTIMED
 @given(case=cases())
 def test_equals_the_plain_reference_over_the_present_members(pool: Pool, case: Case) -> None:
     found = pool(case.logits, case.weights).exp().numpy()
@@ -89,7 +87,6 @@ def test_equals_the_plain_reference_over_the_present_members(pool: Pool, case: C
 
 
 @every_pool
-@UNTIMED
 @given(case=cases(), data=st.data())
 def test_the_order_of_rows_and_members_does_not_matter(pool: Pool, case: Case, data: st.DataObject) -> None:
     members, rows, _ = case.logits.shape
@@ -101,7 +98,6 @@ def test_the_order_of_rows_and_members_does_not_matter(pool: Pool, case: Case, d
 
 
 @every_pool
-@UNTIMED
 @given(case=cases())
 def test_a_row_alone_is_the_same_as_in_a_batch(pool: Pool, case: Case) -> None:
     together = pool(case.logits, case.weights)
@@ -153,7 +149,6 @@ def test_zadehs_two_doctors(pool: Pool, expected: list[float]) -> None:
     torch.testing.assert_close(pool(logits, torch.tensor([[0.5, 0.5]])).exp(), torch.tensor([expected]))
 
 
-@UNTIMED
 @given(case=cases())
 def test_equal_weights_in_the_log_pool_are_the_mean_of_the_logits(case: Case) -> None:
     logits = case.logits.nan_to_num(0.0)
@@ -163,7 +158,6 @@ def test_equal_weights_in_the_log_pool_are_the_mean_of_the_logits(case: Case) ->
     torch.testing.assert_close(pooled.exp(), expected, rtol=case.tolerance, atol=1e-7)
 
 
-@UNTIMED
 @given(case=cases())
 def test_weights_of_one_in_the_log_pool_are_the_product_of_experts(case: Case) -> None:
     logits = case.logits.nan_to_num(0.0).clamp(-5, 5)

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.stats import rankdata
 
-from tests.fusions import UNTIMED, Example
+from tests.fusions import Example
 from twinfer_server.fusion import Fused, reciprocal_rank, renormalise
 
 LOGITS = st.integers(-4, 4).map(float)
 """So few values that many are equal."""
 
 
-@UNTIMED
 @given(data=st.data(), rows=st.integers(1, 4), members=st.integers(1, 3), classes=st.integers(2, 6), k=st.floats(0.5, 100))
 def test_equals_the_plain_reference_over_the_present_members(
     data: st.DataObject, rows: int, members: int, classes: int, k: float

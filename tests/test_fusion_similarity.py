@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cosine
 from scipy.special import expit, softmax
 
-from tests.fusions import UNTIMED, Example
+from tests.fusions import Example
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.fusion import Fused, Fusion, build_fusion, measure_cosines
 
@@ -38,7 +38,6 @@ def reference(query: Floats, compared: Floats, activation: str) -> Floats:
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("texts", [0, 2, 5], ids=["no cached texts", "fewer cached texts", "more cached texts"])
-@UNTIMED
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 4), most=st.integers(1, 4))
 def test_equals_the_plain_reference(activation: str, texts: int, seed: int, rows: int, most: int) -> None:
     random = np.random.default_rng(seed)

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.torch import save_file
 
-from tests.fusions import UNTIMED, Example
+from tests.fusions import Example
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.fusion import Fused, build_fusion, concatenation, mean_tensor, renormalise
 
 
-@UNTIMED
 @given(data=st.data(), rows=st.integers(1, 4), members=st.integers(1, 3), shape=st.lists(st.integers(1, 3), max_size=3))
 def test_equals_the_plain_reference_over_the_present_members(
     data: st.DataObject, rows: int, members: int, shape: list[int]

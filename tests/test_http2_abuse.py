@@ -304,7 +304,7 @@ def count_calls_let_in(wire: RunningWire) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_whatever_clients_do_every_call_is_counted_out(loop: str) -> None:
     @given(steps)
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def check(acts: list[tuple[int, str, int]]) -> None:
         with ExitStack() as stack:
             peers = [stack.enter_context(BarePeer(running.address)) for _ in range(4)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import hpack
 from hyperframe.frame import Frame as Seen
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from tests.peers import (
@@ -134,7 +134,6 @@ def hold_whole() -> dict[int, list[Any]]:
 
 
 @given(places)
-@settings(deadline=None)
 def test_calls_are_answered_the_same_however_their_bytes_are_cut(places: list[int]) -> None:
     assert asyncio.run(hold(cut(CONVERSATION, places))) == hold_whole()
 

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import DigitsServer
@@ -267,7 +267,6 @@ def test_a_degraded_answer_is_counted_and_not_called_wrong(tmp_path: Path) -> No
 # --- percentiles ------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), median_ms=st.floats(0.05, 60_000.0), spread=st.floats(0.0, 2.0))
 def test_percentiles_are_numpys_within_a_thousandth(seed: int, median_ms: float, spread: float) -> None:
     taken = np.random.default_rng(seed).lognormal(math.log(median_ms / 1e3), spread, 1000).clip(1e-6, 3599.0)
@@ -282,7 +281,6 @@ def test_percentiles_are_numpys_within_a_thousandth(seed: int, median_ms: float,
         assert found[name] <= latency * 1e3 * 1.001 + 0.001
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(1e-6, 4000.0), max_size=20), min_size=2, max_size=3))
 def test_tallies_put_together_are_one_tally_of_everything(parts: list[list[float]]) -> None:
     def tally_of(taken: Iterable[float]) -> Tally:

@@ -3,7 +3,7 @@
 from array import array
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from twinfer.load import Agreement
@@ -88,7 +88,6 @@ def test_what_says_something_else_does_not(first: pb.Prediction, found: pb.Predi
     assert not agree(first, found)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8), st.floats(0.0, 0.1))
 def test_a_vector_agrees_with_itself_and_with_what_is_within_the_tolerance(values: list[float], tolerance: float) -> None:
     largest = max(1.0, *map(abs, values), 1.0)

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.fusions import UNTIMED
 from tests.models import load_members, register
 from tests.servers import write_ensemble
 from twinfer_server.ensemble.output import pack_detections, read_output, select_output
@@ -61,7 +60,6 @@ def test_one_score_for_a_box_and_no_labels_mean_one_class() -> None:
     assert pack_detections(RELATIVE, SCORES, None, make_spec(), SIZE)[0, 0, 5] == 0
 
 
-@UNTIMED
 @given(seed=st.integers(0, 10_000), samples=st.integers(1, 3), boxes=st.integers(1, 6))
 def test_the_highest_score_comes_first_with_its_own_box(seed: int, samples: int, boxes: int) -> None:
     random = np.random.default_rng(seed)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from tests.fusions import UNTIMED
 from twinfer import DetectedBox, Prediction, ScoredClass, ScoredMatch, Tensor
 from twinfer.cli.predictions import says, tables
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
@@ -83,7 +82,6 @@ def best_first(values: Sequence[float], top_k: int) -> list[int]:
     return sorted(range(len(values)), key=lambda place: -values[place])[: top_k or 5]
 
 
-@UNTIMED
 @given(values=CHANCES, top_k=st.integers(0, 40))
 def test_the_best_classes_and_labels_come_whatever_the_chances(values: NDArray[np.float32], top_k: int) -> None:
     expected = tuple(ScoredClass(place, "", float(values[place])) for place in best_first(values.tolist(), top_k))
@@ -91,7 +89,6 @@ def test_the_best_classes_and_labels_come_whatever_the_chances(values: NDArray[n
     assert read("multi_label", values, labels=(), top_k=top_k).labels == expected
 
 
-@UNTIMED
 @given(values=PAIRS, top_k=st.integers(0, 12))
 def test_likenesses_keep_the_requests_order_or_the_best_come_first(values: NDArray[np.float32], top_k: int) -> None:
     matches = tuple(ScoredMatch(place, "", cosine, chance) for place, (cosine, chance) in enumerate(values.tolist()))
@@ -100,7 +97,6 @@ def test_likenesses_keep_the_requests_order_or_the_best_come_first(values: NDArr
     assert read("similarity", values, labels=(), top_k=top_k).matches == best
 
 
-@UNTIMED
 @given(values=BOXES)
 def test_no_box_is_lost_or_made_up(values: NDArray[np.float32]) -> None:
     boxes = read("detection", values).boxes
@@ -108,7 +104,6 @@ def test_no_box_is_lost_or_made_up(values: NDArray[np.float32]) -> None:
     assert found == [[*box[:5], float(int(box[5]))] for box in values.tolist() if box[4] > 0]
 
 
-@UNTIMED
 @given(values=NUMBERS)
 def test_tensors_of_any_shape_come_as_they_are(values: NDArray[np.float32]) -> None:
     for sent in (values, values.T):  # the latter does not lie row by row
