@@ -20,6 +20,8 @@ from tests.servers import DIGITS, running
 from tests.test_cli import WITHOUT, python
 from twinfer.cli import app
 from twinfer.cli.bench import INSTALL
+from twinfer.load import Measurement, Point, Tally, draw
+from twinfer.v1 import ensemble_service_pb2 as pb
 
 QUICK = ("--seconds", "0.2", "--warm-up", "0")
 
@@ -105,6 +107,14 @@ def test_a_picture_shows_every_point(digits_server: DigitsServer, tmp_path: Path
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
     else:
         assert file.read_text().count("<path") > 20
+
+
+def test_a_load_that_had_no_answer_in_time_is_drawn_too(tmp_path: Path) -> None:
+    tally = Tally()
+    tally.add_answer(pb.InferResponse(), 0.3, is_right=True)
+    tally.seconds = 0.2
+    draw([Measurement(Point("rate", 20), tally)], "too late", tmp_path / "load.svg")
+    assert (tmp_path / "load.svg").read_text().count("<path") > 20
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

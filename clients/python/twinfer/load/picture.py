@@ -39,7 +39,7 @@ def draw(measurements: Sequence[Measurement], title: str, path: Path) -> None:
             axes.annotate(f"{one.point.value:g}", place, (0, -11), textcoords="offset points", ha="center", fontsize=8, color=INK)
         axes.set_title(TITLES[kind], fontsize=9, color=INK, loc="left")
         axes.set_yscale("log")
-        axes.set_xlim(0.0, 1.08 * max(rates))
+        axes.set_xlim(0.0, 1.08 * max(rates) or 1.0)  # all answers may have come when the time was over
         axes.margins(y=0.12)
         axes.set_xlabel("answers per second", fontsize=8)
         axes.set_ylabel("latency, ms", fontsize=8)
