@@ -29,8 +29,8 @@ CODES = {
 }
 NAN = -1000.0
 BREAKERS: dict[str, dict[str, Any]] = {
-    "breakers that trip": {
-        "breaker_window": 8, "breaker_failures": 4, "breaker_stall_seconds": 0.2, "breaker_probe_seconds": 0.1
+    "breakers that trip": {  # of a member that is stuck, not where the whole process stands still for a moment
+        "breaker_window": 8, "breaker_failures": 4, "breaker_stall_seconds": 1.0, "breaker_probe_seconds": 0.1
     },
     "no breakers": {"breaker_failures": 0, "breaker_stall_seconds": 3600.0},
 }  # fmt: skip
