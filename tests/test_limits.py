@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -91,6 +93,22 @@ def test_a_flood_of_large_messages_takes_no_more_memory_than_the_calls_that_are_
         assert allowed <= 0.5 * CALLS * len(flood)
         assert grown < allowed
         assert isinstance(infer(channels[0], row()), pb.InferResponse)
+
+
+def test_memory_that_large_messages_took_goes_back_once_nobody_asks(folder: Path) -> None:
+    message = large_row(0, 60 * MEBIBYTE).SerializeToString()
+    with started(folder, "--set", f"max_message_bytes={64 * MEBIBYTE}") as server, connect(server.address) as channel:
+        assert isinstance(infer(channel, row()), pb.InferResponse)
+        process = psutil.Process(server.process.pid)
+        before = process.memory_info().rss
+        calls = [begin(channel, INFER, message) for _ in range(4)]
+        assert {under_way.code() for under_way in calls} == {grpc.StatusCode.OK}
+        assert process.memory_info().rss > before + 200 * MEBIBYTE
+        until = time.monotonic() + 4 * PATIENCE_SECONDS
+        while process.memory_info().rss > before + 50 * MEBIBYTE and time.monotonic() < until:
+            time.sleep(0.1)
+        assert process.memory_info().rss <= before + 50 * MEBIBYTE
+        assert isinstance(infer(channel, row()), pb.InferResponse)
 
 
 def check_a_retry(address: str, held: Any, gate: Gate) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .device import open_device
+from .device import FreedMemory, open_device
 from .engine import LocalEngine
 from .ensemble import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
 from .inputs import InputLimits
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+"""How often health and memory are looked after."""
+IDLE_SECONDS = 10.0
+"""After so long with nothing in hand, memory that is free goes back to the kernel."""
 LAST_YARDS_SECONDS = 1.0
 """How long the server's stop waits for calls that have no row in hand."""
 
@@ -108,7 +111,7 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             admin.open(engine)
             server.report(is_serving=True, members=engine.operations.switches)
             observer.on_ready()
-            await _watch_health(server, engine, stopping)
+            await _look_after(server, engine, stopping)
             await _drain(server, admin, engine, settings.drain_seconds)
             if engine.loss:
                 raise DeviceLost(f"the device is lost and only a new process gets it back: {engine.loss}")
@@ -147,9 +150,10 @@ async def _load(
     return loading.result() if loading.done() else None
 
 
-async def _watch_health(server: "RpcServer | Fronts", engine: LocalEngine, stopping: asyncio.Event) -> None:
-    """Keep health true to the lanes until the server is told to stop."""
+async def _look_after(server: "RpcServer | Fronts", engine: LocalEngine, stopping: asyncio.Event) -> None:
+    """Keep health true to the lanes, and memory small while nobody asks, until the server is told to stop."""
     told = (True, engine.operations.switches)
+    freed_memory = FreedMemory()
     while not stopping.is_set() and not engine.loss:
         stuck, switches = engine.stuck_members(), engine.operations.switches
         now = (engine.can_answer and not stuck, switches)
@@ -160,8 +164,10 @@ async def _watch_health(server: "RpcServer | Fronts", engine: LocalEngine, stopp
                 logger.warning("%s; stuck: %s; off: %s", health, ", ".join(stuck) or "nobody", ", ".join(off) or "nobody")
             told = now
             server.report(*now)
+        if engine.idle_seconds > IDLE_SECONDS:
+            await asyncio.to_thread(freed_memory.give_back)
         try:
-            await asyncio.wait_for(stopping.wait(), HEALTH_SECONDS)
+            await asyncio.wait_for(stopping.wait(), LOOK_SECONDS)
         except TimeoutError:
             continue
 

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from .allocator import keep_freed_memory
+from .allocator import FreedMemory, keep_freed_memory
 from .cpu import CpuDevice, CpuEvent, HereLane, ThreadLane, usable_cores
 from .cuda import CudaDevice
 from .lane import Device, Event, Graph, Lane, Work
@@ -15,6 +15,7 @@ __all__ = [
     "CudaDevice",
     "Device",
     "Event",
+    "FreedMemory",
     "Graph",
     "HereLane",
     "Lane",

@@ -140,6 +140,7 @@ class ThreadLane:
                     work()
                 except Exception:  # a defect; the lane's other work must not die of it
                     logger.exception("work on lane %s raised", self.name)
+                del work  # which holds its flight's rows, and the next may be long in coming
 
 
 NICER = 5

@@ -24,6 +24,11 @@ class Admission:
         self._busy_since = 0.0
         """When the last answers went out, or later, when the server had something in hand again."""
 
+    @property
+    def idle_seconds(self) -> float:
+        """How long nothing has been in hand; 0 while something is."""
+        return 0.0 if self.rows else time.monotonic() - self._busy_since
+
     def enter(self, size_bytes: int, rows: int = 1) -> None:
         """Take a request of so many rows in hand, all or none; raises Draining or Overloaded. `leave` must follow."""
         if self.is_draining:

@@ -146,6 +146,7 @@ class Batcher:
                     if flight is None:
                         return
                     self._launch(flight)
+                    del flight  # and its rows: the next may be long in coming
                 except Exception:  # a defect; the rows concerned run into their deadlines, the others fly on
                     logger.exception("boarding or launching failed")
 

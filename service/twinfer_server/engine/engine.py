@@ -84,6 +84,11 @@ class LocalEngine(Reception):
         return self._admission.bytes
 
     @property
+    def idle_seconds(self) -> float:
+        """How long no row has been in hand; 0 while one is."""
+        return self._admission.idle_seconds
+
+    @property
     def rows_waiting(self) -> int:
         """The rows that wait for a flight."""
         return self._batcher.waiting_rows

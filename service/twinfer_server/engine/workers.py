@@ -38,3 +38,4 @@ class Workers:
                 work()
             except Exception:  # a defect: work answers for its own failures
                 logger.exception("a worker's work raised")
+            del work  # which may hold large rows, and the next may be long in coming
