@@ -160,7 +160,7 @@ def test_a_drain_answers_a_batch_that_is_in_hand_and_refuses_the_next(folder: Pa
         refused = batch_infer(channel, TEXT)
         while not isinstance(refused, Failure):  # the drain begins a little later
             refused = batch_infer(channel, TEXT)
-        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert refused.code is grpc.StatusCode.UNAVAILABLE
         gate.open()
         assert [said(result) for result in pb.BatchInferResponse.FromString(held.result()).results] == ["c"] * 10
 

@@ -112,16 +112,23 @@ class Server:
             return address
         return f"{address.rpartition(':')[0]}:{sockets[0].getsockname()[1]}"
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Listen no more, and end what is still open after the grace."""
-        self.is_stopping = True
-        for listener in self._listeners:
-            listener.close()
-        for connection in [*self.connections]:
-            connection.leave()
+    async def leave(self, grace_seconds: float) -> bool:
+        """Listen no more, send clients elsewhere with new calls, and say whether those that there are end within the grace."""
+        if not self.is_stopping:
+            self.is_stopping = True
+            for listener in self._listeners:
+                listener.close()
+            for connection in [*self.connections]:
+                connection.leave()
         try:
             await asyncio.wait_for(self._idle.wait(), grace_seconds)
         except TimeoutError:
+            return False
+        return True
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Listen no more, and end what is still open after the grace."""
+        if not await self.leave(grace_seconds):
             for connection in [*self.connections]:
                 connection.calls.end(Status(grpc.StatusCode.UNAVAILABLE, "the server is shutting down"))
         closing = [connection.closed for connection in self.connections]

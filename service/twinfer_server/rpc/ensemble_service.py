@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from twinfer.v1 import ensemble_service_pb2 as pb
 
 from ..engine import Engine
-from ..errors import Draining, InvalidOption, Loading, TwinferError
+from ..errors import InvalidOption, Loading, TwinferError
 from ..rows import Answer, Request
 from .answer_writer import AnswerWriter
 from .boundary import Context, describe_error, find_arrival, parse, unary
@@ -33,7 +33,6 @@ class EnsembleService:
         self._pool = pool
         self._max_batch_rows = max_batch_rows
         self._streams = Streams(self._answer_row, max_stream_rows, is_in_order=False)
-        self._is_draining = False
         self._writer = AnswerWriter()
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -49,8 +48,7 @@ class EnsembleService:
         )
 
     async def drain(self) -> None:
-        """Refuse new calls, read nothing more from open streams, and return when their rows are answered and they have ended."""
-        self._is_draining = True
+        """Read nothing more from open streams, and return when their rows are answered and they have ended."""
         await self._streams.drain()
 
     def note_failure(self, error: TwinferError) -> None:
@@ -59,8 +57,6 @@ class EnsembleService:
             self.engine.note_failure(error)
 
     def _ready_engine(self) -> Engine:
-        if self._is_draining:
-            raise Draining("the server is shutting down")
         if self.engine is None:
             raise Loading("the ensemble is loading")
         return self.engine

@@ -20,6 +20,8 @@ from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
 from .reflection import add_reflection
 
+ON_THEIR_WAY_SECONDS = 1.0
+"""How long calls that have begun when the server drains may take to have their rows in hand."""
 RETRY_SECONDS = 0.5
 """When a call that was one too many may come again: a place is free when another call ends, which nobody can foresee."""
 
@@ -93,9 +95,13 @@ class RpcServer:
         self.inference_service.report(is_serving, members)
 
     async def drain(self) -> None:
-        """Report NOT_SERVING for good, refuse new calls, end watches at once and streams when their rows in hand are answered."""
+        """Report NOT_SERVING for good, send clients elsewhere, end watches at once, and streams when their rows are answered.
+
+        Calls that have come before clients were told are taken in hand as ever.
+        """
         self.health.end()
-        await asyncio.gather(self.ensemble_service.drain(), self.inference_service.drain())
+        leaving = self._server.leave(ON_THEIR_WAY_SECONDS)
+        await asyncio.gather(leaving, self.ensemble_service.drain(), self.inference_service.drain())
 
     async def stop(self, grace_seconds: float) -> None:
         """Close the listener, and cancel what is still open after the grace."""

@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from ...engine import Engine
-from ...errors import Draining, Loading, TwinferError, Unsupported
+from ...errors import Loading, TwinferError, Unsupported
 from ...rows import Answer, Request
 from ...settings import ServerSettings
 from ..boundary import SMALL_MESSAGE_BYTES, Arrival, Context, describe_error, find_arrival, parse, summarize, unary
@@ -87,15 +87,13 @@ class InferenceService:
         self._is_serving, self._switches = is_serving, switches
 
     async def drain(self) -> None:
-        """Refuse new calls, and return when open streams have ended."""
+        """Be ready no more, and return when open streams have ended."""
         self._is_draining = True
         await self._streams.drain()
 
     # --- what is served -----------------------------------------------------------------------------------------------
 
     def _ready(self) -> tuple[Engine, Catalog]:
-        if self._is_draining:
-            raise Draining("the server is shutting down")
         if self._engine is None or self._catalog is None:
             raise Loading("the ensemble is loading")
         return self._engine, self._catalog
