@@ -101,6 +101,13 @@ def test_until_the_members_are_warm_nothing_is_served_and_everybody_is_told(tmp_
         assert isinstance(infer(channel, row()), pb.InferResponse)
 
 
+def test_all_services_are_listed_with_their_status(tmp_path: Path) -> None:
+    with running(write_gated(tmp_path / "gated"), trust_code=True) as server, connect(server.address) as channel:
+        listed = health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest()).statuses
+        assert {"", SERVICE, INFERENCE_SERVICE} <= listed.keys()
+        assert {found.status for found in listed.values()} == {SERVING}
+
+
 def test_a_drain_is_reported_at_once_and_ends_every_watch(tmp_path: Path) -> None:
     folder = write_gated(tmp_path / "gated")
     gate = Gate(folder)

@@ -206,12 +206,29 @@ def test_calls_do_not_wait_for_all_that_a_client_asks_before_they_are_answered(w
 def test_a_call_whose_message_never_comes_holds_its_place_so_long_and_a_stream_for_ever() -> None:
     limits = replace(LIMITS, max_concurrent_calls=3, message_seconds=0.05)
     with wired("uvloop", limits=limits) as wire, BarePeer(wire.address) as peer:
-        half = message(b"12345678")[:-1]
+        half = message(b"12345678")[:3]  # before it has said that it is large
         peer.send(peer.head(1, MIRROR), peer.head(3, ECHO), raw(DATA, 0, 3, half), peer.head(5, ECHO))
         for stream in (3, 5):
             assert peer.answer(stream).status == (4, "message: found none, or a part, after 0.05 s")
         peer.send(raw(DATA, END_STREAM, 1, message(b"still here")))
         assert peer.answer(1).messages == [b"still here"]
+
+
+def test_a_large_message_has_more_time_than_a_small_one() -> None:
+    limits = replace(LIMITS, max_message_bytes=10**9, message_seconds=0.05)
+    with wired("uvloop", limits=limits) as wire, BarePeer(wire.address) as peer:
+        peer.send(peer.head(1, ECHO), raw(DATA, 0, 1, message(bytes(30_000_000))[:1000]), peer.head(3, ECHO))
+        assert peer.answer(3).status[0] == 4
+        assert not peer.answers[1].has_ended
+
+
+def test_a_reply_that_is_not_taken_holds_its_place_so_long() -> None:
+    limits = replace(LIMITS, max_concurrent_calls=1, message_seconds=0.05)
+    with wired("uvloop", limits=limits) as wire, BarePeer(wire.address, {INITIAL_WINDOW_SIZE: 0}) as peer:
+        peer.send(peer.call(1, ECHO, b"x"))
+        assert peer.answer(1).status == (4, "reply: not taken for 0.05 s")
+        peer.send(peer.call(3, ECHO, b"y"), raw(WINDOW_UPDATE, 0, 3, (100).to_bytes(4, "big")))
+        assert peer.answer(3).messages == [b"y"]
 
 
 def test_what_is_said_of_a_long_fault_is_short(wire: RunningWire) -> None:

@@ -30,7 +30,6 @@ from tests.wire import (
     letter,
     wired,
 )
-from twinfer_server.http2.server import PROBES
 
 KB, MB = 2**10, 2**20
 SIZES = [0, 1, 5, *(edge * KB + more for edge in (16, 64) for more in (-5, -1, 0, 1)), MB, 10 * MB]
@@ -245,14 +244,12 @@ def test_calls_over_the_limit_are_refused_until_one_ends() -> None:
         assert channel.unary_unary(ECHO)(b"again") == b"again"
 
 
-def test_so_many_probes_are_taken_beyond_the_limit_and_no_more() -> None:
+def test_calls_that_are_free_take_no_place_and_need_none() -> None:
     channel: Any
-    with wired(limits=replace(LIMITS, max_concurrent_calls=1, probe=WAIT)) as wire, grpc.insecure_channel(wire.address) as channel:
-        waiting = [channel.unary_unary(WAIT).future(b"x") for _ in range(1 + PROBES)]
-        assert [wire.seen.get() for _ in waiting] == ["wait begins"] * (1 + PROBES)
-        for path in (ECHO, WAIT):
-            with pytest.raises(grpc.RpcError) as caught:
-                channel.unary_unary(path)(b"")
-            assert caught.value.details() == f"calls: found {2 + PROBES} at once; allowed: 1 (max_concurrent_calls)"
+    limits = replace(LIMITS, max_concurrent_calls=1, free=frozenset({WAIT}))
+    with wired(limits=limits) as wire, grpc.insecure_channel(wire.address) as channel:
+        waiting = [channel.unary_unary(WAIT).future(b"x") for _ in range(3)]
+        assert [wire.seen.get() for _ in waiting] == ["wait begins"] * 3
+        assert channel.unary_unary(ECHO)(b"y") == b"y"
         wire.open_gate()
-        assert [each.result() for each in waiting] == [b"x"] * (1 + PROBES)
+        assert [each.result() for each in waiting] == [b"x"] * 3

@@ -1,14 +1,15 @@
 """Messages are put together from whatever pieces they come in; those that are none, or too large, end their call as gRPC says."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from tests.peers import DATA, END_STREAM, BarePeer, cut, message, raw
+from tests.peers import DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, BarePeer, cut, message, raw
 from tests.wire import ECHO, JOIN, LIMITS, MIRROR, WAIT, RunningWire, wired
+from twinfer_server.http2 import calls
 from twinfer_server.http2.messages import BadMessage, Inbox, decompress
 
 GZIP, DEFLATE = 31, 15
@@ -105,6 +106,21 @@ def test_only_marked_messages_of_a_call_are_compressed(peer: BarePeer, encoding:
     body = message(b"plain ") + message(pack(b"packed ", bits), 1) + message(b"") + message(pack(b"", bits), 1) + message(b"plain")
     peer.send(peer.head(1, JOIN, [("grpc-encoding", encoding)]), raw(DATA, END_STREAM, 1, body))
     assert peer.answer(1).messages == [b"plain packed plain"]
+
+
+def test_a_call_that_is_over_is_reset_only_where_its_client_goes_on(monkeypatch: pytest.MonkeyPatch, peer: BarePeer) -> None:
+    monkeypatch.setattr(calls, "LINGER_SECONDS", 0.01)
+    ends: dict[int, Callable[[], bytes]] = {
+        1: lambda: raw(DATA, END_STREAM, 1),
+        3: lambda: raw(HEADERS, END_HEADERS | END_STREAM, 3, peer.block([("and", "that is all")])),
+        5: lambda: raw(RST_STREAM, 0, 5, bytes(4)),
+        7: lambda: b"",
+    }
+    for stream, end in ends.items():
+        peer.send(peer.head(stream, "/wire/None") + end())
+        assert peer.answer(stream).status[0] == 12
+    peer.wait(lambda: peer.answers[7].reset is not None)
+    assert [peer.answers[stream].reset for stream in ends] == [None, None, None, 0]
 
 
 def test_an_answer_says_that_nothing_more_need_be_sent(peer: BarePeer) -> None:

@@ -27,6 +27,8 @@ STREAM_WINDOW = 2**20
 """How many bytes a caller may send on a stream before any of them is read."""
 LEAST_DEADLINE_SECONDS = 0.005
 """Whoever gives a call less time has not meant to wait for it."""
+SLOWEST_BYTES_PER_SECOND = 2**16
+"""Whoever sends a large message has so much more time for it."""
 SPARE_WINDOW = 2**9
 """How many it may send beyond its only message: padding, which may come before any of that."""
 
@@ -106,6 +108,11 @@ class Call(AsyncIterator[Any]):
     # --- what the connection asks and tells ---------------------------------------------------------------------------------
 
     @property
+    def path(self) -> str:
+        """The method that is called."""
+        return self._head.path
+
+    @property
     def seconds(self) -> float:
         """How long it has been there."""
         return time.monotonic() - self._arrived_at
@@ -153,13 +160,18 @@ class Call(AsyncIterator[Any]):
         self._writer.widen(more_bytes)
 
     def look(self, now: float) -> None:
-        """End the call if its time is up: the caller's deadline, or how long its only message may take to come."""
+        """End the call if its time is up: the caller's deadline, or how long its only message or reply may take on its way."""
         seconds, deadline = now - self._arrived_at, self._head.timeout_seconds
-        limit = self._calls.server.limits.message_seconds
         if deadline is not None and seconds >= deadline:
             self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline that the caller set is over"))
-        elif seconds >= limit and not self._is_half_closed and not self._handler.request_streaming:
-            self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"message: found none, or a part, after {limit:g} s"))
+        elif not self._handler.request_streaming and not self._is_half_closed:
+            limit = self._calls.server.limits.message_seconds + self._inbox.partial_bytes / SLOWEST_BYTES_PER_SECOND
+            if seconds >= limit:
+                self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"message: found none, or a part, after {limit:.3g} s"))
+        elif not self._handler.response_streaming and self._writer.blocked_at:
+            limit = self._calls.server.limits.message_seconds
+            if now - self._writer.blocked_at >= limit:
+                self.end(Status(grpc.StatusCode.DEADLINE_EXCEEDED, f"reply: not taken for {limit:g} s"))
 
     def give_up(self) -> None:
         """End the call without a word, for its caller has gone."""

@@ -1,5 +1,6 @@
 """The calls of one connection: each is told what its client sends it, and what clients may not send is refused."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from .allowance import ANSWERED_CALL, BROKEN_CALL
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 OWN_WINDOW = 2**30
 """What a client may send on all its calls together; what lies in memory is bounded by each call's window."""
+LINGER_SECONDS = 1.0
+"""How long a client may go on sending on a call that is over before it is told not to. Most often its end is under way; the reset
+would then be one of a stream that a proxy no longer knows, and nginx closes the connection for it."""
 RAPID_SECONDS = 0.05
 """A call that its client gives up so soon has served nobody; later ones may have met another's answer."""
 
@@ -28,6 +32,8 @@ class Calls:
         self.newest = 0
         """The number of the newest call; each is larger than those before."""
         self._calls: dict[int, Call] = {}
+        self._unfinished: dict[int, asyncio.TimerHandle] = {}
+        """The calls that are over and whose client may still send, each with the time at which it is told not to."""
         self._credit = OWN_WINDOW
         self._heads = HeadReader()
         self._is_closed = False
@@ -50,6 +56,8 @@ class Calls:
         """End all calls without a word, for their caller has gone."""
         for call in [*self._calls.values()]:
             call.give_up()
+        for number in [*self._unfinished]:
+            self._finish(number)
 
     def look(self, now: float) -> None:
         """End the calls whose time is up."""
@@ -65,11 +73,11 @@ class Calls:
 
     def forget(self, number: int, *, is_half_closed: bool) -> None:
         """Note that a call is over; what its caller still sends is dropped."""
-        del self._calls[number]
-        self.server.count(-1)
+        call = self._calls.pop(number)
+        self.server.count(call.path, -1)
         self.out.allowance.give(ANSWERED_CALL)
         if not is_half_closed:
-            self.out.send(reset_frame(number, Code.NO_ERROR))
+            self._linger(number)
         if self._is_closed and not self._calls:
             self.out.close()
 
@@ -89,6 +97,8 @@ class Calls:
             if is_last:
                 call.half_close()
             self._look_after(frame.stream)
+        elif is_last:
+            self._finish(frame.stream)
 
     def on_head(self, frame: Frame) -> None:
         """Begin a call, or half-close the one whose trailers these are."""
@@ -103,6 +113,8 @@ class Calls:
             if call is not None:
                 call.half_close()
                 self._look_after(stream)
+            else:
+                self._finish(stream)
             return
         head = self._heads.read(frame.payload)
         if self._is_closed:
@@ -117,6 +129,7 @@ class Calls:
         """Give up a call, as its client has."""
         call = self._find(frame.stream)
         if call is None:
+            self._finish(frame.stream)
             return
         call.give_up()
         if call.seconds < RAPID_SECONDS and not call.is_due:
@@ -155,7 +168,7 @@ class Calls:
         if isinstance(found, Status):
             self._refuse(stream, REPLY_FIELDS + write_trailers(found), is_half_closed)
             return
-        self.server.count(+1)
+        self.server.count(head.path, +1)
         call = self._calls[stream] = Call(self, stream, head, found)
         if is_half_closed:
             call.half_close()
@@ -164,4 +177,18 @@ class Calls:
         self.out.send_block(stream, write_block(fields), is_last=True)
         self.out.allowance.give(ANSWERED_CALL)
         if not is_half_closed:
-            self.out.send(reset_frame(stream, Code.NO_ERROR))
+            self._linger(stream)
+
+    def _linger(self, stream: int) -> None:
+        """Have the client stop sending on a call that is over, unless it does so by itself in a moment."""
+        self._unfinished[stream] = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._reset, stream)
+
+    def _finish(self, stream: int) -> None:
+        """Note that the client sends nothing more on a call that is over."""
+        timer = self._unfinished.pop(stream, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _reset(self, stream: int) -> None:
+        del self._unfinished[stream]
+        self.out.send(reset_frame(stream, Code.NO_ERROR))

@@ -44,6 +44,11 @@ class Inbox:
         """Each with whether it is compressed."""
 
     @property
+    def partial_bytes(self) -> int:
+        """The size of the message whose beginning is here."""
+        return 0 if self._partial is None else len(self._partial)
+
+    @property
     def is_between_messages(self) -> bool:
         """Whether no message has been cut off."""
         return self._partial is None and not self._prefix

@@ -35,8 +35,6 @@ GONE_SECONDS = 60
 """How long a client's machine may say nothing at all before its connection ends."""
 _TCP_OPTIONS = {"TCP_KEEPIDLE": GONE_SECONDS, "TCP_KEEPINTVL": 10, "TCP_USER_TIMEOUT": 1000 * GONE_SECONDS}
 """When TCP asks an idle client whether it is there, how soon again, and how long it may take nothing of what it is sent; tcp(7)."""
-PROBES = 8
-"""So many calls of `Limits.probe` are taken beyond all others."""
 
 
 class PortTaken(Exception):
@@ -55,11 +53,11 @@ class Limits:
     max_concurrent_calls: int
     max_streams_per_connection: int
     message_seconds: float = 60.0
-    """How long the only message of a call may take to come, whatever its deadline."""
+    """How long the only message of a call may take to come, more if it is large, whatever the deadline; and a reply to be taken."""
     refuse: Callable[[str], Status] = _refuse
     """Says how a call ends that is one too many, given what was found and what is allowed."""
-    probe: str = ""
-    """The path of the method that tells whether the server is well, for one that is full is not ill."""
+    free: frozenset[str] = frozenset()
+    """The paths of methods that take no place among the calls at once, such as those that tell whether the server is well."""
 
 
 class _Details(NamedTuple):
@@ -80,7 +78,7 @@ class Server:
         """Whether those who come now are sent away."""
         self._generic: list[grpc.GenericRpcHandler] = []
         self._found: dict[str, Handler] = {}
-        self._calls = 0
+        self._calls = self._places = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._listeners: list[asyncio.Server] = []
@@ -142,8 +140,8 @@ class Server:
     def find(self, path: str) -> "Handler | Status":
         """Find the handler of a method, or say why a call of it is not taken now."""
         allowed = self.limits.max_concurrent_calls
-        if self._calls >= allowed and (path != self.limits.probe or self._calls >= allowed + PROBES):
-            return self.limits.refuse(f"calls: found {self._calls + 1} at once; allowed: {allowed} (max_concurrent_calls)")
+        if self._places >= allowed and path not in self.limits.free:
+            return self.limits.refuse(f"calls: found {self._places + 1} at once; allowed: {allowed} (max_concurrent_calls)")
         handler = self._found.get(path)
         if handler is None:
             details: Any = _Details(path, ())
@@ -160,9 +158,11 @@ class Server:
             self._fault_at = now
             logger.warning("parting with the client at %s: %s", client or "a socket", fault)
 
-    def count(self, change: int) -> None:
-        """Count the calls that there are."""
+    def count(self, path: str, change: int) -> None:
+        """Count the calls that there are, and the places that they take."""
         self._calls += change
+        if path not in self.limits.free:
+            self._places += change
         if self._calls:
             self._idle.clear()
             self._look_later()

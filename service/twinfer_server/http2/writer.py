@@ -1,6 +1,7 @@
 """The writer of a call: sends its replies, each when the caller has room for it, and its status behind them."""
 
 import asyncio
+import time
 
 from .frames import MAX_WINDOW, Code, ConnectionFault, Flag, Kind, frame, frame_header
 from .heads import OK_BLOCK, REPLY_BLOCK, REPLY_FIELDS, Status, write_block, write_trailers
@@ -18,7 +19,7 @@ class CallEnded(Exception):
 class Writer:
     """Writes for one call. Event loop only."""
 
-    __slots__ = ("_has_begun", "_number", "_out", "_pace", "_turn", "_window", "is_over")
+    __slots__ = ("_has_begun", "_number", "_out", "_pace", "_turn", "_window", "blocked_at", "is_over")
 
     def __init__(self, out: Outlet, number: int) -> None:
         """Begin with nothing sent on the stream `number`."""
@@ -31,6 +32,8 @@ class Writer:
         """What has been written since others had their turn."""
         self._turn: asyncio.Future[None] | None = None
         """Done when there may be room."""
+        self.blocked_at = 0.0
+        """Since when the caller has taken nothing of what is to be sent; 0 if it does."""
         self.is_over = False
 
     async def write(self, message: bytes) -> None:
@@ -98,6 +101,7 @@ class Writer:
 
     async def _wait_for_room(self) -> None:
         self._turn = asyncio.get_running_loop().create_future()
+        self.blocked_at = time.monotonic()
         if self._window > 0:
             self._out.enqueue(self._turn)
         else:
@@ -105,6 +109,7 @@ class Writer:
         try:
             await self._turn
         finally:
+            self.blocked_at = 0.0
             self._out.dequeue(self._turn)
 
     def _wake(self) -> None:

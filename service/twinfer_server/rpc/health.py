@@ -16,7 +16,12 @@ from .boundary import Context
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-PROBE = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/Check"
+METHODS = frozenset(
+    f"/{service.full_name}/{name}"
+    for service in health_pb2.DESCRIPTOR.services_by_name.values()
+    for name in service.methods_by_name
+)
+"""The paths of the methods."""
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package has no types
@@ -54,6 +59,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
             text = f"service: found {quote(request.service)}; allowed: {', '.join(map(repr, self._statuses))}"
             await context.abort(grpc.StatusCode.NOT_FOUND, text)
         return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
+
+    async def List(self, request: "health_pb2.HealthListRequest", context: Context) -> "health_pb2.HealthListResponse":
+        """Say how all are now."""
+        statuses = {service: health_pb2.HealthCheckResponse(status=status) for service, status in self._statuses.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Report each change until the caller goes away or `end` is called."""

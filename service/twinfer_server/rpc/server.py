@@ -15,7 +15,7 @@ from ..settings import ServerSettings
 from .admin_service import ADMIN_SERVICE, EnsembleAdminService
 from .boundary import write_status
 from .ensemble_service import SERVICE, EnsembleService
-from .health import PROBE, Health
+from .health import METHODS, Health
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
 from .reflection import add_reflection
@@ -117,4 +117,4 @@ def _make_server(settings: ServerSettings, on_failure: Callable[[TwinferError], 
         return write_status(error)
 
     limits = settings.max_message_bytes, settings.max_concurrent_calls, settings.max_streams_per_connection
-    return Server(Limits(*limits, refuse=refuse, probe=PROBE))
+    return Server(Limits(*limits, refuse=refuse, free=METHODS))
