@@ -198,7 +198,7 @@ def hangs() -> Iterator[str]:
 
 
 def test_a_stream_that_does_not_answer_is_given_up_and_one_that_ends_is_opened_again(hangs: str) -> None:
-    tally = run_at(Load(hangs, [row()], seconds=1.0, timeout=0.2, is_streamed=True, max_in_flight=1), [0.0, 0.3, 0.4, 0.7])
+    tally = run_at(Load(hangs, [row()], seconds=4.0, timeout=0.8, is_streamed=True, max_in_flight=1), [0.0, 1.2, 1.6, 2.8])
     assert tally.errors == {"DEADLINE": 2, "UNAVAILABLE": 2}
 
 
