@@ -15,6 +15,7 @@ from tests.calls import GET_ENSEMBLE, INFER, PATIENCE_SECONDS, Failure, begin, c
 from tests.gated import HELD, Gate, row, write_gated
 from tests.processes import run, started
 from tests.servers import DIGITS
+from tests.test_cli import python
 from tests.test_streams import Outbox
 from twinfer.v1 import ensemble_service_pb2 as pb
 
@@ -132,6 +133,27 @@ def test_sigterm_while_it_loads_ends_it_with_0(folder: Path) -> None:
             assert server.wait() == 0
     finally:
         gate.open()
+
+
+def test_whoever_reads_what_it_prints_may_go(folder: Path) -> None:
+    with started(folder, until="listening on ") as server, connect(server.address) as channel:
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        while isinstance(infer(channel, row()), Failure):  # it loads, and says what nobody hears
+            assert server.process.poll() is None
+
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
+from twinfer_server.process import allow_connections
+allow_connections()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_it_may_have_as_many_connections_as_the_system_allows() -> None:
+    assert python(LIMITED).stdout == "300 300\n"
 
 
 # --- the beginning ----------------------------------------------------------------------------------------------------

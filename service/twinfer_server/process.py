@@ -10,6 +10,8 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+MAX_OPEN_FILES = 2**16
+
 
 @contextmanager
 def collecting_put_off() -> Iterator[None]:
@@ -30,6 +32,18 @@ def spare_collecting() -> None:
     """Collect once, and leave what is there now out of all later collections: everything would stand still for them."""
     gc.collect()
     gc.freeze()
+
+
+def allow_connections() -> None:
+    """Let the process have as many connections as the system allows it: the first limit is often of 1,024 open files."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def run_loop(life: Coroutine[Any, Any, None]) -> None:

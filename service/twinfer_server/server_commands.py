@@ -1,12 +1,13 @@
 """The commands around a server: `serve`, `validate` and `demo`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .errors import InvalidEnsemble
-from .process import configure_logging, end_process, run_loop
+from .process import allow_connections, configure_logging, end_process, run_loop
 from .serve import Observer, prepare_ensemble, serve, stop_on_signals
 from .settings import ServerSettings, read_settings
 from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
@@ -47,6 +48,7 @@ def serve_command(
     with plain_errors():
         settings = read_settings(**flags)
         configure_logging(settings.log_level, settings.log_json)
+        allow_connections()
         with warmup_bar() as on_progress:
             observer = Observer(_say_listening, _say_metrics, on_progress, _say_ready)
             run_loop(_serve_until_signal(folder or digits_folder(), settings, observer))
@@ -94,18 +96,24 @@ def _split_setting(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _say(line: str) -> None:
+    """Print what scripts wait for, and read addresses from; whoever has read enough may have gone."""
+    with suppress(BrokenPipeError):
+        print(line, flush=True)  # noqa: T201
+
+
 def _say_listening(address: str, admin_address: str) -> None:
-    print(f"listening on {address}", flush=True)  # noqa: T201  # scripts read the port from this line
+    _say(f"listening on {address}")
     if admin_address:
-        print(f"operators on {admin_address}", flush=True)  # noqa: T201
+        _say(f"operators on {admin_address}")
 
 
 def _say_metrics(address: str) -> None:
-    print(f"metrics on {address}", flush=True)  # noqa: T201
+    _say(f"metrics on {address}")
 
 
 def _say_ready() -> None:
-    print("ready", flush=True)  # noqa: T201  # scripts wait for this line
+    _say("ready")
 
 
 async def _serve_until_signal(folder: Path, settings: ServerSettings, observer: Observer) -> None:
