@@ -74,9 +74,10 @@ class ServerSettings(BaseSettings):
 
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 32 * 2**20
     max_concurrent_calls: Count = 320
-    """Calls of every kind but health at once, streams included; times `max_message_bytes`, the most that can lie in memory before admission.
+    """Calls of every kind but health at once, streams included.
 
-    Above `max_waiting_rows`, for streams that send nothing hold places, too."""
+    Times `max_message_bytes`, the most that can lie in memory before admission. Above `max_waiting_rows`, for streams that send
+    nothing hold places, too."""
     max_streams_per_connection: Count = 128
     """Calls at once on one connection; a client queues the rest."""
     max_stream_rows: Count = 64
