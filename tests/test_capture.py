@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.capturing import CapturingDevice
 from tests.servers import DIGITS
 from twinfer_server.demo import HeldOutRow, read_rows
 from twinfer_server.device import CpuDevice, Device
 from twinfer_server.ensemble import Ensemble, FusionChange, FusionVersions, answer_rows, load_ensemble, warm_up
+from twinfer_server.ensemble.bucket import Bucket
 from twinfer_server.ensemble.warmup import _WarmUp
 from twinfer_server.inputs import InputLimits
 from twinfer_server.rows import Answer, Policy, RawInput, Request, Row, State
@@ -71,6 +73,28 @@ MIXES = {
     "a text-only row between others": ["image+text", "text", "image+text"],
     "rows that share no input": ["text", "image", "text", "image", "image"],
 }
+
+
+class Copies(TorchDispatchMode):
+    """Remembers, of every copy while it is entered, whether both sides are contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.are_contiguous: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            self.are_contiguous.append(all(side.is_contiguous() for side in args[:2]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_samples_of_fewer_tokens_than_fit_travel_in_contiguous_copies(captured: Ensemble) -> None:
+    text = captured.members[1]
+    bucket = Bucket(3, text.token_sizes[0])
+    assert bucket.tokens < text.token_sizes[-1]
+    with torch.inference_mode(), Copies() as copies:
+        text.slots[0].copy_in(bucket)
+    assert copies.are_contiguous == [True] * len(text.stagings)
 
 
 @pytest.mark.parametrize("plan", ["serial", "lanes", "graph"])

@@ -58,10 +58,14 @@ class Slot:
                 first = last
 
     def copy_in(self, bucket: Bucket, is_fed: bool = False) -> None:
-        """Send the host side to the device side; nothing to do where they are one, nor for the fed buffers of a fed flight."""
+        """Send the host side to the device side; nothing to do where they are one, nor for the fed buffers of a fed flight.
+
+        Samples travel in full length, whatever the bucket's tokens: torch copies through memory that is not pinned where rows are
+        cut, which holds up the host and breaks off a capture.
+        """
         for staging, host, twin in zip(self._stagings, self._host, self._device, strict=True):
             if host is not twin and not (is_fed and staging.is_fed):
-                self._view(twin, staging, bucket).copy_(self._view(host, staging, bucket), non_blocking=True)
+                twin[: bucket.samples].copy_(host[: bucket.samples], non_blocking=True)
 
     def receive(self, position: int, values: Tensor) -> None:
         """Copy what another member gave into the buffer at `position`, on the device."""
