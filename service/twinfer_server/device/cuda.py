@@ -1,5 +1,6 @@
 """Lanes on an NVIDIA GPU: one CUDA stream each, joined by CUDA events."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ class CudaGraph:
         self._graph.replay()
 
 
+def _set_sync_mode(mode: str) -> None:
+    """Say what torch does, in all threads, where an operation waits for the device: "error" or "default"."""
+    with warnings.catch_warnings():  # once in a process, torch warns that it does not find them all
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
+
+
 def _stream(lane: Lane) -> torch.cuda.Stream:
     assert isinstance(lane, CudaLane)
     return lane.stream
@@ -152,13 +160,13 @@ class CudaDevice:
             work()
             work()  # libraries choose their algorithms in the first calls
             torch.cuda.synchronize(self.torch_device)
-            torch.cuda.set_sync_debug_mode("error")
             try:
+                _set_sync_mode("error")
                 work()
             except RuntimeError as error:
                 return str(error).splitlines()[0]
             finally:
-                torch.cuda.set_sync_debug_mode("default")
+                _set_sync_mode("default")
                 torch.cuda.synchronize(self.torch_device)
         return ""
 
