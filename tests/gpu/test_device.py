@@ -1,5 +1,6 @@
 """What the CUDA device promises of captures: waiting is found without a warning, and no graph touches another's memory."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -39,3 +40,29 @@ def test_where_work_waits_is_found_without_a_warning_and_without_a_trace(device:
     with torch.inference_mode():
         assert bool(device.find_sync(device.lane("probe"), work)) == is_waiting
     assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_a_graph_computes_on_when_another_of_the_same_lane_is_gone(device: CudaDevice) -> None:
+    lane = device.lane("several")
+    generator = torch.Generator(device.torch_device).manual_seed(0)
+    # Tall and narrow enough that cuBLAS adds up parts of the sum, in its workspace.
+    left = torch.randn((256, 32768), dtype=torch.bfloat16, device=device.torch_device, generator=generator)
+
+    def work() -> list[Tensor]:
+        return [left @ left.T]
+
+    with torch.inference_mode():
+        assert device.find_sync(lane, work) == ""
+        staying, leaving = (device.capture(lane, work, device.graph_pool()) for _ in range(2))
+        lane.run(staying.replay)
+        torch.cuda.synchronize()
+        before = staying.outputs[0].clone()
+        del leaving
+        gc.collect()
+        torch.cuda.empty_cache()
+        # Whoever takes the memory that has been freed is not written to either.
+        others = [torch.zeros(2**20, device=device.torch_device) for _ in range(64)]
+        lane.run(staying.replay)
+        torch.cuda.synchronize()
+        assert torch.equal(staying.outputs[0], before)
+        assert not any(other.any() for other in others)

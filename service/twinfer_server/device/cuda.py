@@ -77,13 +77,16 @@ class CudaLane:
 
 
 class CudaGraph:
-    """One CUDA graph; its outputs lie in the graph's own memory pool."""
+    """One CUDA graph; its outputs lie in the graph's own memory pool, and so do cuBLAS's workspaces."""
 
     def __init__(self, stream: torch.cuda.Stream, work: Callable[[], list[Tensor]], pool: Any) -> None:
         """Capture `work`, beginning on `stream`."""
         self._graph = torch.cuda.CUDAGraph()
+        # torch keeps a workspace per stream: all graphs captured on one would write into it, even those that run at the same time.
+        torch._C._cuda_clearCublasWorkspaces()
         with torch.cuda.graph(self._graph, pool=pool, stream=stream):
             self.outputs = work()
+        torch._C._cuda_clearCublasWorkspaces()
 
     def replay(self) -> None:
         """Launch the graph on the current stream."""
