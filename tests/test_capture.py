@@ -117,6 +117,16 @@ def test_an_answer_is_not_changed_by_the_flight_that_reuses_its_buffers(captured
     assert (first.fused == before).all()
 
 
+def test_a_flight_that_is_captured_already_is_not_captured_again(captured: Ensemble) -> None:
+    assert isinstance(captured.device, CapturingDevice)
+    assert captured.times is not None
+    before = len(captured.device.graphs)
+    with torch.inference_mode():
+        for times in captured.times.measured:
+            _WarmUp(captured)._keep_capture(times.bucket, "graph")
+    assert len(captured.device.graphs) == before
+
+
 def test_a_flight_without_one_member_is_not_flown_as_a_whole(captured: Ensemble) -> None:
     rows = [make_row(captured, HELD_OUT[0], "text")]
     flight = captured.board(rows, {1: captured.members[1].slots[0]}, {}, "graph")

@@ -128,10 +128,10 @@ class _WarmUp:
         """Keep captures of the whole flight, one for each slot, where the plan is `graph`; drop what was made to try it."""
         captures = self._ensemble.flight_captures
         for number in range(len(self._ensemble.members[0].slots)):
-            if plan == "graph":
-                captures.setdefault((number, point), self._capture_flight(point, number))
-            else:
+            if plan != "graph":
                 captures.pop((number, point), None)
+            elif (number, point) not in captures:
+                captures[number, point] = self._capture_flight(point, number)
 
     def _plans_at(self, point: Bucket) -> tuple[str, ...]:
         """List the plans that can be tried; a whole flight can be captured where every member can."""
