@@ -18,8 +18,11 @@ class ReplayedWork:
         self._work = work
         self.outputs = [output.clone() for output in work()]
         self.replays = 0
+        self.is_refused = False
 
     def replay(self) -> None:
+        if self.is_refused:
+            raise RuntimeError("the graph could not be launched")
         self.replays += 1
         for output, again in zip(self.outputs, self._work(), strict=True):
             output.copy_(again)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.capturing import CapturingDevice
+from tests.capturing import CapturingDevice, ReplayedWork
 from tests.servers import DIGITS
 from twinfer_server.demo import HeldOutRow, read_rows
 from twinfer_server.device import CpuDevice, Device
+from twinfer_server.engine.landing import land
 from twinfer_server.ensemble import Ensemble, FusionChange, FusionVersions, answer_rows, load_ensemble, warm_up
 from twinfer_server.ensemble.bucket import Bucket
 from twinfer_server.ensemble.warmup import _WarmUp
+from twinfer_server.errors import NothingToFuse
 from twinfer_server.inputs import InputLimits
 from twinfer_server.rows import Answer, Policy, RawInput, Request, Row, State
 from twinfer_server.trust import Trust
@@ -145,6 +147,27 @@ def test_a_late_row_of_a_captured_flight_is_fused_from_the_members_whose_ticket_
     assert isinstance(answer, Answer)
     assert [member.state for member in answer.members] == [State.OK, State.LATE]
     assert [member.weight for member in answer.members] == [1.0, 0.0]
+
+
+def test_a_captured_flight_that_breaks_off_does_not_answer_with_the_one_before(captured: Ensemble) -> None:
+    fly(captured, ["image+text"], "graph")
+    rows = [make_row(captured, HELD_OUT[1], "image+text")]
+    flight = captured.board(rows, {member.index: member.slots[0] for member in captured.members}, {}, "graph")
+    assert flight.capture is not None
+    graph = flight.capture._graph
+    assert isinstance(graph, ReplayedWork)
+    graph.is_refused = True
+    try:
+        with torch.inference_mode(), pytest.raises(RuntimeError) as refusal:
+            flight.launch()
+        flight.break_off(refusal.value)
+    finally:
+        graph.is_refused = False
+    [answer] = land(flight, captured, 0.0).answers
+    assert isinstance(answer, NothingToFuse)
+    for member in captured.members:
+        assert f"{member.name}: the flight broke off: RuntimeError: the graph could not be launched" in answer.text
+    assert fly(captured, ["image+text"], "graph")
 
 
 @contextmanager

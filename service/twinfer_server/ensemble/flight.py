@@ -57,6 +57,7 @@ class Flight:
         self.is_launched = False
         self._fused: Fused | None = None
         self._kept: set[int] = set()
+        self._is_broken = False
         self._home = device
         self._device = device.torch_device
         self._make_event = device.event
@@ -105,6 +106,7 @@ class Flight:
     def break_off(self, error: Exception) -> None:
         """End a flight that raised half-way: wait for the lanes already started, then fail the members that were not."""
         logger.error("a flight broke off: %s", error, exc_info=error)
+        self._is_broken = True
         lanes = dict.fromkeys((self.plan.copy, *(run.lane for run in self.runs if run.lane is not None), self.plan.fusion))
         try:
             for lane in lanes:
@@ -141,8 +143,11 @@ class Flight:
 
     @property
     def fused(self) -> Fused | None:
-        """The fused output on the host, once the flight has landed; None if that is void, or the fusion raised."""
-        if self._kept:
+        """The fused output on the host, once the flight has landed; None if that is void, or the fusion raised.
+
+        After a flight has broken off, the buffers may still hold the output of the one before.
+        """
+        if self._kept or self._is_broken:
             return None
         return self._fused if self.capture is None else self.capture.read_fused(len(self.rows))
 
