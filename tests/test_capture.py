@@ -149,6 +149,19 @@ def test_a_late_row_of_a_captured_flight_is_fused_from_the_members_whose_ticket_
     assert [member.weight for member in answer.members] == [1.0, 0.0]
 
 
+def test_between_the_last_ticket_and_the_landing_a_captured_flight_has_no_times(captured: Ensemble) -> None:
+    rows = [make_row(captured, HELD_OUT[0], "image+text")]
+    flight = captured.board(rows, {member.index: member.slots[0] for member in captured.members}, {}, "graph")
+    with torch.inference_mode():
+        flight.launch()
+        flight.landed = captured.device.event()  # as if the landing had not come yet
+        assert flight.join_seconds is None
+        [answer] = answer_rows(flight, rows, flight.fuse_now(rows), 0.0)
+    assert isinstance(answer, Answer)
+    assert answer.timings.overlap_ratio is None
+    assert [member.state for member in answer.members] == [State.OK, State.OK]
+
+
 def test_a_captured_flight_that_breaks_off_does_not_answer_with_the_one_before(captured: Ensemble) -> None:
     fly(captured, ["image+text"], "graph")
     rows = [make_row(captured, HELD_OUT[1], "image+text")]

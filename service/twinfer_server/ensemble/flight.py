@@ -161,12 +161,12 @@ class Flight:
         """The time from fork to join: the first member's start to the last one's end. None unless all ran to their end.
 
         Of a captured flight all there is to see from outside is the whole, copies and fusion included; the same where members are
-        on several devices, whose clocks cannot be compared.
+        on several devices, whose clocks cannot be compared. Such a flight has to have landed.
         """
         if not self.runs or not all(run.has_output for run in self.runs):
             return None
         if self.capture is not None or self.is_spread:
-            return self.landed.seconds_since(self.started)
+            return self.landed.seconds_since(self.started) if self.landed.is_done() else None
         fork = self.runs[0].started
         starts = [run.started.seconds_since(fork) for run in self.runs]
         ends = [run.done.seconds_since(fork) for run in self.runs]
