@@ -134,7 +134,9 @@ def load_members(folder: Path, plan: str = "serial", device: Device | None = Non
     ensemble = load_ensemble(folder, device or CpuDevice(lanes=2), Trust(runs_any_code=True), InputLimits())
     count = len(ensemble.members)
     measured = [
-        BucketTimes(Bucket(rows), plan, {plan: count * seconds}, dict.fromkeys(("serial", "lanes"), (seconds,) * count))
+        BucketTimes(
+            Bucket(rows), plan, {plan: count * seconds}, count * seconds, dict.fromkeys(("serial", "lanes"), (seconds,) * count)
+        )
         for rows in doublings(1, ensemble.spec.batching.max_rows)
     ]
     warm_up(ensemble, TimesTable(measured, serial_threads=1), lambda done, total: None)

@@ -14,7 +14,7 @@ from tests.servers import DIGITS
 from twinfer_server.demo import HeldOutRow, read_rows
 from twinfer_server.device import CpuDevice, Device
 from twinfer_server.engine.landing import land
-from twinfer_server.ensemble import Ensemble, FusionChange, FusionVersions, answer_rows, load_ensemble, warm_up
+from twinfer_server.ensemble import Ensemble, FusionChange, FusionVersions, answer_rows, fly_blank, load_ensemble, warm_up
 from twinfer_server.ensemble.bucket import Bucket
 from twinfer_server.ensemble.warmup import _WarmUp
 from twinfer_server.errors import NothingToFuse
@@ -147,6 +147,27 @@ def test_a_late_row_of_a_captured_flight_is_fused_from_the_members_whose_ticket_
     assert isinstance(answer, Answer)
     assert [member.state for member in answer.members] == [State.OK, State.LATE]
     assert [member.weight for member in answer.members] == [1.0, 0.0]
+
+
+def test_plans_are_compared_by_the_whole_flight_and_members_by_what_lies_between_its_copies(captured: Ensemble) -> None:
+    with torch.inference_mode():
+        for plan in ("serial", "lanes"):
+            trial = fly_blank(captured, plan, Bucket(8, 32), (0, 1))
+            members = [seconds for seconds in trial.member_seconds.values() if seconds is not None]
+            assert sum(members) <= trial.wall_seconds < trial.flight_seconds
+    assert captured.times is not None
+    for times in captured.times.measured:
+        assert times.join_seconds < times.plan_seconds[times.plan]
+
+
+def test_the_time_of_a_graph_begins_when_the_host_has_written_the_rows(captured: Ensemble) -> None:
+    rows = [make_row(captured, held_out, "image+text") for held_out in HELD_OUT[:8]]
+    flight = captured.board(rows, {member.index: member.slots[0] for member in captured.members}, {}, "graph")
+    with torch.inference_mode():
+        flight.launch()
+    assert flight.capture is not None
+    assert flight.capture.written.seconds_since(flight.started) > 0
+    assert flight.join_seconds == flight.landed.seconds_since(flight.capture.written)
 
 
 def test_between_the_last_ticket_and_the_landing_a_captured_flight_has_no_times(captured: Ensemble) -> None:

@@ -172,6 +172,8 @@ class FlightCapture:
         self._arrivals = [device.staging((1,), torch.int64)[0] for _ in crew.members]
         self._arrived = [arrival.numpy() for arrival in self._arrivals]
         self._fused_host: list[Tensor] = []
+        self.written = device.event()
+        """When the host had written the rows of the last flight, and the graph could begin."""
         # Once as it is, for buffers and libraries want to be made before a capture begins.
         reason = device.find_sync(plan.copy, self._work)
         if reason:
@@ -197,6 +199,7 @@ class FlightCapture:
             slot.write(run.samples, bucket, [row * several for row in run.rows], is_fed=True)
             self._counts_host[list(run.rows), run.member.index] = several
             run.fly_captured(slot.host_outputs[: bucket.samples], TicketEvent(arrived, ticket))
+        self._plan.copy.record(self.written)
         self._plan.copy.run(self._graph.replay)
 
     def read_fused(self, rows: int) -> Fused:

@@ -160,13 +160,14 @@ class Flight:
     def join_seconds(self) -> float | None:
         """The time from fork to join: the first member's start to the last one's end. None unless all ran to their end.
 
-        Of a captured flight all there is to see from outside is the whole, copies and fusion included; the same where members are
-        on several devices, whose clocks cannot be compared. Such a flight has to have landed.
+        Of a captured flight all there is to see from outside is the graph, copies and fusion included; of one whose members are on
+        several devices, whose clocks cannot be compared, the whole. Such a flight has to have landed.
         """
         if not self.runs or not all(run.has_output for run in self.runs):
             return None
         if self.capture is not None or self.is_spread:
-            return self.landed.seconds_since(self.started) if self.landed.is_done() else None
+            began = self.started if self.capture is None else self.capture.written
+            return self.landed.seconds_since(began) if self.landed.is_done() else None
         fork = self.runs[0].started
         starts = [run.started.seconds_since(fork) for run in self.runs]
         ends = [run.done.seconds_since(fork) for run in self.runs]

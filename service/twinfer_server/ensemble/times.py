@@ -12,12 +12,14 @@ from .bucket import Bucket
 class BucketTimes:
     """What warm-up measured for one bucket, in seconds: medians.
 
-    `plan_seconds` is a flight of all members from fork to join, by plan; `alone_seconds` each member by itself, by plan.
+    `plan_seconds` is a flight of all members from launch to landing, by plan; `join_seconds` its part from fork to join under the
+    chosen plan; `alone_seconds` each member by itself, by plan.
     """
 
     bucket: Bucket
     plan: str
     plan_seconds: Mapping[str, float]
+    join_seconds: float
     alone_seconds: Mapping[str, tuple[float, ...]]
 
     def scale_to(self, bucket: Bucket) -> "BucketTimes":
@@ -27,13 +29,14 @@ class BucketTimes:
             bucket=bucket,
             plan=self.plan,
             plan_seconds={plan: seconds * factor for plan, seconds in self.plan_seconds.items()},
+            join_seconds=self.join_seconds * factor,
             alone_seconds={plan: tuple(value * factor for value in values) for plan, values in self.alone_seconds.items()},
         )
 
     @property
     def overlap_ratio(self) -> float:
         """The sum of the alone times over the time from fork to join, under the chosen plan."""
-        return sum(self.alone_seconds[self.plan]) / self.plan_seconds[self.plan]
+        return sum(self.alone_seconds[self.plan]) / self.join_seconds
 
 
 class TimesTable:

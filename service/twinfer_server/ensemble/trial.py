@@ -16,8 +16,9 @@ SEEDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One timed flight: fork to join and each member from start to end, in seconds; and what it fused."""
+    """One timed flight: launch to landing, fork to join and each member from start to end, in seconds; and what it fused."""
 
+    flight_seconds: float
     wall_seconds: float
     member_seconds: Mapping[int, float | None]
     fused: Tensor
@@ -51,7 +52,8 @@ def fly_blank(ensemble: Ensemble, plan: str, bucket: Bucket, crew: tuple[int, ..
     wall, fused = flight.join_seconds, flight.fused
     if wall is None or fused is None:
         raise InvalidEnsemble(f"fusion.method: {ensemble.spec.fusion.method!r} raised on made-up rows; the log has it")
-    return Trial(wall, {run.member.index: run.seconds for run in flight.runs}, fused.prediction)
+    whole = flight.landed.seconds_since(flight.started)
+    return Trial(whole, wall, {run.member.index: run.seconds for run in flight.runs}, fused.prediction)
 
 
 def make_blank_row(ensemble: Ensemble, index: int) -> Row:

@@ -1,7 +1,8 @@
 """Warm-up: every bucket is captured where it can be and flown under every plan, and the faster plan is chosen.
 
 So the first caller finds all warm. Plans are timed as lone flights in interleaved pairs, for a machine's speed drifts, and they
-must agree. A member's alone time under a plan is what it takes on that plan's lane with nothing beside it.
+must agree. What counts is the whole flight, from launch to landing, for inside a graph the members cannot be told from the rest. A
+member's alone time under a plan is what it takes on that plan's lane with nothing beside it.
 """
 
 import logging
@@ -156,13 +157,15 @@ class _WarmUp:
         }  # pays for caches and threads too
         plans = self._agreeing(results)
         flights: dict[str, list[float]] = {plan: [] for plan in plans}
+        joins: dict[str, list[float]] = {plan: [] for plan in plans}
         alone: dict[str, list[list[float]]] = {plan: [[] for _ in self._everybody] for plan in plans}
         for _ in _rounds():
             for crew in crews:
                 for plan in plans:
                     trial = fly_blank(self._ensemble, plan, point, crew)
                     if crew == self._everybody:
-                        flights[plan].append(trial.wall_seconds)
+                        flights[plan].append(trial.flight_seconds)
+                        joins[plan].append(trial.wall_seconds)
                     if len(crew) == 1:
                         alone[plan][crew[0]].append(trial.member_seconds[crew[0]] or trial.wall_seconds)
         chosen = _choose(flights)
@@ -171,6 +174,7 @@ class _WarmUp:
             bucket=point,
             plan=chosen,
             plan_seconds={plan: statistics.median(times) for plan, times in flights.items()},
+            join_seconds=statistics.median(joins[chosen]),
             alone_seconds={plan: tuple(statistics.median(times) for times in alone[plan]) for plan in plans},
         )
 
