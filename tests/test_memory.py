@@ -1,15 +1,17 @@
 """The memory contract: what members take is measured, and a server that would take too much does not start."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.capturing import CapturingDevice
 from tests.models import register
 from tests.servers import DIGITS, write_ensemble
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import MemberMemory, check_budget, load_ensemble, measure_memory
+from twinfer_server.ensemble import MemberMemory, check_budget, load_ensemble, measure_memory, warm_up
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.inputs import InputLimits
 from twinfer_server.serve import prepare_ensemble
@@ -89,10 +91,35 @@ def test_a_server_that_would_take_more_than_its_budget_does_not_start(tmp_path: 
 
 def test_a_budget_that_is_just_met_is_met() -> None:
     memory = {"one": MemberMemory(10, 20, 30, 40), "other": MemberMemory(1, 2, 3, 4)}
-    check_budget(memory, 110)
-    check_budget(memory, None)
+    check_budget(memory, 0, 110)
+    check_budget(memory, 0, None)
     with pytest.raises(InvalidEnsemble):
-        check_budget(memory, 109)
+        check_budget(memory, 0, 109)
+
+
+def test_captures_of_whole_flights_count_too() -> None:
+    memory = {"one": MemberMemory(10, 20, 30, 40)}
+    check_budget(memory, 50, 150)
+    with pytest.raises(InvalidEnsemble, match=r"captures of whole flights 5\.1e-05 MB"):
+        check_budget(memory, 51, 150)
+
+
+class MeteredDevice(CapturingDevice):
+    """Says that every graph takes 1000 bytes."""
+
+    def memory_bytes(self) -> int:
+        return 1000 * len(self.graphs)
+
+
+def test_members_and_whole_flights_say_what_their_captures_take(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DIGITS, tmp_path / "digits", ignore=shutil.ignore_patterns("heldout", "fit", "*.py")))
+    spec = folder / "ensemble.toml"
+    spec.write_text('plan = "graph"\n' + spec.read_text(encoding="utf-8"), encoding="utf-8")
+    ensemble = load_ensemble(folder, MeteredDevice(), Trust.read(False, ()), InputLimits())
+    warm_up(ensemble, None, lambda done, total: None)
+    for member in ensemble.members:
+        assert member.capture_bytes == 1000 * sum(len(slot.captures) for slot in member.slots) > 0
+    assert ensemble.flight_bytes == 1000 * len(ensemble.flight_captures) > 0
 
 
 def test_memory_that_is_given_back_counts_once() -> None:

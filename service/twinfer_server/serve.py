@@ -76,7 +76,7 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
     if cache:
         write_times(cache, folder, ensemble)
     ensemble.memory = measure_memory(ensemble.members)
-    check_budget(ensemble.memory, _find_budget(ensemble, settings))
+    check_budget(ensemble.memory, ensemble.flight_bytes, _find_budget(ensemble, settings))
     return ensemble
 
 

@@ -188,7 +188,10 @@ class CudaDevice:
         return ""
 
     def memory_bytes(self) -> int:
-        """Count what torch's allocator has reserved on the GPU."""
+        """Count what torch's allocator has reserved, less what it only keeps for later, and less cuBLAS's workspaces."""
+        torch.cuda.synchronize(self.torch_device)
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
         return int(torch.cuda.memory_reserved(self.torch_device))
 
     def peak_bytes(self, work: Callable[[], object]) -> int:

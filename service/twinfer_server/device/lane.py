@@ -129,7 +129,7 @@ class Device(Protocol):
         ...
 
     def memory_bytes(self) -> int:
-        """Count the device memory that torch holds for this process; 0 where it is the host's own."""
+        """Count the device memory that is in use, with nothing in the air; 0 where it is the host's own."""
         ...
 
     def peak_bytes(self, work: Callable[[], object]) -> int:

@@ -163,6 +163,7 @@ class FlightCapture:
         self._buckets = tuple(buckets)
         self._plan = plan
         self._device = device
+        before = device.memory_bytes()
         self.rows = buckets[0].samples // crew.members[0].samples_per_row
         """The most rows that fit."""
         shape = (self.rows, len(crew.members))
@@ -182,6 +183,8 @@ class FlightCapture:
             self._graph = device.capture(plan.copy, self._work, device.graph_pool())
         except Exception as error:
             raise InvalidEnsemble(f'plan: capturing whole flights broke off ({error}); set plan = "lanes"') from error
+        self.device_bytes = max(0, device.memory_bytes() - before)
+        """The device memory that the capture and its buffers take."""
 
     def capture_again(self, crew: "Crew", fusion: CapturedFusion) -> "FlightCapture":
         """Capture the same flight with another fusion; nothing may be in the air. Raises as making one does."""

@@ -54,6 +54,11 @@ class Ensemble:
         return self.crew.members
 
     @property
+    def flight_bytes(self) -> int:
+        """The device memory that the captures of whole flights take."""
+        return sum(capture.device_bytes for capture in self.flight_captures.values())
+
+    @property
     def classes(self) -> int:
         """How many classes, labels or texts of its own an answer chooses among; 0 where the task knows none."""
         if self.spec.task in ("classification", "multi_label"):

@@ -47,9 +47,12 @@ def _measure(member: Member) -> MemberMemory:
     return MemberMemory(member.model.parameter_bytes - member.shared_bytes, staging, member.capture_bytes, activations)
 
 
-def check_budget(memory: Mapping[str, MemberMemory], budget_bytes: int | None) -> None:
-    """Raise InvalidEnsemble, with the sums, if the members take more than the budget; None is no limit."""
-    total = sum(member.total for member in memory.values())
+def check_budget(memory: Mapping[str, MemberMemory], flight_bytes: int, budget_bytes: int | None) -> None:
+    """Raise InvalidEnsemble, with the sums, if the members take more than the budget; None is no limit.
+
+    `flight_bytes` is what captures of whole flights take, which belong to all members together.
+    """
+    total = sum(member.total for member in memory.values()) + flight_bytes
     if budget_bytes is None or total <= budget_bytes:
         return
     parts = ("parameters", "staging", "captures", "activations")
@@ -57,6 +60,8 @@ def check_budget(memory: Mapping[str, MemberMemory], budget_bytes: int | None) -
         f"{name} {member.total / MEGABYTE:.4g} MB ({', '.join(f'{part} {getattr(member, part) / MEGABYTE:.3g}' for part in parts)})"
         for name, member in memory.items()
     ]
+    if flight_bytes:
+        lines.append(f"captures of whole flights {flight_bytes / MEGABYTE:.4g} MB")
     raise InvalidEnsemble(
         f"memory: the members take {total / MEGABYTE:.4g} MB; allowed: {budget_bytes / MEGABYTE:.4g} MB. {'; '.join(lines)}. "
         "A smaller batching.max_rows takes less"
