@@ -26,6 +26,7 @@ from twinfer_server.device import CpuDevice
 from twinfer_server.ensemble import load_ensemble
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
 from twinfer_server.inputs import InputLimits
+from twinfer_server.loaders.compiled import CUDA_RUNNERS, CompiledPackage
 from twinfer_server.trust import Trust, format_trust_list
 
 ANSWER = torch.tensor([111.0, 122.0, 133.0])
@@ -139,8 +140,9 @@ def test_a_compiled_package_computes_what_its_model_did_at_any_number_of_rows(pa
     assert re.fullmatch("[0-9a-f]{64}", model.digest)
 
 
-def test_a_compiled_package_may_run_in_several_threads_at_once(package: Path) -> None:
-    model = load_source("shift.pt2", package.parent)
+@pytest.mark.parametrize("runners", [1, CUDA_RUNNERS])
+def test_a_compiled_package_may_run_in_several_threads_at_once(package: Path, runners: int) -> None:
+    compiled = CompiledPackage(package.read_bytes(), runners)
     start = threading.Barrier(4)
     wrong: list[Tensor] = []
 
@@ -148,7 +150,7 @@ def test_a_compiled_package_may_run_in_several_threads_at_once(package: Path) ->
         start.wait()
         for turn in range(20):
             x = torch.full((1 + turn % 4, 3), float(thread))
-            answer = compute(model.module, x)
+            answer = compute(compiled, x)
             if not torch.equal(answer, x + ANSWER):
                 yield answer
 

@@ -15,6 +15,10 @@ from .source import Source, outline
 COMPILED_FOLDER = "/data/aotinductor/"
 """Where in the archive AOTInductor's libraries lie; an exported program has its graph in `models/`."""
 
+CUDA_RUNNERS = 2
+"""As many as a member may have flights on a GPU at once. A runner is free again only when the GPU is done, and a call without one
+waits for that, on the launch thread. They share their weights."""
+
 
 class CompiledPackage:
     """A compiled package, ready to be called from any thread.
@@ -23,17 +27,17 @@ class CompiledPackage:
     and read the form of the outputs again at every call.
     """
 
-    def __init__(self, content: bytes) -> None:
-        """Load the package; raises whatever the runner stumbles over."""
+    def __init__(self, content: bytes, runners: int) -> None:
+        """Load the package for so many calls at once; raises whatever torch stumbles over."""
         with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
             file.write(content)
             file.flush()
-            self._runner = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", False, 1, -1)
-        self._form = pytree.treespec_loads(self._runner.get_call_spec()[1])
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", False, runners, -1)
+        self._form = pytree.treespec_loads(self._loader.get_call_spec()[1])
 
     def __call__(self, *arguments: Tensor) -> object:
         """Compute on tensors, by position, and give what the model gives."""
-        return pytree.tree_unflatten(self._runner.boxed_run(list(arguments)), self._form)
+        return pytree.tree_unflatten(self._loader.boxed_run(list(arguments)), self._form)
 
 
 def load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
@@ -55,7 +59,7 @@ def load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
             # It would end the process with SIGILL.
             raise source.refuse(f"compiled for a processor with {instructions}", "a package compiled on a machine like this one")
     try:
-        package = CompiledPackage(content)
+        package = CompiledPackage(content, CUDA_RUNNERS if source.device.type == "cuda" else 1)
     except Exception as error:
         raise source.refuse(
             f"which torch {torch.__version__} cannot load ({outline(error)})",
