@@ -3,6 +3,7 @@
 It keeps host and device buffers apart, so that whatever forgets to travel is seen.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -37,6 +38,10 @@ class CapturingDevice(CpuDevice):
         super().__init__(lanes=2)
         self.refusal = refusal
         self.graphs: list[ReplayedWork] = []
+        self.captures_left: float = float("inf")
+        """How many more captures succeed."""
+        self.prepared: set[int] = set()
+        """The threads that have been set up for launching."""
 
     def lane(self, name: str, is_high: bool = False) -> Lane:  # type: ignore[override]
         return HereLane()
@@ -51,6 +56,13 @@ class CapturingDevice(CpuDevice):
         work()
         return self.refusal
 
+    def prepare_thread(self) -> None:
+        super().prepare_thread()
+        self.prepared.add(threading.get_ident())
+
     def capture(self, lane: Lane, work: Callable[[], list[Tensor]], pool: object) -> ReplayedWork:
+        if not self.captures_left:
+            raise RuntimeError("operation not permitted")
+        self.captures_left -= 1
         self.graphs.append(ReplayedWork(work))
         return self.graphs[-1]

@@ -1,6 +1,9 @@
 """Captures: what is replayed answers like what is computed, whoever is on board; shown on a device that replays in Python."""
 
+import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from twinfer_server.engine.landing import land
 from twinfer_server.ensemble import Ensemble, FusionChange, FusionVersions, answer_rows, fly_blank, load_ensemble, warm_up
 from twinfer_server.ensemble.bucket import Bucket
 from twinfer_server.ensemble.warmup import _WarmUp
-from twinfer_server.errors import NothingToFuse
+from twinfer_server.errors import InvalidEnsemble, NothingToFuse
 from twinfer_server.inputs import InputLimits
 from twinfer_server.rows import Answer, Policy, RawInput, Request, Row, State
 from twinfer_server.trust import Trust
@@ -231,6 +234,31 @@ def test_captured_flights_are_fused_by_the_version_that_they_board_with(
     for replayed, computed in zip(fly(captured, ["image+text"] * 3, "graph"), before, strict=True):
         assert (replayed.fused == computed.fused).all()
         assert replayed.fusion_version == 1
+
+
+def test_an_earlier_version_is_captured_by_a_thread_that_is_set_up_for_it(captured: Ensemble) -> None:
+    assert isinstance(captured.device, CapturingDevice)
+    versions = FusionVersions(captured, nobody_in_the_air)
+    versions.update(FusionChange(method="maximum"))
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(versions.roll_back, 1).result()
+        assert threads.submit(threading.get_ident).result() in captured.device.prepared
+
+
+def test_a_version_whose_flights_cannot_be_captured_is_not_put_to_use(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DIGITS, tmp_path / "digits", ignore=shutil.ignore_patterns("heldout", "fit", "*.py")))
+    spec = folder / "ensemble.toml"
+    spec.write_text('plan = "graph"\n' + spec.read_text(encoding="utf-8"), encoding="utf-8")
+    device = CapturingDevice()
+    ensemble = load(device, folder)
+    before = fly(ensemble, ["image+text"], "graph")[0]
+    device.captures_left = 1
+    with pytest.raises(InvalidEnsemble, match="capturing whole flights broke off"):
+        FusionVersions(ensemble, nobody_in_the_air).update(FusionChange(method="maximum"))
+    after = fly(ensemble, ["image+text"], "lanes")[0]
+    assert after.fusion_version == 1
+    assert after.fused == pytest.approx(before.fused, abs=1e-6)
+    assert not ensemble.flight_captures, "one of them fuses by the version that is not in use"
 
 
 def test_a_member_that_waits_for_the_device_runs_uncaptured_and_says_why() -> None:

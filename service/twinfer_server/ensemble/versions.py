@@ -121,7 +121,7 @@ class FusionVersions:
             ensemble.crew = crew
         else:
             with self._hold(), torch.inference_mode():
-                ensemble.crew = crew
+                ensemble.device.prepare_thread()
                 ensemble.captured_fusion = CapturedFusion(version)
                 try:
                     for key, capture in list(ensemble.flight_captures.items()):
@@ -129,4 +129,8 @@ class FusionVersions:
                 except CannotCapture as error:
                     logger.warning("flights are captured no more: %s", error)
                     ensemble.flight_captures.clear()
+                except InvalidEnsemble:
+                    ensemble.flight_captures.clear()  # some may fuse by this version already, which is not put to use
+                    raise
+                ensemble.crew = crew
         logger.info("fusion version %d is in use: %s", version.number, version.spec.fusion.method)
