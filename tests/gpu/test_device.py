@@ -1,6 +1,8 @@
-"""What the CUDA device promises of captures: waiting is found without a warning, and no graph touches another's memory."""
+"""What the CUDA device promises: waiting is found without a warning, graphs outlive each other, CPU members take no GPU."""
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.gpu.flights import cuda
+from tests.servers import DIGITS
 from twinfer_server.device import CudaDevice
 
 pytestmark = [
@@ -45,7 +48,7 @@ def test_where_work_waits_is_found_without_a_warning_and_without_a_trace(device:
 def test_a_graph_computes_on_when_another_of_the_same_lane_is_gone(device: CudaDevice) -> None:
     lane = device.lane("several")
     generator = torch.Generator(device.torch_device).manual_seed(0)
-    # Tall and narrow enough that cuBLAS adds up parts of the sum, in its workspace.
+    # Sums so long that cuBLAS computes them in parts, in its workspace.
     left = torch.randn((256, 32768), dtype=torch.bfloat16, device=device.torch_device, generator=generator)
 
     def work() -> list[Tensor]:
@@ -66,3 +69,21 @@ def test_a_graph_computes_on_when_another_of_the_same_lane_is_gone(device: CudaD
         torch.cuda.synchronize()
         assert torch.equal(staying.outputs[0], before)
         assert not any(other.any() for other in others)
+
+
+WITHOUT_A_GPU = """
+import sys
+from pathlib import Path
+
+import torch
+
+from twinfer_server.serve import prepare_ensemble
+from twinfer_server.settings import ServerSettings
+
+prepare_ensemble(Path(sys.argv[1]), ServerSettings(device="cpu", cache_dir=""), lambda done, total: None)
+assert not torch.cuda.is_initialized()
+"""
+
+
+def test_an_ensemble_on_the_cpu_takes_nothing_of_a_gpu_that_is_there() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_A_GPU, str(DIGITS)], check=True)

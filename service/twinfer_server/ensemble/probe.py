@@ -66,5 +66,5 @@ def _answer(member: Member, key: str, first: int, count: int) -> list[Tensor]:
             "export it with a dynamic one (dynamic_shapes={...: {0: torch.export.Dim('batch')}})"
         ) from error
     finally:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the slot is written again at once, and nothing is in the air
+        if member.device.torch_device.type == "cuda":
+            torch.cuda.synchronize(member.device.torch_device)  # the slot is written again at once, and nothing is in the air
