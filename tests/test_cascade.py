@@ -1,6 +1,6 @@
 """Cascades: who is asked, who is not, and what becomes of rows between their flights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.spec import read_spec
 
 SURE, UNSURE = 3.0, 0.5  # class 0 has the probability 0.998, and 0.731
+NO_WEIGHTS: Mapping[str, float] = {}
 CASCADE = '[cascade]\nfirst = "cheap"\ngate = 0.9'
 
 
@@ -35,15 +36,18 @@ class Pair:
             request = admin_pb.SetMemberRequest(member=name, switch=MEMBER_SWITCH_OFF)
             admin_grpc.EnsembleAdminServiceStub(admin).SetMember(request)
 
-    def ask(self, cheap: float | None, dear: float | None, timeout: float = 20.0) -> Answer:
+    def ask(
+        self, cheap: float | None, dear: float | None, timeout: float = 20.0, weights: Mapping[str, float] = NO_WEIGHTS
+    ) -> Answer:
         found = {"cheap": cheap, "dear": dear}
-        return self.client.infer({name: number(x) for name, x in found.items() if x is not None}, timeout=timeout)
+        inputs = {name: number(x) for name, x in found.items() if x is not None}
+        return self.client.infer(inputs, timeout=timeout, fusion_weights=weights)
 
 
 @contextmanager
-def serving(folder: Path, policy: str = "best_effort") -> Iterator[Pair]:
+def serving(folder: Path, policy: str = "best_effort", fusion: str = "") -> Iterator[Pair]:
     cheap, dear = Opinion(), Opinion()
-    write_members(folder, {"cheap": cheap, "dear": dear}, f'policy = "{policy}"', CASCADE)
+    write_members(folder, {"cheap": cheap, "dear": dear}, f'policy = "{policy}"', f"{CASCADE}\n{fusion}")
     with (
         running(folder, trust_code=True, admin_listen="127.0.0.1:0") as server,
         Client(server.address, attempts=1) as client,
@@ -79,6 +83,20 @@ def test_an_unsure_first_member_is_fused_with_the_other_and_asked_once(pair: Pai
     assert not [record for record in caplog.records if record.levelname == "ERROR"], (
         "a flight without answers is none to learn from"
     )
+
+
+def test_a_first_member_that_weighs_nothing_for_a_row_does_not_answer_it_alone(pair: Pair) -> None:
+    answer = pair.ask(SURE, UNSURE, weights={"dear": 1.0})
+    assert states(answer) == {"cheap": "OK", "dear": "OK"}
+    assert first_chance(answer) == pytest.approx(chance(UNSURE), abs=1e-6)
+    assert [member.weight for member in answer.members.values()] == [0.0, 1.0]
+    assert states(pair.ask(SURE, UNSURE, weights={"cheap": 0.1, "dear": 1.0})) == {"cheap": "OK", "dear": "SKIPPED"}
+
+
+def test_a_first_member_that_weighs_nothing_in_the_fusion_answers_no_row_alone(tmp_path: Path) -> None:
+    with serving(tmp_path, fusion="[fusion.weights]\ncheap = 0.0\ndear = 1.0") as pair:
+        assert first_chance(pair.ask(SURE, UNSURE)) == pytest.approx(chance(UNSURE), abs=1e-6)
+        assert states(pair.ask(SURE, UNSURE, weights={"cheap": 1.0})) == {"cheap": "OK", "dear": "SKIPPED"}
 
 
 def test_rows_of_both_kinds_come_back_with_their_own_answers(pair: Pair) -> None:

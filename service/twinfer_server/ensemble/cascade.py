@@ -27,13 +27,13 @@ class Cascade:
         """Find the places in `rows` of those that the others must look at, too.
 
         These are rows with members that nobody has asked yet, for which the first one's calibrated confidence - the probability of
-        its best class - is below the gate, or which it has not answered.
+        its best class - is below the gate, which it has not answered, or for which it weighs nothing.
         """
         pending = [place for place, row in enumerate(rows) if pending_members(row)]
         run = next((run for run in flight.runs if run.member.index == self._first), None)
         if not pending or run is None or not run.has_output:
             return pending
-        asked = [place for place in pending if flight.number_of(rows[place]) in run.firsts]
+        asked = [place for place in pending if flight.number_of(rows[place]) in run.firsts and self._weighs(flight, rows[place])]
         outputs = [torch.from_numpy(run.sample_of(flight.number_of(rows[place]))) for place in asked]
         if not outputs:
             return pending
@@ -50,6 +50,11 @@ class Cascade:
         row.crew = crew
         row.flown_seconds += seconds
         row.blocked_at = 0.0
+
+    def _weighs(self, flight: Flight, row: Row) -> bool:
+        """Whether the first member counts for the row at all: by its own weights, or by those of the flight's fusion."""
+        weights = flight.crew.version.weights if row.weights is None else row.weights
+        return bool(weights[self._first] > 0)
 
 
 def pending_members(row: Row) -> tuple[int, ...]:
