@@ -55,8 +55,9 @@ REFUSED = {
     "samples that are normalised together": (lambda x: pair_of(x - x.mean(0)), "mixes its samples: put it into evaluation mode"),
     "samples that see the one before": (lambda x: pair_of(x.cumsum(0)), "mixes its samples"),
     "one answer for the whole batch": (lambda x: pair_of(x).mean(0, keepdim=True), r"gave an output of shape \[1, 2\]"),
-    "no dimension for the samples": (lambda x: x.sum(), r"gave an output of shape \[\]"),
+    "no dimension for the samples": (lambda x: x.sum(), r"gave an output of shape \[\]; allowed: \[1\], one output"),
     "more than classes": (lambda x: pair_of(x).reshape(-1, 1, 2), r"output has shape \[1, 2\]; allowed: \[classes\]"),
+    "a class in the place of beliefs": (lambda x: pair_of(x).argmax(1), r"output has shape \[\]; allowed: \[classes\]"),
     "no answer at all": (lambda x: x / "nothing", "raised on one sample: TypeError"),
     "no tensor": (lambda x: x.tolist(), "finds no tensor"),
 }

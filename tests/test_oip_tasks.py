@@ -16,7 +16,7 @@ from tests.calls import connect
 from tests.models import Opinion, chance, register, write_members
 from tests.servers import running, write_ensemble
 from tests.test_cascade import CASCADE
-from tests.test_tasks import SIMILARITY, WORDS, Echo, Shades, Share, Words, members, name_crops, picture, softmax
+from tests.test_tasks import SIMILARITY, WORDS, Echo, Shades, Share, Total, Words, members, name_crops, picture, softmax
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 
 
@@ -61,6 +61,14 @@ def test_tensors_are_averaged(tmp_path: Path) -> None:
         found = infer(channel, "tasks", oip.raw("one", "FP32", [[1.0, 2.0]] * 2), oip.raw("other", "FP32", [[1.0, 0.0]] * 2))
         assert found["prediction"].tolist() == [[2.0, 1.0]] * 2
         assert found["other.prediction"].tolist() == [[3.0, 0.0]] * 2
+
+
+def test_a_tensor_of_one_number_is_one_for_a_row(tmp_path: Path) -> None:
+    toml = 'task = "tensor"\n' + members("tensor", 2, one=Total(), other=Total()) + '[fusion]\nmethod = "weighted_mean"\n'
+    with serving(tmp_path, toml) as channel:
+        found = infer(channel, "tasks", oip.raw("one", "FP32", [[1.0, 2.0]] * 2), oip.raw("other", "FP32", [[4.0, 5.0]] * 2))
+        assert found["prediction"].tolist() == [6.0, 6.0]
+        assert found["other.prediction"].tolist() == [9.0, 9.0]
 
 
 def test_embeddings_lie_side_by_side(tmp_path: Path) -> None:

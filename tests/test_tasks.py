@@ -95,6 +95,25 @@ def test_tensors_are_averaged_and_come_back_in_their_shape(tmp_path: Path) -> No
         assert struct.unpack("<2f", tensor.data) == pytest.approx((1.5, 1.5))
 
 
+class Total(nn.Module):
+    """Answers one number for a sample, as a regression does: the sum of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1)
+
+
+def test_a_tensor_of_one_number_needs_no_dimension(tmp_path: Path) -> None:
+    toml = 'task = "tensor"\n' + members("tensor", 2, one=Total(), other=Total()) + '[fusion]\nmethod = "weighted_mean"\n'
+    with serving(tmp_path, toml) as client:
+        rows = [{"one": vector(1.0, 2.0), "other": vector(4.0, 5.0)}, {"one": vector(8.0, 8.0)}]
+        totals = [outcome.result for outcome in client.infer_batch(rows, explain=True)]
+        for total, expected in zip(totals, (6.0, 16.0), strict=True):
+            assert isinstance(total, Answer)
+            tensor = total.prediction.tensor
+            assert tensor is not None
+            assert (tensor.shape, struct.unpack("<f", tensor.data)) == ((), (expected,))
+
+
 # --- similarity -----------------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ def check_meaning(member: Member, task: str, outputs: Tensor) -> None:
     outputs: the probe's, float32 [samples, ...]; samples that are not finite say nothing. Raises InvalidEnsemble.
     """
     kind = member.spec.output.kind
-    rows = outputs[outputs.flatten(1).isfinite().all(1)]
+    rows = outputs[outputs.reshape(len(outputs), -1).isfinite().all(1)]
     if kind not in ("logits", "probabilities") or rows.ndim != 2 or not rows.numel():
         return
     low, high, sums = rows.min().item(), rows.max().item(), rows.sum(1)

@@ -27,7 +27,7 @@ def probe_member(member: Member) -> Tensor:
         if outputs.shape != (count, *member.output_shape):
             raise InvalidEnsemble(
                 f"{key}: {count} samples gave an output of shape {list(outputs.shape)}; "
-                f"allowed: [{count}, {', '.join(map(str, member.output_shape))}], one output per sample"
+                f"allowed: {[count, *member.output_shape]}, one output per sample"
             )
     for place in range(most):
         alone = _answer(member, key, first=place, count=1)[0][0]
