@@ -147,6 +147,14 @@ def test_a_negative_probability_fails_the_row_for_its_member() -> None:
     torch.testing.assert_close(fused.prediction, torch.tensor([[0.2, 0.8]]))
 
 
+def test_probabilities_that_rounding_took_past_the_edge_are_at_the_edge() -> None:
+    fusion = pool("weighted_mean", "probabilities", "probabilities", classes=2)
+    rounded = torch.tensor([[1.0, -1e-8], [1.009, -0.009], [1.0 + 1e-6, 0.0], [torch.nan, -1e-8]])
+    fused: Fused = fusion([rounded, torch.full((4, 2), 0.5)], EQUAL.expand(4, 2), BOTH.expand(4, 2))
+    assert fused.present.tolist() == [[True, True]] * 3 + [[False, True]]
+    torch.testing.assert_close(fused.prediction, torch.tensor([[0.75, 0.25]] * 3 + [[0.5, 0.5]]))
+
+
 @every_fusion
 def test_half_precision_outputs_fuse_in_fp32(example: Example) -> None:
     outputs, weights, samples = make_rows(example, 3)

@@ -82,6 +82,14 @@ def test_impossible_chances_fail_the_row_for_their_member() -> None:
     torch.testing.assert_close(fused.prediction, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]]))
 
 
+def test_chances_that_rounding_took_past_the_edge_are_at_the_edge() -> None:
+    fusion = Example("weighted_mean", "multi_label", ((2,), (2,)), ("probabilities", "probabilities")).build()
+    outputs = [torch.tensor([[1.0 + 2e-7, -1e-8], [1.009, -0.009], [torch.nan, 0.5]]), torch.full((3, 2), 0.5)]
+    fused: Fused = fusion(outputs, torch.full((3, 2), 0.5), torch.ones(3, 2, dtype=torch.int32))
+    assert fused.present.tolist() == [[True, True], [True, True], [False, True]]
+    torch.testing.assert_close(fused.prediction, torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.5, 0.5]]))
+
+
 @given(data=st.data())
 def test_temperatures_divide_the_logits(data: st.DataObject) -> None:
     logits, weights, samples = draw_rows(data, 4)

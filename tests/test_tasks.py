@@ -63,6 +63,14 @@ class Share(nn.Module):
         return x.clamp(0.0, 1.0)
 
 
+class Rounded(nn.Module):
+    """Answers what it is given, a little further from 0.5; what made-up samples hold becomes a probability first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.where(x < 4.0, x.clamp(0.0, 1.0), x)
+        return 0.5 + (x - 0.5) * 1.000001
+
+
 def vector(*values: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.array(values, dtype=np.float32)
 
@@ -93,6 +101,16 @@ def test_tensors_are_averaged_and_come_back_in_their_shape(tmp_path: Path) -> No
         assert tensor is not None
         assert tensor.shape == (2,)
         assert struct.unpack("<2f", tensor.data) == pytest.approx((1.5, 1.5))
+
+
+def test_a_probability_that_is_none_is_called_that(tmp_path: Path) -> None:
+    toml = 'task = "multi_label"\n' + members("probabilities", 2, one=Share(), other=Rounded())
+    with serving(tmp_path, toml + '[fusion]\nmethod = "weighted_mean"\n') as client:
+        assert not client.infer({"one": vector(1.0, 0.0), "other": vector(1.0, 0.0)}).degraded
+        answer = client.infer({"one": vector(1.0, 0.0), "other": vector(5.0, 0.0)})
+        error = answer.members["other"].error
+        assert isinstance(error, NotFinite)
+        assert error.text == "the member answered with NaN or an infinity, or with a probability that is none"
 
 
 class Total(nn.Module):

@@ -133,7 +133,8 @@ def _judge_member(
     if error is None and not is_aboard and part is None:
         return MemberAnswer(State.SKIPPED)
     if error is None and not is_present and member.is_voter:
-        error = NotFinite("the member answered with NaN or an infinity", member=member.name)
+        or_what = ", or with a probability that is none" if member.spec.output.kind == "probabilities" else ""
+        error = NotFinite(f"the member answered with NaN or an infinity{or_what}", member=member.name)
     if error is not None:
         return MemberAnswer(STATE_OF_ERROR[type(error)], device_seconds=seconds, error=error)
     output = _believe(facts, row, index) if member.is_voter and wants_output else None

@@ -5,10 +5,9 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import InvalidEnsemble
+from ..fusion import ROUNDING
 from .member import Member
 
-TOLERANCE = 1e-2
-"""How far a sum of probabilities may be from 1: half precision, and thousands of classes."""
 EXACTLY = 1e-5
 """How close to 1 the sums of logits have to be for them to be taken for probabilities."""
 
@@ -25,9 +24,9 @@ def check_meaning(member: Member, task: str, outputs: Tensor) -> None:
     low, high, sums = rows.min().item(), rows.max().item(), rows.sum(1)
     error = (sums - 1).abs().max().item()
     if kind == "probabilities":
-        if low < -TOLERANCE or high > 1 + TOLERANCE:
+        if low < -ROUNDING or high > 1 + ROUNDING:
             raise _mismatch(member, kind, f"it gives {low:.3g} to {high:.3g}", "logits")
-        if task == "classification" and error > TOLERANCE:
+        if task == "classification" and error > ROUNDING:
             raise _mismatch(member, kind, f"a sample's sum to {sums[(sums - 1).abs().argmax()].item():.3g}", "logits")
     elif task == "classification" and rows.shape[1] > 1 and low >= 0 and error < EXACTLY:
         raise _mismatch(member, kind, "every sample's are at least 0 and sum to 1", "probabilities")

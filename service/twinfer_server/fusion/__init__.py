@@ -10,7 +10,7 @@ from .fitted import FITTED_FILE, Fitted, read_fitted, read_fitted_method, use_fi
 from .fusion import Fused, Fusion
 from .influence import moved
 from .method import METHODS, Method, build_fusion, find_method
-from .opinion import OpinionFusion, flatten_questions
+from .opinion import ROUNDING, OpinionFusion, flatten_questions
 from .pool import log_opinion_pool, maximum, reciprocal_rank, sharpen, weighted_mean
 from .similarity import match, measure_cosines
 from .stacking import StackingHead, stacking_features
@@ -21,6 +21,7 @@ from .weights import renormalise
 __all__ = [
     "FITTED_FILE",
     "METHODS",
+    "ROUNDING",
     "Fitted",
     "Fused",
     "Fusion",

@@ -15,6 +15,9 @@ MIN_LOG_PROBABILITY = -87.0
 """What log 0 becomes, near the smallest normal fp32: one member's 0 all but rules a class out, and members that rule
 out every class between them still have a pool."""
 
+ROUNDING = 1e-2
+"""How far a probability may be beyond 0 to 1 and still mean the edge: half precision, and thousands of classes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opinions:
@@ -50,7 +53,7 @@ class OpinionFusion(Fusion):
     def read(self, member: int, output: Tensor, count: Tensor | None = None) -> Tensor:
         """Give calibrated logits, float32 [rows, classes], or [rows, labels, 2] for multi_label.
 
-        A probability below 0, or a label's above 1, becomes NaN, so the row counts as not finite.
+        A probability below 0, or a label's above 1, by more than ROUNDING becomes NaN, so the row counts as not finite.
         """
         return self._logits(member, output) / self.temperatures[member]
 
@@ -65,6 +68,9 @@ class OpinionFusion(Fusion):
     def _logits(self, member: int, output: Tensor) -> Tensor:
         output = output.float()
         if self.kinds[member] == "probabilities":
+            # Within 0 to 1 but for what is no probability, of which a logarithm is NaN; a class's above 1 is normalised.
+            is_edge = (output - 0.5).abs() <= 0.5 + ROUNDING
+            output = torch.where(is_edge, output.clamp(0.0, 1.0), output)
             beliefs = torch.stack([torch.log1p(-output), output.log()], dim=-1) if self.is_multi_label else output.log()
             return beliefs.clamp_min(MIN_LOG_PROBABILITY)
         return torch.stack([torch.zeros_like(output), output], dim=-1) if self.is_multi_label else output
