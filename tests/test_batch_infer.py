@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import grpc
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from tests.calls import BATCH_INFER, Failure, batch_infer, begin, call, connect, infer
 from tests.gated import HELD, Gate, row, tensor
+from tests.models import write_members
 from tests.servers import running
 from tests.test_metrics import count, scrape
 from twinfer import Client
@@ -59,6 +63,23 @@ def test_a_row_that_fails_does_so_alone_and_as_it_would_by_itself(folder: Path) 
     for result, failure in zip(results[1:-1], alone, strict=True):
         assert isinstance(failure, Failure)
         assert result.error == failure.error
+
+
+class Places(nn.Module):
+    """Answers by a table of three places, and raises at any other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.eye(3)[x[:, 0]] * 9.0
+
+
+def test_a_number_that_the_member_does_not_bear_is_its_own_rows_failure(tmp_path: Path) -> None:
+    folder = write_members(tmp_path, {"place": Places()}, max_rows=8)
+    spec = folder / "ensemble.toml"
+    spec.write_text(spec.read_text().replace('"float32"', '"int64"\nmin = 0\nmax = 2'))
+    with running(folder, trust_code=True) as server, Client(server.address) as client:
+        outcomes = client.infer_batch([{"place": np.array([number % 4])} for number in range(8)])
+    assert [outcome.error is None for outcome in outcomes] == [True, True, True, False] * 2
+    assert str(outcomes[3].error) == "inputs['place']: found the number 3; allowed: at least 0 and at most 2"
 
 
 def test_a_batch_of_nothing_but_bad_rows_is_a_reply(folder: Path) -> None:

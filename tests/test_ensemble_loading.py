@@ -149,6 +149,21 @@ def test_probabilities_that_are_some_are_served(tmp_path: Path) -> None:
     assert load(folder).members[0].output_shape == (2,)
 
 
+def test_a_range_that_the_member_does_not_bear_shows_when_it_is_probed(tmp_path: Path) -> None:
+    places = nn.Embedding(10, 2)
+    folder = write_members(tmp_path, {"places": Scripted(lambda x: places(x)[:, 0])})
+    spec = folder / "ensemble.toml"
+    toml = spec.read_text()
+    spec.write_text(toml.replace('"float32"', '"int64"\nmin = 0\nmax = 10'))
+    with pytest.raises(InvalidEnsemble, match=r"members.places.model: the member raised on one sample: IndexError"):
+        load(folder)
+    spec.write_text(toml.replace('"float32"', '"int64"\nmin = 0\nmax = 9'))
+    assert load(folder).members[0].output_shape == (2,)
+    spec.write_text(toml.replace('"float32"', '"int64"\nmin = "0"'))
+    with pytest.raises(InvalidEnsemble, match=r"members.places.input.places.min: found '0'; allowed: a valid number"):
+        load(folder)
+
+
 @pytest.mark.parametrize("plan", ["serial", "lanes"])
 def test_three_members_fly_together(tmp_path: Path, plan: str) -> None:
     models = {"one": Opinion(), "two": Opinion(), "three": Opinion()}

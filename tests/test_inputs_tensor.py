@@ -20,8 +20,8 @@ from twinfer_server.spec import TensorInputSpec
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
 
-def make(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), max_samples: int = 1) -> InputKind[Any]:
-    document = {"kind": "tensor", "dtype": dtype, "shape": list(shape), "max_samples": max_samples}
+def make(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), max_samples: int = 1, **ends: Any) -> InputKind[Any]:
+    document = {"kind": "tensor", "dtype": dtype, "shape": list(shape), "max_samples": max_samples, **ends}
     spec = TensorInputSpec.model_validate(document)
     return make_input("vision", "x", spec, Path(), InputLimits())
 
@@ -100,6 +100,69 @@ def test_samples_that_do_not_fit_are_refused(shape: tuple[int, ...], message: st
     kind = make(max_samples=4)
     with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: {message}")):
         kind.prepare(kind.decode(np.zeros(shape, np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ends", "good", "bad", "message"),
+    [
+        ("int64", {"min": 0, "max": 9}, [0, 9], [3, 10], "the number 10; allowed: at least 0 and at most 9"),
+        ("int32", {"min": 0}, [0, 2**31 - 1], [-1, 3], "the number -1; allowed: at least 0"),
+        ("uint8", {"max": 250}, [0, 250], [251, 0], "the number 251; allowed: at most 250"),
+        ("float32", {"min": -0.1, "max": 0.1}, [-0.1, 0.1], [0.0, 0.25], "the number 0.25; allowed: at least -0.1 and at most 0.1"),
+        ("float64", {"max": 1e6}, [-1e300, 1e6], [1e6, 2e6], "the number 2000000.0; allowed: at most 1000000.0"),
+    ],
+    ids=["whole numbers", "only the least", "only the greatest", "numbers that float32 has not", "large numbers"],
+)
+def test_numbers_beyond_the_range_are_refused(
+    dtype: str, ends: dict[str, Any], good: list[float], bad: list[float], message: str
+) -> None:
+    kind = make(dtype, (2,), max_samples=2, **ends)
+    for value in (np.array(good, dtype), np.array([good, good], dtype)):
+        assert np.array_equal(kind.prepare(kind.decode(value))[0].reshape(value.shape), value)
+    for value in (np.array(bad, dtype), np.array([good, bad], dtype)):
+        with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: found {message}") + "$"):
+            kind.prepare(kind.decode(value))
+
+
+def test_a_large_tensor_that_is_looked_through_is_decoded_aside() -> None:
+    value = np.zeros(10**5, np.int64)
+    assert make("int64", value.shape).is_light(value)
+    assert not make("int64", value.shape, min=0).is_light(value)
+
+
+@given(
+    dtype=st.sampled_from(["uint8", "int64", "float32"]),
+    ends=st.fixed_dictionaries({}, optional={"min": st.integers(0, 100), "max": st.integers(100, 200)}),
+    seed=st.integers(0, 3),
+)
+def test_an_example_is_within_the_range_and_shows_both_its_ends(dtype: str, ends: dict[str, Any], seed: int) -> None:
+    kind = make(dtype, **ends)
+    [sample] = kind.example(seed, 0)
+    [same] = kind.prepare(sample[0])
+    assert np.array_equal(same, sample)
+    if dtype != "float32" and len(ends) == 2 and seed < 2:
+        assert (sample == [ends["max"], ends["min"]][seed]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ends", "message"),
+    [
+        ("bool", {"min": 0}, "min is set for dtype 'bool'; allowed: none"),
+        (
+            "int64",
+            {"max": 9.5},
+            "max is 9.5 for dtype 'int64'; allowed: a whole number, -9223372036854775808 to 9223372036854775807",
+        ),
+        ("int64", {"max": 2**63}, "max is 9.22337203685478e+18 for dtype 'int64'; allowed: a whole number, -"),
+        ("uint8", {"min": -1}, "min is -1 for dtype 'uint8'; allowed: a whole number, 0 to 255"),
+        ("float16", {"max": 1e6}, "max is 1000000 for dtype 'float16'; allowed: -65504.0 to 65504.0"),
+        ("int8", {"min": 9, "max": 0}, "min is 9 and max is 0; allowed: a min that is not above max"),
+    ],
+    ids=["of truth values", "half a number", "above the largest dtype", "below the dtype", "above the dtype", "of nothing"],
+)
+def test_a_range_that_cannot_be_is_refused(dtype: str, ends: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(dtype, **ends)
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Discriminator, Field, FiniteFloat, model_validator
 
 from .files import FolderFile, Name, Strict
@@ -108,7 +109,28 @@ class TensorInputSpec(Strict):
     shape: list[Annotated[int, Field(ge=1)]]
     max_samples: Annotated[int, Field(ge=1, le=4096)] = 1
     """The most samples that one request may bring; above 1 a tensor of one more dimension is taken for several."""
+    min: FiniteFloat | None = None
+    max: FiniteFloat | None = None
+    """The least and the greatest number that the member bears, such as the last place of an embedding; None: any of the dtype."""
     required: bool = False
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        for key, bound in (("min", self.min), ("max", self.max)):
+            if bound is None:
+                continue
+            if self.dtype == "bool":
+                raise ValueError(f"{key} is set for dtype 'bool'; allowed: none")
+            is_whole = not self.dtype.startswith("float")
+            numbers = np.iinfo(self.dtype) if is_whole else np.finfo(self.dtype)
+            # Python's own numbers, which compare exactly.
+            least, most = (int(numbers.min), int(numbers.max)) if is_whole else (float(numbers.min), float(numbers.max))
+            if not least <= bound <= most or (is_whole and not bound.is_integer()):
+                allowed = f"{'a whole number, ' if is_whole else ''}{least} to {most}"
+                raise ValueError(f"{key} is {bound:.15g} for dtype {self.dtype!r}; allowed: {allowed}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min:.15g} and max is {self.max:.15g}; allowed: a min that is not above max")
+        return self
 
 
 class OutputInputSpec(Strict):
