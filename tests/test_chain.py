@@ -25,7 +25,7 @@ from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF
 from twinfer_server.device import CpuDevice, Device
 from twinfer_server.ensemble import Ensemble, answer_rows, load_ensemble, warm_up
 from twinfer_server.ensemble.warmup import _WarmUp
-from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.errors import InvalidEnsemble, InvalidOption
 from twinfer_server.inputs import CropsInput, Feed, InputLimits
 from twinfer_server.rows import Answer as ServerAnswer
 from twinfer_server.rows import Policy, Request, Row
@@ -231,3 +231,17 @@ def test_crops_take_the_members_normalisation() -> None:
         Feed(torch.tensor([[[0.0, 0, 1, 1, 1, 0]]]), {}, torch.full((1, 4, 4, 1), 255, dtype=torch.uint8))
     )
     assert crops == pytest.approx(torch.full((1, 1, 2, 2), 2.0))
+
+
+def test_a_request_cannot_give_weight_to_a_member_that_only_feeds_others(tmp_path: Path) -> None:
+    folder = write_chain(tmp_path, Encoder())
+    spec = folder / "ensemble.toml"
+    spec.write_text(spec.read_text().replace('select = "logits"', 'select = "logits"\nkind = "features"'))
+    intake = load(folder, CpuDevice(lanes=2)).intake
+    text = r"options.fusion_weights\['encoder'\]: its output is of kind 'features'; allowed: members that vote, \['head'\]"
+    for weights in ({"encoder": 1.0}, {"encoder": 0.0, "head": 1.0}):
+        with pytest.raises(InvalidOption, match=text):
+            intake.row_weights(weights)
+    weights_of_head = intake.row_weights({"head": 0.5})
+    assert weights_of_head is not None
+    assert weights_of_head.tolist() == [0.0, 1.0]

@@ -35,6 +35,7 @@ class Intake:
         self._spec = spec
         self._inputs = [tuple(kinds) for kinds in inputs]
         self._names = list(spec.members)
+        self._voters = [name for name, member in spec.members.items() if member.output.kind != "features"]
         self._default_policy = Policy[spec.policy.upper()]
         self._takers: dict[str, list[tuple[int, InputKind[Any]]]] = {name: [] for _, name, _ in spec.walk_inputs()}
         for index, kinds in enumerate(inputs):
@@ -102,6 +103,11 @@ class Intake:
         for name, weight in overrides.items():
             if name not in self._names:
                 raise UnknownMember(f"options.fusion_weights[{quote(name)}]: no such member; allowed: {self._names}")
+            if name not in self._voters:
+                raise InvalidOption(
+                    f"options.fusion_weights[{quote(name)}]: its output is of kind 'features'; "
+                    f"allowed: members that vote, {self._voters}"
+                )
             if not 0 <= weight <= 1e9:  # also refuses NaN
                 raise InvalidOption(f"options.fusion_weights[{quote(name)}]: found {weight}; allowed: 0 to 1e9")
         weights = np.array([overrides.get(name, 0.0) for name in self._names])
