@@ -87,6 +87,12 @@ def test_a_model_that_is_not_finite_for_some_samples_is_served_all_the_same(tmp_
     assert [member.output_shape for member in ensemble.members] == [(2,), (2,)]
 
 
+def test_a_model_that_is_finite_for_no_sample_is_served_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(write_members(tmp_path, {"good": Opinion(), "odd": Scripted(lambda x: pair_of(x * torch.nan))}))
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("member odd answered all of 3 made-up samples with NaN or an infinity")
+
+
 def test_members_with_different_numbers_of_classes_are_refused(tmp_path: Path) -> None:
     three = Scripted(lambda x: torch.cat([x, x, x], dim=1))
     with pytest.raises(InvalidEnsemble, match=r"members: found \{'two': 2, 'three': 3\} classes; allowed: the same number"):

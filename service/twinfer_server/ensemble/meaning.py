@@ -1,5 +1,6 @@
 """Meanings: what a member's output is said to be is compared with what it gives; nothing else notices a softmax too many."""
 
+import logging
 from typing import Literal
 
 from torch import Tensor
@@ -8,17 +9,22 @@ from ..errors import InvalidEnsemble
 from ..fusion import ROUNDING
 from .member import Member
 
+logger = logging.getLogger(__name__)
+
 EXACTLY = 1e-5
 """How close to 1 the sums of logits have to be for them to be taken for probabilities."""
 
 
 def check_meaning(member: Member, task: str, outputs: Tensor) -> None:
-    """Refuse probabilities that are none, and logits that are probabilities.
+    """Refuse probabilities that are none, and logits that are probabilities; raises InvalidEnsemble.
 
-    outputs: the probe's, float32 [samples, ...]; samples that are not finite say nothing. Raises InvalidEnsemble.
+    outputs: the probe's, float32 [samples, ...]; samples that are not finite say nothing, and a warning where there are no others:
+    made-up input may be beyond what the member was made for.
     """
     kind = member.spec.output.kind
     rows = outputs[outputs.reshape(len(outputs), -1).isfinite().all(1)]
+    if not len(rows):
+        logger.warning("member %s answered all of %d made-up samples with NaN or an infinity", member.name, len(outputs))
     if kind not in ("logits", "probabilities") or rows.ndim != 2 or not rows.numel():
         return
     low, high, sums = rows.min().item(), rows.max().item(), rows.sum(1)
