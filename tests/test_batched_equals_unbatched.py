@@ -4,18 +4,23 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from tests.conftest import DigitsServer
+from tests.models import load_members, write_members
 from tests.servers import DIGITS, running
 from twinfer import Answer, Client, TwinferError
 from twinfer.inputs import Value
 from twinfer.requests import Options, make_request
 from twinfer.v1 import ensemble_service_pb2, tensor_pb2
 from twinfer_server.demo import read_rows
+from twinfer_server.rows import Policy, Request, Row
 
 HELD_OUT = [(row.image.read_bytes(), row.text) for row in read_rows(DIGITS)[:40]]
 CLASSES = 10
@@ -175,3 +180,40 @@ def test_a_deterministic_ensemble_answers_the_same_to_the_bit(deterministic_addr
                 continue
             assert isinstance(alone, Answer)
             assert payload(together) == payload(alone)
+
+
+class Spread(nn.Module):
+    """Answers a number times seven others: the same bits wherever a row lies, so that all that may differ is the fusion's."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.register_buffer("others", torch.randn(7, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.get_buffer("others")
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["where it flies", "on the host"])
+@pytest.mark.parametrize("max_rows", [5, 32])
+def test_a_deterministic_fusion_is_the_same_to_the_bit_however_many_rows_there_are(
+    tmp_path: Path, max_rows: int, is_late: bool
+) -> None:
+    folder = write_members(tmp_path, {"left": Spread(1), "right": Spread(2)}, "deterministic = true", max_rows=max_rows)
+    ensemble = load_members(folder)
+    xs = torch.randn(max_rows, 2, generator=torch.Generator().manual_seed(3)).numpy()
+
+    def fuse(places: Sequence[int]) -> Tensor:
+        requests = [Request({"left": xs[place, :1], "right": xs[place, 1:]}, arrived_at=0.0) for place in places]
+        rows = [Row(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request)) for request in requests]
+        with torch.inference_mode():
+            flight = ensemble.board(rows, {member.index: member.slots[0] for member in ensemble.members}, {}, "serial")
+            flight.launch()
+            flight.landed.wait()
+            fused = flight.fuse_now(rows) if is_late else flight.fused
+            assert fused is not None
+            return fused.prediction.clone()
+
+    full = fuse(range(max_rows))
+    for count in range(1, max_rows):
+        assert torch.equal(fuse(range(count)), full[:count])
+    assert torch.equal(fuse(range(max_rows)[::-1]), full.flip(0))

@@ -93,6 +93,19 @@ def test_a_model_that_is_finite_for_no_sample_is_served_with_a_warning(tmp_path:
     assert warning.startswith("member odd answered all of 3 made-up samples with NaN or an infinity")
 
 
+@pytest.mark.parametrize("is_deterministic", [True, False])
+def test_a_deterministic_model_that_answers_by_the_place_of_a_sample_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_deterministic: bool
+) -> None:
+    def last_otherwise(x: Tensor) -> Tensor:  # as kernels do that compute four rows at a time
+        return pair_of(x * torch.where(torch.arange(len(x)) < len(x) // 4 * 4, 1.0, 1.0 + 2e-7).unsqueeze(1))
+
+    members = {"good": Opinion(), "placed": Scripted(last_otherwise)}
+    load(write_members(tmp_path, members, f"deterministic = {str(is_deterministic).lower()}", max_rows=7))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text[:49] for text in warnings] == ["member placed answers the same sample differently"] * is_deterministic
+
+
 def test_members_with_different_numbers_of_classes_are_refused(tmp_path: Path) -> None:
     three = Scripted(lambda x: torch.cat([x, x, x], dim=1))
     with pytest.raises(InvalidEnsemble, match=r"members: found \{'two': 2, 'three': 3\} classes; allowed: the same number"):

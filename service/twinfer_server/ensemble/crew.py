@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from ..device import Device
 from ..errors import InvalidEnsemble
-from ..fusion import Fusion, build_fusion, read_fitted, use_fitted
+from ..fusion import Fused, Fusion, build_fusion, read_fitted, use_fitted
 from ..spec import EnsembleSpec
 from .member import Member
+
+VECTOR = 32
+"""The most numbers that a CPU's kernels compute at once; those that are left over they compute another way, to other last bits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +35,24 @@ class FusionVersion:
     host_fusion: Fusion
     weights: NDArray[np.float64]
     gate: float
+
+    def fuse(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor, *, on_host: bool = False) -> Fused:
+        """Fuse rows on the device, or on the host; see `Fusion.forward`.
+
+        In a deterministic ensemble as if there were as many as a flight can have, and whole vectors of them: nobody is present in
+        those that are added.
+        """
+        fusion, rows = self.host_fusion if on_host else self.fusion, len(weights)
+        fused: Fused
+        if not self.spec.deterministic:
+            fused = fusion(outputs, weights, samples)
+            return fused
+        most = -(-self.spec.batching.max_rows // VECTOR) * VECTOR
+        *outputs, weights, samples = (
+            functional.pad(values, [0, 0] * (values.ndim - 1) + [0, most - rows]) for values in (*outputs, weights, samples)
+        )
+        fused = fusion(outputs, weights, samples)
+        return Fused(fused.prediction[:rows], fused.weights[:rows], fused.disagreement[:rows], fused.present[:rows])
 
 
 @dataclass(frozen=True, slots=True)

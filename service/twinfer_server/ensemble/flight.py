@@ -188,8 +188,7 @@ class Flight:
             outputs, counts = self._gather(rows, torch.device("cpu"))
             if without is not None:
                 counts[:, without] = 0
-            fused: Fused = self.crew.version.host_fusion(outputs, self._weights(rows), torch.from_numpy(counts))
-            return fused
+            return self.crew.version.fuse(outputs, self._weights(rows), torch.from_numpy(counts), on_host=True)
 
     def part_of(self, row: Row, index: int) -> Part:
         """Keep what a member gave for a row, for the row's next flight; call it when the flight has landed."""
@@ -210,7 +209,7 @@ class Flight:
         try:
             outputs, counts = self._gather(self.rows, self._device)
             weights = to_device(self._weights(self.rows), self._device)
-            fused = self.crew.version.fusion(outputs, weights, to_device(torch.from_numpy(counts), self._device))
+            fused = self.crew.version.fuse(outputs, weights, to_device(torch.from_numpy(counts), self._device))
             self._fused = Fused(
                 to_host(fused.prediction),
                 to_host(fused.weights),

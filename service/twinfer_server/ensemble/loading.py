@@ -17,7 +17,7 @@ from .crew import Crew, FusionBuilder
 from .ensemble import Ensemble
 from .meaning import check_meaning
 from .member import Member
-from .probe import probe_member
+from .probe import check_places, probe_member
 from .sampling import make_probe_samples
 from .texts import embed_texts
 
@@ -57,6 +57,8 @@ def load_ensemble(
             check_meaning(member, spec.task, probe_member(member))
             if member_spec.is_tuned:
                 member.tune(Tuner(place, cache), make_probe_samples(member))
+            if spec.deterministic:
+                check_places(member)
         member.shared_bytes = storages.share(member.model) if place is device else 0
         for slot in member.slots:
             slot.make_host_outputs(place, member.output_shape)

@@ -39,7 +39,9 @@ class EnsembleSpec(Strict):
     policy: Literal["require_all", "best_effort"] = "require_all"
     plan: Literal["auto", "serial", "lanes", "graph"] = "auto"
     deterministic: bool = False
-    """Run every flight at one bucket, so that a row's answer is the same to the bit whatever its neighbours."""
+    """Run every flight at one bucket, so that a row's answer at its place is the same to the bit whatever its neighbours.
+
+    At every place it is so with members that compute all places alike; others are named in the log."""
     members: Annotated[dict[Name, MemberSpec], Field(min_length=1, max_length=8)]
     fusion: FusionSpec
     cascade: CascadeSpec | None = None
