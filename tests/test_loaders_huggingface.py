@@ -265,6 +265,27 @@ def test_a_text_input_without_keys_takes_them_from_the_directory(minilm: Path) -
     assert spec.output.kind == "embedding"
 
 
+@pytest.mark.parametrize("place", ["the configuration", "the tokenizer itself"])
+def test_a_long_text_is_cut_on_the_side_that_the_directory_says(folder: Path, models: dict[str, Any], place: str) -> None:
+    of_the_beginning = classify_texts(folder, models["bert"])
+    if place == "the configuration":
+        edit(folder / "bert" / "tokenizer_config.json", truncation_side="left")
+    else:
+        kept = {"direction": "Left", "max_length": MAX_TOKENS, "strategy": "LongestFirst", "stride": 0}
+        edit(folder / "bert" / "tokenizer.json", truncation=kept)
+    expected = classify_texts(folder, models["bert"])
+    assert (expected - of_the_beginning).abs().max() > 0.001
+    assert_close(ask(load(write_member(folder, "hf:bert", TEXT)), SENTENCES).softmax(-1), expected)
+
+
+def test_a_length_that_only_the_file_says_counts(folder: Path) -> None:
+    edit(folder / "bert" / "tokenizer_config.json", model_max_length=None)
+    edit(folder / "bert" / "config.json", max_position_embeddings=None)
+    text = read_spec(write_member(folder, "hf:bert", f"{TEXT}\nmax_tokens = 12")).members["m"].input["text"]
+    assert isinstance(text, TextInputSpec)
+    assert text.max_tokens == 12
+
+
 def test_an_image_input_without_keys_takes_them_from_the_directory_and_keeps_those_it_has(folder: Path) -> None:
     image = read_spec(write_member(folder, "hf:vit", f'{IMAGE}\nresize = "nearest"\nrequired = true')).members["m"].input["image"]
     assert isinstance(image, ImageInputSpec)
@@ -372,6 +393,14 @@ REFUSED: dict[str, tuple[str, str, str, Callable[[Path], object], str]] = {
         "DetrImageProcessorPil has steps of its own",
     ),
     "no tokenizer": ("hf:bert", TEXT, "", lambda f: (f / "bert" / "tokenizer.json").unlink(), "no tokenizer.json in 'bert'"),
+    "padding on the left that the model would see": (
+        "hf:siglip", TEXT, "", lambda f: edit(f / "siglip" / "tokenizer_config.json", padding_side="left"),
+        "input.text: the tokenizer's padding_side is 'left' for a model without a mask; allowed: 'right'",
+    ),
+    "a cut on no side": (
+        "hf:bert", TEXT, "", lambda f: edit(f / "bert" / "tokenizer_config.json", truncation_side="middle"),
+        "members.m.input.text.truncation_side: found 'middle'; allowed: 'right' or 'left'",
+    ),
     "a head that has no weights": (
         "hf:clip", TEXT, 'output = { kind = "logits" }', lambda _: None, "allowed: a directory that model.save_pretrained",
     ),

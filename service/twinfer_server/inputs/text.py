@@ -50,7 +50,7 @@ class TextInput:
                 f"{key}.max_tokens: found {spec.max_tokens}; allowed: more than the {special_tokens} tokens that the "
                 f"tokenizer adds to every {'pair' if spec.pair else 'text'}"
             )
-        self._tokenizer.enable_truncation(spec.max_tokens)
+        self._tokenizer.enable_truncation(spec.max_tokens, direction=spec.truncation_side)
         self._device = torch.device("cpu")
 
     def decode(self, value: RawInput, at_least: Size = IN_FULL) -> tuple[str, ...] | Array:

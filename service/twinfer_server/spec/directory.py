@@ -1,7 +1,7 @@
 """What a Hugging Face directory says about a member, in the words of an ensemble's file, so that nobody has to retype it.
 
 Only what the file leaves out is read; what it says counts. Of images the size, resampling, mean and std come from the
-image processor; of texts the tokenizer, the length, the padding and the mask come from the tokenizer's files.
+image processor; of texts the tokenizer, the length, the cut, the padding and the mask come from the tokenizer's files.
 """
 
 import importlib
@@ -30,7 +30,7 @@ KIND_OF_HEAD = {
 """The outputs of architectures that end so."""
 KEYS = {
     "image": ("size", "color", "resize", "scaled_decoding", "mean", "std"),
-    "text": ("tokenizer", "max_tokens", "mask", "pad_id"),
+    "text": ("tokenizer", "max_tokens", "truncation_side", "mask", "pad_id"),
 }
 """What the directory knows of an input of each kind."""
 
@@ -77,7 +77,7 @@ def _complete_input(name: str, table: Any, folder: Path, directory: Path, config
     if kind not in KEYS or all(key in table for key in KEYS[kind]):
         return table
     try:
-        found = _read_image(table, directory, config) if kind == "image" else _read_text(folder, directory, config)
+        found = _read_image(table, directory, config) if kind == "image" else _read_text(table, folder, directory, config)
     except ValueError as error:
         raise ValueError(f"input.{name}: {error}") from None
     return found | table
@@ -141,12 +141,14 @@ def _no_geometry(found: str) -> ValueError:
     return ValueError(f"{found}; allowed: one height and width. Else write size = [height, width] into the ensemble's file")
 
 
-def _read_text(folder: Path, directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def _read_text(table: Mapping[str, Any], folder: Path, directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the tokenizer's files; a tokenizer and a length they need not have where the table has its own."""
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if "tokenizer" not in table and not path.is_file():
         raise ValueError(
             f"no tokenizer.json in {quote(directory.name)}; allowed: what the save_pretrained of an AutoTokenizer writes"
         )
+    tokenizer = _read_json(path, is_optional=True)
     facts = _read_json(directory / "tokenizer_config.json", is_optional=True)
     sentences = _read_json(directory / "sentence_bert_config.json", is_optional=True)
     if sentences.get("do_lower_case"):
@@ -155,21 +157,32 @@ def _read_text(folder: Path, directory: Path, config: Mapping[str, Any]) -> dict
     longest = sentences.get("max_seq_length") or facts.get("model_max_length") or config.get("max_position_embeddings")
     if isinstance(longest, int | float) and longest > config.get("max_position_embeddings", longest):
         longest = config["max_position_embeddings"]  # transformers writes 1e30 for "not said"
-    if not isinstance(longest, int):
+    if "max_tokens" not in table and not isinstance(longest, int):
         raise ValueError(f"no length in the tokenizer's files (found {longest!r}); allowed: max_tokens in the ensemble's file")
     takes_mask = "attention_mask" in facts.get("model_input_names", ["attention_mask"])
-    return {
+    found: dict[str, Any] = {
         "tokenizer": str(path.relative_to(folder.resolve())),
         "max_tokens": longest,
+        "truncation_side": _find_side("truncation", facts, tokenizer),
         "mask": takes_mask and not str(config.get("model_type")).startswith("siglip"),  # trained on padding without a mask
-        "pad_id": _find_pad_id(path, facts.get("pad_token"), config.get("pad_token_id")),
+        "pad_id": _find_pad_id(tokenizer, facts.get("pad_token"), config.get("pad_token_id")),
     }
+    # Behind a mask nobody sees where the padding is.
+    if not table.get("mask", found["mask"]) and (side := _find_side("padding", facts, tokenizer)) != "right":
+        raise ValueError(f"the tokenizer's padding_side is {quote(side)} for a model without a mask; allowed: 'right'")
+    return found
 
 
-def _find_pad_id(tokenizer: Path, token: object, configured: object) -> int:
+def _find_side(what: str, facts: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:
+    """Find the side of the "truncation" or the "padding": as the configuration says, else the tokenizer itself, else the right."""
+    own = tokenizer.get(what)
+    return str(facts.get(f"{what}_side") or (own.get("direction") if isinstance(own, dict) else None) or "right").lower()
+
+
+def _find_pad_id(tokenizer: Mapping[str, Any], token: object, configured: object) -> int:
     """Find the id of the padding: the tokenizer's own, else the model's, else 0."""
     content = token.get("content") if isinstance(token, dict) else token
-    for added in _read_json(tokenizer).get("added_tokens") or ():
+    for added in tokenizer.get("added_tokens") or ():
         if added.get("content") == content:
             return int(added["id"])
     return configured if isinstance(configured, int) and configured >= 0 else 0

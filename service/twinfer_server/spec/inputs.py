@@ -81,6 +81,8 @@ class TextInputSpec(Strict):
     kind: Literal["text"]
     tokenizer: FolderFile
     max_tokens: Annotated[int, Field(ge=1, le=32768)]
+    truncation_side: Literal["right", "left"] = "right"
+    """Where a text that is too long is cut: its end, or its beginning."""
     mask: bool = False
     """Whether the member takes (ids, mask), mask int64: 1 token, 0 padding. Without it, it always sees `max_tokens`."""
     pad_id: Annotated[int, Field(ge=0)] = 0
