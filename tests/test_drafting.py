@@ -99,6 +99,21 @@ def test_a_graph_says_what_it_takes_and_people_say_what_it_gives(tmp_path: Path)
         assert client.infer({"x_1": tensor}).prediction.best.index == 1
 
 
+def test_classifiers_of_several_labels_become_an_ensemble_of_that_task(tmp_path: Path) -> None:
+    for name, write in (("vit", save_vit), ("bert", save_bert)):
+        model = write(tmp_path / name)
+        model.config.problem_type = "multi_label_classification"
+        model.config.save_pretrained(tmp_path / name)
+    folder = draft(tmp_path / "several", {"image": f"hf:{tmp_path / 'vit'}", "text": f"hf:{tmp_path / 'bert'}"})
+    assert read_spec(folder).task == "multi_label"
+    with running(folder) as server, Client(server.address, attempts=1) as client:
+        answer = client.infer({"image": encode(make_image(width=36, height=36)), "text": TEXTS[0]})
+        assert len(answer.prediction.labels) == 5
+    write_onnx(tmp_path / "model.onnx")
+    folder = draft(tmp_path / "graph", {"one": str(tmp_path / "model.onnx")}, task="multi_label")
+    assert read_spec(folder).task == "multi_label"
+
+
 def test_every_line_of_the_file_that_needs_a_word_has_one(tmp_path: Path) -> None:
     save_vit(tmp_path / "vit")
     folder = draft(tmp_path / "one", {"image": f"hf:{tmp_path / 'vit'}"})

@@ -413,6 +413,10 @@ REFUSED: dict[str, tuple[str, str, str, Callable[[Path], object], str]] = {
         lambda f: transformers.BertModel.from_pretrained(f / "bert").save_pretrained(f / "bert"),
         "has no weights for 'classifier.bias, classifier.weight' of BertForSequenceClassification; allowed: an output.kind",
     ),
+    "a classifier of several labels": (
+        "hf:vit", IMAGE, "", lambda f: edit(f / "vit" / "config.json", problem_type="multi_label_classification"),
+        "members.m.model: found 'hf:vit', whose problem_type is 'multi_label_classification', for task 'classification'; allowed",
+    ),
     "probabilities": ("hf:vit", IMAGE, 'output = { kind = "probabilities" }', lambda _: None, "the model gives logits"),
     "no weights": ("hf:vit", IMAGE, "", lambda f: (f / "vit" / "model.safetensors").unlink(), "which has no weights"),
     "cut weights": (

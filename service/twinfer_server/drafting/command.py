@@ -19,7 +19,7 @@ def init_command(
         typer.Option("--member", metavar="NAME=SOURCE", help="hf:DIR or FILE.onnx; repeatable. A CLIP-like hf:DIR: both towers."),
     ],
     fusion: Annotated[str, typer.Option("--fusion", metavar="METHOD", help="How to fuse. Default: what suits the task.")] = "",
-    task: Annotated[str, typer.Option(help="Of .onnx files: classification, embedding or tensor.")] = "",
+    task: Annotated[str, typer.Option(help="Of .onnx files: classification, multi_label, embedding or tensor.")] = "",
 ) -> None:
     """Make an ensemble folder of models that you have; the file in it explains itself."""
     with plain_errors():

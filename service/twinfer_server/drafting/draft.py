@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import safe_open
 
 from ..errors import quote
+from ..spec.classes import has_several_labels
 from ..spec.directory import PREFIX, find_output_kind
 
 DTYPES = {
@@ -19,7 +20,7 @@ DTYPES = {
 }  # fmt: skip
 TASK_OF_OUTPUT = {"logits": "classification", "detections": "detection", "embedding": "embedding"}
 MAX_TEXTS = 16
-OUTPUT_OF_TASK = {"classification": "logits", "embedding": "embedding", "tensor": "tensor"}
+OUTPUT_OF_TASK = {"classification": "logits", "multi_label": "logits", "embedding": "embedding", "tensor": "tensor"}
 
 
 class CannotDraft(RuntimeError):
@@ -78,6 +79,8 @@ def _draft_directory(name: str, directory: Path) -> MemberDraft:
         raise CannotDraft(f"member {name}: found {found} in {directory}; allowed: one of them, or a CLIP-like directory by itself")
     kind = "image" if has_image else "text"
     task = TASK_OF_OUTPUT[find_output_kind(config)]
+    if task == "classification" and has_several_labels(config):
+        task = "multi_label"
     names = config.get("id2label") or {}
     labels = tuple(str(names[key]) for key in sorted(names, key=int)) if task != "embedding" else ()
     return MemberDraft(name, directory, name, f"{PREFIX}{name}", task, {kind: {"kind": kind}}, labels)

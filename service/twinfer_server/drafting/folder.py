@@ -12,6 +12,7 @@ from .draft import CannotDraft, MemberDraft, plain_name
 
 METHOD_OF_TASK = {
     "classification": "log_opinion_pool",
+    "multi_label": "log_opinion_pool",
     "embedding": "concatenation",
     "similarity": "cosine",
     "detection": "weighted_boxes",

@@ -9,7 +9,7 @@ from ..errors import InvalidEnsemble
 from ..fusion import find_method
 from ..inputs import InputLimits, make_input
 from ..loaders import SharedStorages, load
-from ..spec import EnsembleSpec, FedInputSpec, MemberSpec, read_labels, read_spec
+from ..spec import EnsembleSpec, FedInputSpec, MemberSpec, check_classes, read_labels, read_spec
 from ..trust import Trust
 from ..tuning import Tuner
 from .chain import find_taps, make_fed_input
@@ -36,6 +36,7 @@ def load_ensemble(
     if spec.fusion.fitted and (spec.fusion.weights or spec.fusion.temperatures):
         raise InvalidEnsemble("fusion.fitted: found beside weights or temperatures; allowed: alone, it brings its own")
     labels = read_labels(folder, spec)
+    check_classes(folder, spec)
     members: list[Member] = []
     storages = SharedStorages()
     for index, (name, member_spec) in enumerate(spec.members.items()):

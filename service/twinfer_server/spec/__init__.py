@@ -1,5 +1,6 @@
 """What an ensemble folder says: `ensemble.toml`, parsed and checked before anything is loaded."""
 
+from .classes import check_classes
 from .directory import find_directory
 from .ensemble import BatchingSpec, EnsembleSpec, Task
 from .files import NAME_PATTERN, LeavesFolder, find_file
@@ -26,6 +27,7 @@ __all__ = [
     "Task",
     "TensorInputSpec",
     "TextInputSpec",
+    "check_classes",
     "describe_faults",
     "find_directory",
     "find_file",

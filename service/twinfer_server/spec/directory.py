@@ -41,6 +41,11 @@ def find_directory(folder: Path, model: str) -> Path:
     return find_file(folder, str(Path(name) / "config.json")).parent
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read the model's configuration; raises ValueError where that is no JSON object."""
+    return _read_json(directory / "config.json")
+
+
 def find_output_kind(config: Mapping[str, Any]) -> str:
     """Give what a model with this configuration answers with: its head says it, and without one it is an embedding."""
     architecture = str(next(iter(config.get("architectures") or ()), ""))
@@ -50,7 +55,7 @@ def find_output_kind(config: Mapping[str, Any]) -> str:
 def complete_member(member: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Fill in what a member's table leaves out and its directory says; raises ValueError, with what would be right."""
     directory = find_directory(folder, member["model"])
-    config = _read_json(directory / "config.json")
+    config = read_config(directory)
     completed = dict(member) | {"output": _complete_output(member.get("output", {}), config)}
     inputs = member.get("input")
     if isinstance(inputs, dict):
