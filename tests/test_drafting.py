@@ -114,6 +114,14 @@ def test_classifiers_of_several_labels_become_an_ensemble_of_that_task(tmp_path:
     assert read_spec(folder).task == "multi_label"
 
 
+def test_classes_of_one_name_are_told_apart_by_their_numbers(tmp_path: Path) -> None:
+    model = save_vit(tmp_path / "vit")
+    model.config.id2label = dict(enumerate(["crane", "a\nb", "crane", "", "dog"]))
+    model.config.save_pretrained(tmp_path / "vit")
+    folder = draft(tmp_path / "one", {"image": f"hf:{tmp_path / 'vit'}"})
+    assert (folder / "labels.txt").read_text().splitlines() == ["crane (0)", "a b", "crane (2)", "3", "dog"]
+
+
 def test_every_line_of_the_file_that_needs_a_word_has_one(tmp_path: Path) -> None:
     save_vit(tmp_path / "vit")
     folder = draft(tmp_path / "one", {"image": f"hf:{tmp_path / 'vit'}"})

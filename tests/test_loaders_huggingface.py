@@ -443,6 +443,47 @@ def test_a_directory_that_cannot_be_served_as_it_says_is_refused(
     assert len(str(refusal.value)) < 1500
 
 
+def write_both(folder: Path, vit: list[str], bert: list[str], labels: list[str] | None) -> Path:
+    """Write an ensemble of the two classifiers, which name their classes so."""
+    for name, names in (("vit", vit), ("bert", bert)):
+        edit(folder / name / "config.json", id2label=dict(enumerate(names)), label2id=None)
+    lines = ['name = "both"', "version = 1", 'task = "classification"', 'labels = "labels.txt"' if labels else ""]
+    (folder / "labels.txt").write_text("\n".join(labels or []))
+    for name, given in (("vit", IMAGE), ("bert", TEXT)):
+        lines += [f'[members.{name}]\nmodel = "hf:{name}"', given.format(name=name)]
+    return write_ensemble(folder, "\n".join([*lines, '[fusion]\nmethod = "weighted_mean"']))
+
+
+ORDER, CROSSED = ["cat", "dog", "emu", "fox", "gnu"], ["Cat", "Emu", "Dog", "Fox", "Gnu"]
+PLAIN = [f"LABEL_{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("vit", "labels", "source"),
+    [
+        pytest.param(PLAIN, ORDER, "'labels.txt'", id="than the labels'"),
+        pytest.param(ORDER, None, "members.vit", id="than another member's"),
+        pytest.param(ORDER, ["a", "b", "c", "d", "e"], "members.vit", id="than another member's, beside other labels"),
+    ],
+)
+def test_the_same_classes_in_another_order_are_refused(folder: Path, vit: list[str], labels: list[str] | None, source: str) -> None:
+    message = f"found 'hf:bert', whose class 1 is 'Emu'; allowed: 'dog', for {source} has the same classes in another order"
+    with pytest.raises(InvalidEnsemble, match=rf"^members\.bert\.model: {message}$"):
+        load(write_both(folder, vit, CROSSED, labels))
+
+
+@pytest.mark.parametrize(
+    ("bert", "labels"),
+    [
+        pytest.param(CROSSED, [*ORDER[1:], "gnat"], id="in other words"),
+        pytest.param(PLAIN, CROSSED, id="not at all"),
+        pytest.param([name.upper() for name in ORDER], ORDER, id="in upper case"),
+    ],
+)
+def test_classes_that_others_call_otherwise_may_be_in_any_order(folder: Path, bert: list[str], labels: list[str]) -> None:
+    assert len(load(write_both(folder, PLAIN, bert, labels)).members) == 2
+
+
 WHOLE = IMAGE + "\nsize = [24, 32]\ncolor = 'rgb'\nresize = 'bilinear'\nscaled_decoding = false\nmean = []\nstd = []"
 
 

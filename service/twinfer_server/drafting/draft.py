@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import safe_open
 
 from ..errors import quote
-from ..spec.classes import has_several_labels
+from ..spec.classes import has_several_labels, name_classes
 from ..spec.directory import PREFIX, find_output_kind
 
 DTYPES = {
@@ -81,8 +81,7 @@ def _draft_directory(name: str, directory: Path) -> MemberDraft:
     task = TASK_OF_OUTPUT[find_output_kind(config)]
     if task == "classification" and has_several_labels(config):
         task = "multi_label"
-    names = config.get("id2label") or {}
-    labels = tuple(str(names[key]) for key in sorted(names, key=int)) if task != "embedding" else ()
+    labels = name_classes(config) if task != "embedding" else ()
     return MemberDraft(name, directory, name, f"{PREFIX}{name}", task, {kind: {"kind": kind}}, labels)
 
 

@@ -36,7 +36,7 @@ def load_ensemble(
     if spec.fusion.fitted and (spec.fusion.weights or spec.fusion.temperatures):
         raise InvalidEnsemble("fusion.fitted: found beside weights or temperatures; allowed: alone, it brings its own")
     labels = read_labels(folder, spec)
-    check_classes(folder, spec)
+    check_classes(folder, spec, labels)
     members: list[Member] = []
     storages = SharedStorages()
     for index, (name, member_spec) in enumerate(spec.members.items()):
