@@ -44,8 +44,8 @@ def save_opinion(path: Path) -> None:
     save_graph(path, nodes, {"x": (TensorProto.FLOAT, ["samples", 1])}, ["logits", "same"])
 
 
-def save_text_model(path: Path) -> None:
-    """Write a model that sums the ids times the mask, plus 1000 for every token type, as text models take their inputs."""
+def save_text_model(path: Path, *names: str) -> None:
+    """Write a model that sums the ids times the mask, plus 1000 for every token type, with its inputs in this order."""
     nodes = [
         helper.make_node("Mul", ["input_ids", "attention_mask"], ["masked"]),
         helper.make_node("Constant", [], ["thousand"], value=helper.make_tensor("t", TensorProto.INT64, [1], [1000])),
@@ -56,7 +56,12 @@ def save_text_model(path: Path) -> None:
         helper.make_node("Cast", ["total"], ["sum"], to=TensorProto.FLOAT),
     ]
     kind = (TensorProto.INT64, ["samples", "tokens"])
-    save_graph(path, nodes, {"input_ids": kind, "attention_mask": kind, "token_type_ids": kind}, ["sum"])
+    save_graph(path, nodes, dict.fromkeys(names, kind), ["sum"])
+
+
+def describe_text(**keys: object) -> dict[str, object]:
+    """Give the table of a member's inputs that has a text, with these further keys."""
+    return {"text": {"kind": "text", "tokenizer": "tokenizer.json", "max_tokens": 8} | keys}
 
 
 def compute(model: object, *arguments: Tensor) -> dict[str, Tensor]:
@@ -72,7 +77,9 @@ def compute(model: object, *arguments: Tensor) -> dict[str, Tensor]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
     save_opinion(folder / "opinion.onnx")
-    save_text_model(folder / "text.onnx")
+    save_text_model(folder / "text.onnx", "input_ids", "attention_mask", "token_type_ids")
+    save_text_model(folder / "mixed.onnx", "token_type_ids", "attention_mask", "input_ids")
+    (folder / "tokenizer.json").write_text("{}")
     (folder / "cut.onnx").write_bytes((folder / "opinion.onnx").read_bytes()[:-20])
     (folder / "empty.onnx").write_bytes(b"")
     return folder
@@ -94,11 +101,19 @@ def test_a_graph_is_data_and_is_never_captured(folder: Path) -> None:
     assert model.digest == hashlib.sha256(content).hexdigest()
 
 
-def test_a_text_alone_has_token_types_of_0(folder: Path) -> None:
-    model = load_source("text.onnx", folder).module
+@pytest.mark.parametrize("name", ["text.onnx", "mixed.onnx"])
+def test_a_text_finds_its_inputs_by_name_and_alone_has_token_types_of_0(folder: Path, name: str) -> None:
     ids, mask = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    assert compute(model, ids, mask)["sum"].flatten().tolist() == [6, 9]
-    assert compute(model, ids, mask, torch.tensor([[0, 0, 1], [0, 1, 1]]))["sum"].flatten().tolist() == [1006, 2009]
+    alone = load_source(name, folder, input=describe_text(mask=True)).module
+    assert compute(alone, ids, mask)["sum"].flatten().tolist() == [6, 9]
+    pair = load_source(name, folder, input=describe_text(mask=True, token_types=True)).module
+    assert compute(pair, ids, mask, torch.tensor([[0, 0, 1], [0, 1, 1]]))["sum"].flatten().tolist() == [1006, 2009]
+
+
+def test_what_is_no_text_goes_by_position(folder: Path) -> None:
+    tensor = {"kind": "tensor", "dtype": "int64", "shape": [3]}
+    model = load_source("mixed.onnx", folder, input={"one": tensor, "other": tensor}).module
+    assert compute(model, torch.tensor([[1, 1, 0]]), torch.tensor([[4, 5, 6]]))["sum"].flatten().tolist() == [9]
 
 
 def test_a_session_may_run_in_several_threads_at_once(folder: Path) -> None:
@@ -148,10 +163,19 @@ def test_what_is_no_graph_is_refused(folder: Path, name: str, message: str) -> N
         load_source(name, folder)
 
 
-def test_inputs_that_do_not_fit_the_graph_are_counted(folder: Path) -> None:
-    model = load_source("text.onnx", folder).module
-    with pytest.raises(ValueError, match="give 1 tensors; allowed: 3, for input_ids, attention_mask, token_type_ids"):
-        compute(model, torch.zeros(1, 3, dtype=torch.int64))
+@pytest.mark.parametrize(
+    ("name", "keys", "found"),
+    [
+        pytest.param("text.onnx", {}, "input_ids, attention_mask, token_type_ids', and the member gives 1", id="too few tensors"),
+        pytest.param("unmasked.onnx", {"mask": True}, "input_ids, token_type_ids', and the member gives 2", id="no mask"),
+    ],
+)
+def test_inputs_that_do_not_fit_the_graph_are_refused(folder: Path, name: str, keys: dict[str, object], found: str) -> None:
+    add = [helper.make_node("Add", ["input_ids", "token_type_ids"], ["all"]), helper.make_node("Cast", ["all"], ["sum"], to=1)]
+    kind = (TensorProto.INT64, ["samples", "tokens"])
+    save_graph(folder / "unmasked.onnx", add, {"input_ids": kind, "token_type_ids": kind}, ["sum"])
+    with pytest.raises(InvalidEnsemble, match=rf"model: found '{name}', whose inputs are '{found} tensors; allowed"):
+        load_source(name, folder, input=describe_text(**keys))
 
 
 def test_the_cuda_provider_is_refused(folder: Path) -> None:

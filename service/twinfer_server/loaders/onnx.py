@@ -4,38 +4,39 @@ On a GPU the member's inputs come to the host and its outputs go back, and the l
 a capture. ONNX Runtime's CUDA provider, which would compute on a stream of its own, is not supported yet.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import quote
 from .model import LoadedModel
 from .source import Source, hash_file, outline
 
-TOKEN_TYPES = "token_type_ids"
-"""An input of many exported text models, which is 0 wherever a text stands alone."""
+TEXT = ("input_ids", "attention_mask", "token_type_ids")
+"""What exported text models call the tensors of a text, as many as there are; in whatever order, for exporters differ."""
+TOKEN_TYPES = TEXT[2]
+"""0 wherever a text stands alone, and so in a member that does not give it."""
 
 
 class OnnxModel:
     """A session that takes tensors by position and gives its outputs by name; safe to call from several threads."""
 
-    def __init__(self, session: Any, device: torch.device) -> None:
-        """Take over a session; outputs are handed on to `device`."""
+    def __init__(self, session: Any, names: Sequence[str], device: torch.device) -> None:
+        """Take over a session; its arguments are for the graph's inputs of these names, outputs are handed on to `device`."""
         self._session = session
         self._device = device
-        self._inputs = [node.name for node in session.get_inputs()]
+        self._names = names
+        self._leaves_types = TOKEN_TYPES not in names and TOKEN_TYPES in _list_inputs(session)
         self._outputs = [node.name for node in session.get_outputs()]
 
     def __call__(self, *arguments: Tensor) -> dict[str, Tensor]:
-        """Compute; raises ValueError where the arguments are not as many as the graph's inputs."""
-        names = self._inputs
-        if len(arguments) == len(names) - 1:
-            names = [name for name in names if name != TOKEN_TYPES]
-        if len(arguments) != len(names):
-            raise ValueError(f"the member's inputs give {len(arguments)} tensors; allowed: {len(names)}, for {', '.join(names)}")
-        feed = {name: argument.cpu().numpy() for name, argument in zip(names, arguments, strict=True)}
-        if len(names) < len(self._inputs):
-            feed[TOKEN_TYPES] = torch.zeros_like(arguments[0], device="cpu").numpy()
+        """Compute, and give what the graph gives."""
+        feed = {name: argument.cpu().numpy() for name, argument in zip(self._names, arguments, strict=True)}
+        if self._leaves_types:
+            feed[TOKEN_TYPES] = np.zeros_like(feed.get(TEXT[0], next(iter(feed.values()))))
         found = self._session.run(self._outputs, feed)
         return {name: torch.from_numpy(array).to(self._device) for name, array in zip(self._outputs, found, strict=True)}
 
@@ -57,4 +58,31 @@ def load_onnx(source: Source) -> LoadedModel:
         raise source.refuse(
             f"which ONNX Runtime {onnxruntime.__version__} cannot read ({outline(error)})", "an ONNX model"
         ) from error
-    return LoadedModel(OnnxModel(session, source.device), "onnx", path.stat().st_size, hash_file(path), is_capturable=False)
+    names = _name_arguments(source, _list_inputs(session))
+    return LoadedModel(OnnxModel(session, names, source.device), "onnx", path.stat().st_size, hash_file(path), is_capturable=False)
+
+
+def _list_inputs(session: Any) -> list[str]:
+    return [node.name for node in session.get_inputs()]
+
+
+def _name_arguments(source: Source, names: Sequence[str]) -> list[str]:
+    """Find the graph's input, one of `names`, for each of the member's tensors; raises InvalidEnsemble where they do not match.
+
+    A text's tensors go by their usual names where the graph has those, everything else by position.
+    """
+    wanted: list[str] = []
+    for spec in source.spec.input.values():
+        count = 1 + spec.mask + spec.token_types if spec.kind == "text" else 1
+        is_usual = spec.kind == "text" and TEXT[0] in names and TEXT[0] not in wanted
+        wanted += TEXT[:count] if is_usual else [""] * count
+    left = [name for name in names if name not in wanted]
+    if TOKEN_TYPES in left and len(left) > wanted.count(""):
+        left.remove(TOKEN_TYPES)
+    if len(left) != wanted.count("") or not {*wanted} <= {"", *names}:
+        raise source.refuse(
+            f"whose inputs are {quote(', '.join(names))}, and the member gives {len(wanted)} tensors",
+            f"a tensor for each input; those of a text are called {', '.join(TEXT)}",
+        )
+    rest = iter(left)
+    return [name or next(rest) for name in wanted]
