@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from tests.models import chance, number, write_members
+from tests.models import chance, load_members, number, write_members
 from tests.servers import running
 from tests.sources import load_source
 from twinfer import Client
@@ -147,6 +148,46 @@ def test_a_graph_flies_as_a_member_whose_output_is_picked_by_name(folder: Path, 
         answer = client.infer({"by_name": number(1), "by_place": number(-2)}, timeout=60)
         assert answer.prediction.best.probability == pytest.approx(1 - chance(1, -2), abs=1e-6)
         assert [member.loader for member in client.describe().members] == ["onnx", "onnx"]
+
+
+def save_sorter(path: Path) -> None:
+    """Write a classifier as scikit-learn's converters do: the names of the best classes, x and -x, and these in a map."""
+    nodes = [
+        helper.make_node("Neg", ["x"], ["negative"]),
+        helper.make_node("Concat", ["x", "negative"], ["scores"], axis=1),
+        helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["names", "best"], ["label"]),
+        helper.make_node("ZipMap", ["scores"], ["map"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
+    ]
+    entry = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    gives = [
+        helper.make_tensor_value_info("label", TensorProto.STRING, ["samples"]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["samples", 2]),
+        helper.make_value_info("map", helper.make_sequence_type_proto(entry)),
+    ]
+    takes = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["samples", 1])]
+    names = onnx.numpy_helper.from_array(np.array(["yes", "no"], dtype=object), "names")
+    graph = helper.make_graph(nodes, "graph", takes, gives, [names])
+    versions = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=9), path)
+
+
+@pytest.mark.parametrize("select", ['"scores"', "1"], ids=["by name", "by position"])
+def test_outputs_beside_one_of_numbers_do_not_keep_it_from_being_served(tmp_path: Path, select: str) -> None:
+    save_sorter(tmp_path / "sorter.onnx")
+    spec = write_members(tmp_path, {"sorter": "sorter.onnx"}) / "ensemble.toml"
+    spec.write_text(spec.read_text().replace("[fusion]", f"[members.sorter.output]\nselect = {select}\n[fusion]"))
+    with running(tmp_path) as server, Client(server.address) as client:
+        assert client.infer({"sorter": number(1)}, timeout=60).prediction.best.probability == pytest.approx(chance(1), abs=1e-6)
+
+
+def test_an_output_of_strings_cannot_be_selected(tmp_path: Path) -> None:
+    save_sorter(tmp_path / "sorter.onnx")
+    folder = write_members(tmp_path, {"sorter": "sorter.onnx"})
+    with pytest.raises(
+        InvalidEnsemble, match=r"sorter\.output\.select: 0 finds no tensor; found outputs \['label', 'map', 'scores'\]"
+    ):
+        load_members(folder)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,18 @@ TEXT = ("input_ids", "attention_mask", "token_type_ids")
 TOKEN_TYPES = TEXT[2]
 """0 wherever a text stands alone, and so in a member that does not give it."""
 
+NUMBERS = {
+    f"tensor({name})"
+    for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float", "double")
+}
+"""The outputs that are fetched; strings, maps and sequences are no output that a member could have."""
+
 
 class OnnxModel:
-    """A session that takes tensors by position and gives its outputs by name; safe to call from several threads."""
+    """A session that takes tensors by position and gives its outputs by name; safe to call from several threads.
+
+    An output that is no tensor of numbers is None: it keeps its position, and nobody can select it.
+    """
 
     def __init__(self, session: Any, names: Sequence[str], device: torch.device) -> None:
         """Take over a session; its arguments are for the graph's inputs of these names, outputs are handed on to `device`."""
@@ -30,15 +39,17 @@ class OnnxModel:
         self._device = device
         self._names = names
         self._leaves_types = TOKEN_TYPES not in names and TOKEN_TYPES in _list_inputs(session)
-        self._outputs = [node.name for node in session.get_outputs()]
+        self._outputs: dict[str, Tensor | None] = dict.fromkeys(node.name for node in session.get_outputs())
+        self._fetched = [node.name for node in session.get_outputs() if node.type in NUMBERS]
 
-    def __call__(self, *arguments: Tensor) -> dict[str, Tensor]:
+    def __call__(self, *arguments: Tensor) -> dict[str, Tensor | None]:
         """Compute, and give what the graph gives."""
         feed = {name: argument.cpu().numpy() for name, argument in zip(self._names, arguments, strict=True)}
         if self._leaves_types:
             feed[TOKEN_TYPES] = np.zeros_like(feed.get(TEXT[0], next(iter(feed.values()))))
-        found = self._session.run(self._outputs, feed)
-        return {name: torch.from_numpy(array).to(self._device) for name, array in zip(self._outputs, found, strict=True)}
+        arrays = self._session.run(self._fetched, feed) if self._fetched else []  # asked for none it would give all
+        found = {name: torch.from_numpy(array).to(self._device) for name, array in zip(self._fetched, arrays, strict=True)}
+        return self._outputs | found
 
 
 def load_onnx(source: Source) -> LoadedModel:
