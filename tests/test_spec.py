@@ -229,6 +229,26 @@ def test_labels_that_are_not_utf_8_are_refused(folder: Path) -> None:
         read_labels(folder, spec)
 
 
+def test_labels_begin_behind_the_mark_that_some_editors_write(folder: Path) -> None:
+    (folder / "marked.txt").write_bytes(b"\xef\xbb\xbfeins\r\nzwei\r\n")
+    assert read_labels(folder, read(folder, GOOD.replace("labels.txt", "marked.txt"))) == ("eins", "zwei")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        pytest.param("a\n\nb\n", r"line 2: found nothing; allowed: a label$", id="empty"),
+        pytest.param("a\nb\n \n", r"line 3: found nothing; allowed: a label$", id="a space behind the last"),
+        pytest.param("a\nb\na\n", r"line 3: found 'a', as in line 1; allowed: another label$", id="twice"),
+    ],
+)
+def test_labels_that_name_no_class_or_two_are_refused(folder: Path, labels: str, message: str) -> None:
+    (folder / "odd.txt").write_text(labels)
+    spec = read(folder, GOOD.replace("labels.txt", "odd.txt"))
+    with pytest.raises(InvalidEnsemble, match=rf"labels: .*odd\.txt, {message}"):
+        read_labels(folder, spec)
+
+
 def quote_toml(value: object) -> str:
     """Write a value as TOML does."""
     if isinstance(value, bool):

@@ -33,10 +33,18 @@ def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
     if spec.labels is None:
         return ()
     path = folder / spec.labels
+    where = f"{folder / SPEC_FILE}: labels: {path}"
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        labels = path.read_text(encoding="utf-8-sig").splitlines()  # with the mark that some editors put before it, or without
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidEnsemble(f"{folder / SPEC_FILE}: labels: {path} cannot be read: {error}; allowed: UTF-8") from error
+        raise InvalidEnsemble(f"{where} cannot be read: {error}; allowed: UTF-8") from error
+    lines: dict[str, int] = {}
+    for line, label in enumerate(labels, 1):
+        if not label.strip():
+            raise InvalidEnsemble(f"{where}, line {line}: found nothing; allowed: a label")
+        if lines.setdefault(label, line) != line:
+            raise InvalidEnsemble(f"{where}, line {line}: found {quote(label)}, as in line {lines[label]}; allowed: another label")
+    return tuple(labels)
 
 
 _TOML_WORDS = {
