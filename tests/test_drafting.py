@@ -152,6 +152,14 @@ def test_a_source_that_says_too_little_is_refused(tmp_path: Path, source: str, m
         draft(tmp_path / "folder", {"one": source}, task="classification")
 
 
+@pytest.mark.parametrize("content", [b"", b"junk"], ids=["empty", "something else"])
+def test_a_graph_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(CannotDraft, match=r"^member one: .*which ONNX Runtime .* cannot read .*; allowed: an ONNX model$"):
+        draft(tmp_path / "folder", {"one": str(tmp_path / "model.onnx")}, task="tensor")
+    assert not (tmp_path / "folder").exists()
+
+
 def test_a_folder_that_has_something_in_it_is_left_alone(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "model.onnx")
     with pytest.raises(CannotDraft, match="not empty"):

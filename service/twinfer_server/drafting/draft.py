@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import safe_open
 
 from ..errors import quote
+from ..loaders.source import outline
 from ..spec.classes import has_several_labels, name_classes
 from ..spec.directory import PREFIX, find_output_kind
 
@@ -95,7 +96,11 @@ def _draft_onnx(name: str, path: Path, task: str) -> MemberDraft:
     if task not in OUTPUT_OF_TASK:
         allowed = ", ".join(OUTPUT_OF_TASK)
         raise CannotDraft(f"member {name}: an .onnx file does not say its task; allowed: --task with one of {allowed}")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of classes of its own
+        found = f"{quote(path)}, which ONNX Runtime {onnxruntime.__version__} cannot read ({outline(error)})"
+        raise CannotDraft(f"member {name}: found {found}; allowed: an ONNX model") from error
     inputs = {}
     for node in session.get_inputs():
         shape = node.shape[1:]
