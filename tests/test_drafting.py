@@ -83,9 +83,9 @@ def probabilities_of(directory: Path, model: Any, texts: Sequence[str]) -> list[
     return found
 
 
-def write_onnx(path: Path, rows: str | int = "rows") -> Path:
-    """Write a graph that answers its input as it is: float32 [rows, 3]."""
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [rows, 3]) for name in ("x.1", "y")]
+def write_onnx(path: Path, rows: str | int = "rows", columns: int = 3) -> Path:
+    """Write a graph that answers its input as it is: float32 [rows, columns]."""
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [rows, columns]) for name in ("x.1", "y")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x.1"], ["y"])], "identity", values[:1], values[1:])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
     return path
@@ -97,6 +97,14 @@ def test_a_graph_says_what_it_takes_and_people_say_what_it_gives(tmp_path: Path)
     with running(folder) as server, Client(server.address, attempts=1) as client:
         tensor = as_any(torch.tensor([0.0, 2.0, 0.0]).numpy())
         assert client.infer({"x_1": tensor}).prediction.best.index == 1
+
+
+def test_inputs_of_one_name_and_two_shapes_get_names_of_their_own(tmp_path: Path) -> None:
+    sources = {f"of{columns}": str(write_onnx(tmp_path / f"{columns}.onnx", columns=columns)) for columns in (3, 4)}
+    folder = draft(tmp_path / "graphs", sources, task="embedding")
+    with running(folder) as server, Client(server.address, attempts=1) as client:
+        row = {f"of{columns}_x_1": as_any(torch.ones(columns).numpy()) for columns in (3, 4)}
+        assert len(client.infer(row).prediction.embedding) == 7
 
 
 def test_classifiers_of_several_labels_become_an_ensemble_of_that_task(tmp_path: Path) -> None:

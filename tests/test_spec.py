@@ -184,6 +184,13 @@ FAULTS = {
         r"members\.language\.input\.image",
         "'tensor'; allowed: 'image', as another member has it",
     ),
+    "one name, two shapes": (
+        "shape = [2, 3]",
+        'shape = [2, 3]\n[members.third]\nmodel = "x.pt2"\n'
+        '[members.third.input.extra]\nkind = "tensor"\ndtype = "float32"\nshape = [3]',
+        r"members\.third\.input\.extra",
+        r"is float32 \[3\]; allowed: float32 \[2, 3\], as member 'language' has it, or another name",
+    ),
     "no fusion method": ('method = "maximum"', "", r"fusion\.method", "found nothing; allowed: a value"),
     "weight below 0": ("language = 3 }", "language = -3 }", r"fusion\.weights\.language", "found -3; allowed: greater"),
     "weight too large to add up": ("language = 3 }", "language = 1e308 }", r"fusion\.weights\.language", "allowed: less"),

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import quote
@@ -35,6 +36,7 @@ def write_folder(folder: Path, drafts: Sequence[MemberDraft], method: str) -> No
     labels = {draft.labels for draft in drafts if draft.labels}
     if len(labels) > 1:
         raise CannotDraft("members: their configurations name different classes, or in another order; allowed: the same")
+    drafts = _part_inputs(drafts)
     task = drafts[0].task
     methods = [name for name, entry in METHODS.items() if task in entry.builds]
     if method and method not in methods:
@@ -49,6 +51,25 @@ def write_folder(folder: Path, drafts: Sequence[MemberDraft], method: str) -> No
         (folder / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     lines = _write_lines(folder, drafts, method or METHOD_OF_TASK[task], bool(names))
     (folder / SPEC_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _part_inputs(drafts: Sequence[MemberDraft]) -> list[MemberDraft]:
+    """Put the member's name before a tensor's that is another thing to another member: a request has one value of a name."""
+    tables: dict[str, list[Mapping[str, object]]] = {}
+    for draft in drafts:
+        for name, table in draft.inputs.items():
+            tables.setdefault(name, []).append(table)
+    parted = {name for name, found in tables.items() if any(table != found[0] for table in found)}
+    return [
+        replace(
+            draft,
+            inputs={
+                f"{draft.name}_{name}" if name in parted and table["kind"] == "tensor" else name: table
+                for name, table in draft.inputs.items()
+            },
+        )
+        for draft in drafts
+    ]
 
 
 def _copy(source: Path, target: Path) -> None:

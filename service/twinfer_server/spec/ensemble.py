@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from .files import FolderFile, Name, Strict
 from .fusion import CascadeSpec, FusionSpec
-from .inputs import FedInputSpec, RequestInputSpec
+from .inputs import FedInputSpec, RequestInputSpec, TensorInputSpec
 from .members import MemberSpec
 
 Task = Literal["classification", "multi_label", "embedding", "similarity", "detection", "tensor"]
@@ -57,12 +57,15 @@ class EnsembleSpec(Strict):
             raise ValueError("fusion.weights are all 0; allowed: at least one above 0")
         if self.cascade and (self.task != "classification" or len(self.members) < 2):
             raise ValueError(f"cascade: found for task {self.task!r} and {len(self.members)} members; allowed: classification, 2")
-        kinds: dict[str, str] = {}
+        firsts: dict[str, tuple[str, RequestInputSpec]] = {}
         for member, name, spec in self.walk_inputs():
-            if kinds.setdefault(name, spec.kind) != spec.kind:
-                raise ValueError(
-                    f"members.{member}.input.{name} is of kind {spec.kind!r}; allowed: {kinds[name]!r}, as another member has it"
-                )
+            other, first = firsts.setdefault(name, (member, spec))
+            key = f"members.{member}.input.{name}"
+            if spec.kind != first.kind:
+                raise ValueError(f"{key} is of kind {spec.kind!r}; allowed: {first.kind!r}, as another member has it")
+            if isinstance(spec, TensorInputSpec) and isinstance(first, TensorInputSpec) and spec.sample != first.sample:
+                allowed = f"{first.sample}, as member {other!r} has it, or another name"
+                raise ValueError(f"{key} is {spec.sample}; allowed: {allowed}")
         return self
 
     def _named_members(self) -> Iterator[tuple[str, Iterable[str]]]:

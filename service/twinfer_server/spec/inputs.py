@@ -116,6 +116,11 @@ class TensorInputSpec(Strict):
     """The least and the greatest number that the member bears, such as the last place of an embedding; None: any of the dtype."""
     required: bool = False
 
+    @property
+    def sample(self) -> str:
+        """What one sample is: "float32 [2, 3]"."""
+        return f"{self.dtype} {self.shape}"
+
     @model_validator(mode="after")
     def _check_range(self) -> Self:
         for key, bound in (("min", self.min), ("max", self.max)):
