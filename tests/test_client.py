@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from PIL import Image
+from PIL import ExifTags, Image
 
 import twinfer
 from tests.pictures import encode
@@ -37,6 +37,8 @@ from twinfer import (
 )
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2, ensemble_service_pb2_grpc, error_pb2, tensor_pb2
 from twinfer_server import errors as server_errors
+from twinfer_server.inputs.kind import IN_FULL
+from twinfer_server.inputs.picture import read_picture
 
 Context = grpc.ServicerContext
 Script = Callable[[ensemble_service_pb2.InferRequest, Context], ensemble_service_pb2.InferResponse]
@@ -304,7 +306,7 @@ def png() -> bytes:
     return encode(Image.new("L", (3, 2), 7))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "HSV", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "CMYK", "YCbCr", "HSV"])
 def test_a_pillow_image_of_any_mode_is_sent_as_png(mode: str) -> None:
     sent = make_request({"image": Image.new(mode, (3, 2))}).inputs["image"].image
     decoded = Image.open(io.BytesIO(sent))
@@ -314,6 +316,33 @@ def test_a_pillow_image_of_any_mode_is_sent_as_png(mode: str) -> None:
 def test_a_pillow_image_keeps_its_pixels() -> None:
     sent = make_request({"image": Image.new("L", (3, 2), 7)}).inputs["image"].image
     assert list(Image.open(io.BytesIO(sent)).tobytes()) == [7] * 6
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_a_pillow_image_of_16_bits_keeps_them(mode: str) -> None:
+    image = Image.frombytes(mode, (3, 1), np.array([7, 300, 65535], dtype=">u2" if mode == "I;16B" else "<u2").tobytes())
+    sent = make_request({"image": image}).inputs["image"].image
+    assert np.asarray(Image.open(io.BytesIO(sent))).tolist() == [[7, 300, 65535]]
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16N"])
+def test_a_pillow_image_of_which_nobody_knows_the_white_is_refused(mode: str) -> None:
+    with pytest.raises(TypeError, match=rf"^inputs\['image'\] is a PIL image of mode '{mode}'; allowed: 8 or 16 bits per channel"):
+        make_request({"image": Image.new(mode, (3, 2))})
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_pillow_image_is_turned_upright_like_its_file(file_format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    corner = np.zeros((16, 24, 3), dtype=np.uint8)
+    corner[:8, :8] = 255
+    file = encode(Image.fromarray(corner), file_format, exif=exif)
+    sent = make_request({"image": Image.open(io.BytesIO(file))}).inputs["image"].image
+    found, expected = (read_picture(content, 1000, IN_FULL).pixels for content in (sent, file))
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 8
 
 
 def test_values_are_sent_by_their_type(tmp_path: Path, caller: Caller) -> None:

@@ -52,11 +52,14 @@ DTYPES: dict[str, tensor_pb2.DataType] = {
     "float64": tensor_pb2.DATA_TYPE_FP64,
 }
 
+ORIENTATION = 0x0112
+"""EXIF's tag for how a photograph was held: 1 upright, to 8."""
+
 
 def make_input(name: str, value: Value) -> ensemble_service_pb2.Input:
     """Return the value as an `Input`.
 
-    Raises TypeError for a value or a dtype that cannot be sent, OSError for a file that cannot be read.
+    Raises TypeError for a value, a dtype or an image's mode that cannot be sent, OSError for a file that cannot be read.
     """
     match value:
         case str():
@@ -73,7 +76,7 @@ def make_input(name: str, value: Value) -> ensemble_service_pb2.Input:
             return value
     # Pillow first: its images speak numpy's protocol too.
     if _is_pillow(value):
-        return ensemble_service_pb2.Input(image=_png(value))
+        return ensemble_service_pb2.Input(image=_png(name, value))
     if _is_numpy(value):
         return ensemble_service_pb2.Input(tensor=_tensor(name, value))
     raise TypeError(f"inputs[{name!r}] is a {type(value).__name__}; allowed: {ALLOWED}.")
@@ -94,11 +97,20 @@ def _is_numpy(value: object) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic)
 
 
-def _png(image: Any) -> bytes:
-    # PNG has no room for CMYK, YCbCr, LAB, HSV and float pixels.
-    savable = image if image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else image.convert("RGB")
+def _png(name: str, image: Any) -> bytes:
+    if image.mode in ("F", "I", "I;16L", "I;16N"):
+        # Of the first two nobody knows what is white; Pillow would make them nearly all black, or all white.
+        allowed = "8 or 16 bits per channel, as 'RGB', 'L' and 'I;16' have them"
+        raise TypeError(f"inputs[{name!r}] is a PIL image of mode {image.mode!r}; allowed: {allowed}.")
+    image.load()  # what it reads with the pixels may be upright already
+    exif = sys.modules["PIL.Image"].Exif()
+    # As it stands in the file; the service turns the image upright.
+    if (orientation := image.getexif().get(ORIENTATION)) in range(2, 9):
+        exif[ORIENTATION] = orientation
+    # PNG has no room for CMYK, YCbCr, LAB and HSV.
+    savable = image if image.mode in ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA") else image.convert("RGB")
     encoded = io.BytesIO()
-    savable.save(encoded, format="PNG")
+    savable.save(encoded, format="PNG", exif=exif)
     return encoded.getvalue()
 
 
