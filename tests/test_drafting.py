@@ -107,6 +107,15 @@ def test_inputs_of_one_name_and_two_shapes_get_names_of_their_own(tmp_path: Path
         assert len(client.infer(row).prediction.embedding) == 7
 
 
+def test_the_output_of_a_graph_is_the_first_of_floats(tmp_path: Path) -> None:
+    model = onnx.load(write_onnx(tmp_path / "model.onnx"))
+    model.graph.node.append(onnx.helper.make_node("ArgMax", ["x.1"], ["label"], axis=1, keepdims=0))
+    model.graph.output.insert(0, onnx.helper.make_tensor_value_info("label", onnx.TensorProto.INT64, ["rows"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    folder = draft(tmp_path / "graph", {"one": str(tmp_path / "model.onnx")}, task="tensor")
+    assert read_spec(folder).members["one"].output.select == "y"
+
+
 def test_classifiers_of_several_labels_become_an_ensemble_of_that_task(tmp_path: Path) -> None:
     for name, write in (("vit", save_vit), ("bert", save_bert)):
         model = write(tmp_path / name)

@@ -108,7 +108,10 @@ def _draft_onnx(name: str, path: Path, task: str) -> MemberDraft:
             found = f"its input {node.name!r} is {node.type} {node.shape}"
             raise CannotDraft(f"member {name}: {found}; allowed: fixed sizes but the first")
         inputs[plain_name(node.name, "_", "input")] = {"kind": "tensor", "dtype": DTYPES[node.type], "shape": list(shape)}
-    output = {"kind": OUTPUT_OF_TASK[task], "select": session.get_outputs()[0].name}
+    outputs = session.get_outputs()
+    # scikit-learn's converters put the best class before what it was found by.
+    best = next((node for node in outputs if DTYPES.get(node.type, "").startswith("float")), outputs[0])
+    output = {"kind": OUTPUT_OF_TASK[task], "select": best.name}
     return MemberDraft(name, path, f"{name}.onnx", f"{name}.onnx", task, inputs, output=output)
 
 
