@@ -23,7 +23,7 @@ def embed_texts(spec: EnsembleSpec, folder: Path, members: Sequence[Member]) -> 
     member = next((member for member in members if member.name != query and member.spec.output.kind == "embedding"), None)
     if member is None or len(member.inputs) != 1 or member.spec.input[member.inputs[0].name].kind != "text":
         raise InvalidEnsemble("fusion.texts: no member takes a text, and nothing else, to compare with the query's embedding")
-    lines = (folder / spec.fusion.texts).read_text(encoding="utf-8").splitlines()
+    lines = (folder / spec.fusion.texts).read_text(encoding="utf-8-sig").splitlines()
     if not lines:
         raise InvalidEnsemble(f"fusion.texts: found no line in {quote(spec.fusion.texts)}; allowed: one text a line")
     kind, slot = member.request_inputs[0], member.slots[0]
