@@ -68,13 +68,13 @@ def test_every_lane_and_every_step_of_a_row_has_its_track(server: RunningServer)
 
 
 @pytest.mark.usefixtures("load")
-def test_on_a_lane_spans_follow_each_other_and_a_flight_fuses_after_its_members(server: RunningServer) -> None:
+def test_on_a_members_lane_spans_follow_each_other_and_a_flight_fuses_after_its_members(server: RunningServer) -> None:
     events = capture(server.admin_address, 0.4)["traceEvents"]
     tracks: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event["ph"] == "X":
             tracks.setdefault(event["cat"], []).append(event)
-    for track in ("member vision", "member language", "fusion"):
+    for track in ("member vision", "member language"):  # side by side, flights may fuse at the same time
         spans = sorted(tracks[track], key=lambda span: span["ts"])
         assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for a, b in pairwise(spans)), track
     ends = [span["ts"] + span["dur"] for track in ("member vision", "member language") for span in tracks[track]]

@@ -12,8 +12,9 @@ from .bucket import Bucket
 class BucketTimes:
     """What warm-up measured for one bucket, in seconds: medians.
 
-    `plan_seconds` is a flight of all members from launch to landing, by plan; `join_seconds` its part from fork to join under the
-    chosen plan; `alone_seconds` each member by itself, by plan.
+    `plan_seconds` is a flight of all members, by plan: from fork to join, or from launch to landing where one of the plans is
+    `graph`, of which no part can be timed; `join_seconds` is from fork to join under the chosen plan; `alone_seconds` each member
+    by itself, by plan.
     """
 
     bucket: Bucket
