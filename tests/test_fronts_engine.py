@@ -92,16 +92,34 @@ def ensemble(opinion: Opinion, tmp_path: Path) -> Ensemble:
 
 
 @asynccontextmanager
-async def passage(ensemble: Ensemble, memory_bytes: int = MEMORY_BYTES, **settings: Any) -> AsyncIterator[Passage]:
+async def started(ensemble: Ensemble, **settings: Any) -> AsyncIterator[tuple[LocalEngine, ServerSettings]]:
+    """An engine, and the settings for those before it."""
     read = ServerSettings(**({"default_timeout_seconds": 1e6, "stall_seconds": 1e6} | settings))
     engine = LocalEngine(ensemble, read)
     engine.start()
     try:
+        yield engine, read
+    finally:
+        engine.close()
+
+
+@asynccontextmanager
+async def passage(ensemble: Ensemble, memory_bytes: int = MEMORY_BYTES, **settings: Any) -> AsyncIterator[Passage]:
+    async with started(ensemble, **settings) as (engine, read):
         async with behind_a_front(engine, read, memory_bytes) as found:
             yield found
         await engine.drain()
-    finally:
-        engine.close()
+
+
+@asynccontextmanager
+async def two_passages(ensemble: Ensemble, **settings: Any) -> AsyncIterator[tuple[LocalEngine, Passage, Passage]]:
+    """Two fronts, and the engine behind both."""
+    async with (
+        started(ensemble, **settings) as (engine, read),
+        behind_a_front(engine, read) as one,
+        behind_a_front(engine, read) as other,
+    ):
+        yield engine, one, other
 
 
 def ask(there: Passage, x: float = 1.0, **options: Any) -> "asyncio.Task[Answer]":
@@ -199,10 +217,7 @@ def test_fields_of_a_row_count_on_the_other_side(ensemble: Ensemble, opinion: Op
 
 def test_the_limits_hold_for_all_fronts_together(ensemble: Ensemble, opinion: Opinion) -> None:
     async def scenario() -> None:
-        read = ServerSettings(default_timeout_seconds=1e6, stall_seconds=1e6, max_waiting_rows=3)
-        engine = LocalEngine(ensemble, read)
-        engine.start()
-        async with behind_a_front(engine, read) as one, behind_a_front(engine, read) as other:
+        async with two_passages(ensemble, max_waiting_rows=3) as (engine, one, other):
             with opinion.held():
                 rows = [ask(one), ask(one), ask(other)]
                 await until(lambda: engine.rows_in_hand == 3)
@@ -210,17 +225,13 @@ def test_the_limits_hold_for_all_fronts_together(ensemble: Ensemble, opinion: Op
                     await ask(other)
                 assert refused.value.retry_after_seconds > 0
             await asyncio.gather(*rows)
-        engine.close()
 
     run(scenario)
 
 
 def test_the_cells_of_refused_rows_come_back_without_the_garbage_collector(ensemble: Ensemble, opinion: Opinion) -> None:
     async def scenario() -> None:
-        read = ServerSettings(default_timeout_seconds=1e6, stall_seconds=1e6, max_waiting_rows=1)
-        engine = LocalEngine(ensemble, read)
-        engine.start()
-        async with behind_a_front(engine, read) as one, behind_a_front(engine, read) as other:
+        async with two_passages(ensemble, max_waiting_rows=1) as (engine, one, other):
             with opinion.held():
                 row = ask(one)
                 await until(lambda: engine.rows_in_hand == 1)
@@ -233,50 +244,44 @@ def test_the_cells_of_refused_rows_come_back_without_the_garbage_collector(ensem
                 finally:
                     gc.enable()
             await row
-        engine.close()
 
     run(scenario)
 
 
 def test_what_a_member_that_is_off_is_needed_for_is_refused_before_it_is_decoded(ensemble: Ensemble) -> None:
     async def scenario() -> None:
-        read = ServerSettings(default_timeout_seconds=1e6, stall_seconds=1e6)
-        engine = LocalEngine(ensemble, read)
-        engine.start()
-        changes: list[str] = []
-        engine.operations.on_change = lambda: changes.append("changed")
-        await engine.operations.set_member("left", is_on=False)
-        assert changes, "else the fronts would not be told"
-        async with behind_a_front(engine, read) as there:
-            request = Request({"left": number(1).repeat(2)}, time.monotonic())  # of no shape that it takes
-            with pytest.raises(MemberOff, match="an operator has switched it off"):
-                await there.front.infer(request, 1)
-        engine.close()
+        async with started(ensemble) as (engine, read):
+            changes: list[str] = []
+            engine.operations.on_change = lambda: changes.append("changed")
+            await engine.operations.set_member("left", is_on=False)
+            assert changes, "else the fronts would not be told"
+            async with behind_a_front(engine, read) as there:
+                request = Request({"left": number(1).repeat(2)}, time.monotonic())  # of no shape that it takes
+                with pytest.raises(MemberOff, match="an operator has switched it off"):
+                    await there.front.infer(request, 1)
 
     run(scenario)
 
 
 def test_the_books_are_kept_where_the_device_is(ensemble: Ensemble) -> None:
     async def scenario() -> None:
-        read = ServerSettings(default_timeout_seconds=1e6, stall_seconds=1e6)
-        engine, books = LocalEngine(ensemble, read), Books()
-        engine.start()
-        engine.listen(books)
-        async with behind_a_front(engine, read) as there:
-            request = Request({"left": number(1)}, time.monotonic())
-            answer = await there.front.infer(request, 1)
-            there.front.note_reply(request, answer, time.monotonic())
-            there.front.note_failure(MissingInput("inputs: none"))
-            await until(lambda: bool(books.failures))
-        ((noted, seconds),) = books.answers
-        assert [member.state for member in noted.members] == [State.OK]
-        assert (noted.timings.device_seconds, noted.timings.queue_seconds) == (
-            answer.timings.device_seconds,
-            answer.timings.queue_seconds,
-        )
-        assert 0 < seconds < 60
-        assert type(books.failures[0]) is MissingInput
-        engine.close()
+        books = Books()
+        async with started(ensemble) as (engine, read):
+            engine.listen(books)
+            async with behind_a_front(engine, read) as there:
+                request = Request({"left": number(1)}, time.monotonic())
+                answer = await there.front.infer(request, 1)
+                there.front.note_reply(request, answer, time.monotonic())
+                there.front.note_failure(MissingInput("inputs: none"))
+                await until(lambda: bool(books.failures))
+            ((noted, seconds),) = books.answers
+            assert [member.state for member in noted.members] == [State.OK]
+            assert (noted.timings.device_seconds, noted.timings.queue_seconds) == (
+                answer.timings.device_seconds,
+                answer.timings.queue_seconds,
+            )
+            assert 0 < seconds < 60
+            assert type(books.failures[0]) is MissingInput
 
     run(scenario)
 
