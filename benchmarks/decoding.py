@@ -33,8 +33,8 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.harness import describe_machine, write_result
 from twinfer_server.inputs import InputLimits, make_input
-from twinfer_server.rows import Array
 from twinfer_server.spec import ImageInputSpec
+from twinfer_server.types import Array
 
 SIZES = {"1 megapixel": (1152, 864), "4 megapixels": (2304, 1728), "12 megapixels": (4032, 3024)}
 QUALITIES = (75, 90)

@@ -23,8 +23,8 @@ from benchmarks.encoders import write_pair
 from benchmarks.harness import DIGITS, describe_machine, write_result
 from benchmarks.overlap import load
 from twinfer_server.device import open_device
-from twinfer_server.ensemble import Ensemble, fly_blank
-from twinfer_server.ensemble.bucket import Bucket
+from twinfer_server.executor import Ensemble, fly_blank
+from twinfer_server.executor.bucket import Bucket
 from twinfer_server.spec import SPEC_FILE
 
 ROWS = (1, 4, 16, 32)
@@ -65,7 +65,7 @@ def measure(usual: Ensemble, deterministic: Ensemble, rows: int) -> Point:
                 break
             for way, ensemble in (("usual", usual), ("deterministic", deterministic)):
                 assert ensemble.times is not None
-                seconds = fly_blank(ensemble, ensemble.times.plan(rows, tokens), bucket, everybody).wall_seconds
+                seconds = fly_blank(ensemble, ensemble.times.execution(rows, tokens), bucket, everybody).wall_seconds
                 if number >= 0:
                     seen[way].append(seconds)
     ratio = statistics.median(after / before for before, after in zip(seen["usual"], seen["deterministic"], strict=True))
@@ -87,7 +87,7 @@ def main(
         for folder in folders:
             target = copy_deterministic(folder, Path(temporary) / f"deterministic-{folder.name}")
             usual, deterministic = load(folder, opened), load(target, opened)
-            points += [measure(usual, deterministic, rows) for rows in ROWS if rows <= usual.spec.batching.max_rows]
+            points += [measure(usual, deterministic, rows) for rows in ROWS if rows <= usual.spec.batching.max_batch_size]
     table = Table("pair", "rows", "usual ms", "deterministic ms", "ratio", box=None, header_style="dim")
     for point in points:
         table.add_row(point.pair, str(point.rows), f"{point.usual_ms:.3g}", f"{point.deterministic_ms:.3g}", f"{point.ratio:.2f}")

@@ -94,7 +94,7 @@ def make_base_text() -> nn.Module:
     return _seeded(TextEncoder, "base")
 
 
-def write_pair(folder: Path, size: str, max_rows: int, plan: str = "auto", capture: bool = True) -> Path:
+def write_pair(folder: Path, size: str, max_batch_size: int, execution: str = "auto", capture: bool = True) -> Path:
     """Write an ensemble folder with the pair; it takes `--trust-code` to serve it."""
     import json
 
@@ -112,7 +112,7 @@ def write_pair(folder: Path, size: str, max_rows: int, plan: str = "auto", captu
 name = "{size}-pair"
 version = 1
 task = "embedding"
-plan = "{plan}"
+plan = "{execution}"
 
 [members.vision]
 model = "python:benchmarks.encoders:make_{size}_vision"
@@ -137,7 +137,7 @@ max_tokens = {SIZES[size].tokens}
 method = "concatenation"
 
 [batching]
-max_rows = {max_rows}
+max_batch_size = {max_batch_size}
 """,
         encoding="utf-8",
     )

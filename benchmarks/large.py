@@ -71,7 +71,7 @@ def write_folder(folder: Path) -> Path:
     for name, size in SIZES.items():
         lines += [f"[members.{name}]", 'model = "python:benchmarks.large:Sum"', 'output = { kind = "tensor" }']
         lines += [f"[members.{name}.input.{name}]", 'kind = "tensor"', 'dtype = "uint8"', f"shape = [{size}]"]
-    lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", "max_rows = 4"]
+    lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", "max_batch_size = 4"]
     (folder / "ensemble.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -154,13 +154,12 @@ def main(
     json: Annotated[Path | None, typer.Option(help="Where to write the result.")] = None,
     seconds: Annotated[float, typer.Option(min=0.2, help="How long each part of a round takes.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds; the medians count.")] = 5,
-    workers: Annotated[int, typer.Option(min=0, help="Front processes.")] = 0,
     pinned: Annotated[bool | None, typer.Option("--pin/--no-pin", help="A core a side. Default: where there are two.")] = None,
 ) -> None:
     """Measure large messages."""
     machine, cores, console = describe_machine(), Cores.choose(pinned), Console(highlight=False)
     console.print(f"{machine['cpu']}; {', '.join(map(' '.join, describe_versions().items()))}; {cores}")
-    arguments = ["--trust-code", "--set", f"workers={workers}", "--set", "cache_dir="]
+    arguments = ["--trust-code", "--set", "cache_dir="]
     with ExitStack() as stack:
         folder = write_folder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         one, other = (stack.enter_context(worker(cores.load)) for _ in range(2))
@@ -174,7 +173,7 @@ def main(
         found = [run_round(name, server, one, other, seconds) for _ in range(rounds) for name, server in servers.items()]
     show(found, console)
     if json:
-        setup: dict[str, object] = {"rounds": rounds, "seconds": seconds, "workers": workers, "sizes": SIZES}
+        setup: dict[str, object] = {"rounds": rounds, "seconds": seconds, "sizes": SIZES}
         write_result(json, "benchmarks.large", machine, setup, [asdict(each) for each in found])
 
 

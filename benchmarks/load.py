@@ -15,7 +15,7 @@ import grpc
 import uvloop
 
 from benchmarks.harness import Server, cpu_seconds
-from twinfer import Answer, make_request
+from twinfer import Response, make_request
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer_server.demo import HeldOutRow
 
@@ -41,7 +41,7 @@ class Served:
     p50_ms: float
     p99_ms: float
     server_cpu_ms: float
-    flight_rows: float
+    batch_size: float
 
 
 def make_load(server: Server, rows: Sequence[HeldOutRow]) -> tuple[Load, float]:
@@ -86,14 +86,14 @@ async def _run(server: Server, load: Load, in_flight: int, seconds: float) -> Se
         last, cpu_after, ended = len(latencies), cpu_seconds(server.pid), time.perf_counter()
         is_over = True
         await asyncio.gather(*callers)
-    flight_rows = [_check(load, turn, reply) for turn, reply in replies]
+    batch_size = [_check(load, turn, reply) for turn, reply in replies]
     taken = sorted(latencies[first:last])
     return Served(
         requests_per_second=len(taken) / (ended - began),
         p50_ms=statistics.median(taken) * 1e3,
         p99_ms=taken[int(0.99 * len(taken))] * 1e3,
         server_cpu_ms=(cpu_after - cpu_before) / len(taken) * 1e3,
-        flight_rows=statistics.mean(flight_rows[first:last]),
+        batch_size=statistics.mean(batch_size[first:last]),
     )
 
 
@@ -102,8 +102,8 @@ def _check(load: Load, turn: int, reply: bytes) -> int:
     answer = _read(reply)
     if answer.degraded or answer.label != load.labels[turn]:
         raise RuntimeError(f"row {turn}: found {answer.label!r}, degraded {answer.degraded}; right: {load.labels[turn]!r}")
-    return answer.timings.flight_rows
+    return answer.timings.batch_size
 
 
-def _read(reply: bytes) -> Answer:
-    return Answer.from_message(pb.InferResponse.FromString(reply))
+def _read(reply: bytes) -> Response:
+    return Response.from_message(pb.InferResponse.FromString(reply))

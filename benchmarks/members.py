@@ -25,8 +25,8 @@ from rich.table import Table
 from benchmarks import architectures
 from benchmarks.harness import describe_machine, describe_versions, worker, write_result
 from twinfer_server.device import CpuDevice, keep_freed_memory
-from twinfer_server.ensemble import Member, load_ensemble
-from twinfer_server.ensemble.bucket import Bucket
+from twinfer_server.executor import Member, load_ensemble
+from twinfer_server.executor.bucket import Bucket
 from twinfer_server.inputs import InputLimits
 from twinfer_server.trust import Trust
 from twinfer_server.tuning.pace import pace
@@ -85,7 +85,7 @@ output = {{ kind = "embedding" }}
 [fusion]
 method = "concatenation"
 [batching]
-max_rows = {MAX_ROWS}
+max_batch_size = {MAX_ROWS}
 """,
         encoding="utf-8",
     )

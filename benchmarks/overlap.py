@@ -26,8 +26,8 @@ from rich.table import Table
 from benchmarks.encoders import write_pair
 from benchmarks.harness import DIGITS, describe_machine, write_result
 from twinfer_server.device import Device, open_device
-from twinfer_server.ensemble import Ensemble, fly_blank, load_ensemble, warm_up
-from twinfer_server.ensemble.bucket import Bucket
+from twinfer_server.executor import Ensemble, fly_blank, load_ensemble, warm_up
+from twinfer_server.executor.bucket import Bucket
 from twinfer_server.inputs import InputLimits
 from twinfer_server.trust import Trust
 
@@ -102,21 +102,21 @@ def measure(ensemble: Ensemble, eager: Ensemble, by_hand: ByHand, rows: int) -> 
     tokens = max(member.token_sizes[-1] for member in ensemble.members)
     bucket = Bucket(rows, tokens)
     times = ensemble.times.find(bucket)
-    plans = [plan for plan in ensemble.plans if times is None or plan in times.plan_seconds]
-    chosen = ensemble.times.plan(rows, tokens)
+    plans = [execution for execution in ensemble.plans if times is None or execution in times.plan_seconds]
+    chosen = ensemble.times.execution(rows, tokens)
     if "graph" in plans and (0, bucket) not in ensemble.flight_captures:
         plans.remove("graph")  # warm-up keeps a capture only where it was faster; without one, `lanes` flies
-        chosen = "lanes" if chosen == "graph" else chosen
+        chosen = "streams" if chosen == "graph" else chosen
     everybody = tuple(range(len(ensemble.members)))
-    alone_plan = "lanes"
+    alone_plan = "streams"
     ways: dict[str, Callable[[], float]] = {
         "eager": lambda: fly_blank(eager, "serial", bucket, everybody).wall_seconds,
         "hand": lambda: by_hand.seconds(bucket),
     }
     for index, member in enumerate(ensemble.members):
         ways[f"alone {member.name}"] = lambda index=index: fly_blank(ensemble, alone_plan, bucket, (index,)).wall_seconds  # type: ignore[misc]
-    for plan in plans:
-        ways[f"plan {plan}"] = lambda plan=plan: fly_blank(ensemble, plan, bucket, everybody).wall_seconds  # type: ignore[misc]
+    for execution in plans:
+        ways[f"plan {execution}"] = lambda execution=execution: fly_blank(ensemble, execution, bucket, everybody).wall_seconds  # type: ignore[misc]
     seen: dict[str, list[float]] = {way: [] for way in ways}
     began = time.perf_counter()
     with torch.inference_mode():
@@ -136,9 +136,11 @@ def _summarise(ensemble: Ensemble, rows: int, chosen: str, seen: Mapping[str, Se
     plans = {key.removeprefix("plan "): times for key, times in seen.items() if key.startswith("plan ")}
     flown = plans[chosen]
     slower = seen[f"alone {max(alone, key=lambda name: alone[name])}"]
-    others = [times for plan, times in plans.items() if plan != chosen]
+    others = [times for execution, times in plans.items() if execution != chosen]
     # Only members side by side overlap; serial may be as fast where one member alone can use all cores.
-    side_by_side = min((plan for plan in plans if plan != "serial"), key=lambda plan: statistics.median(plans[plan]))
+    side_by_side = min(
+        (execution for execution in plans if execution != "serial"), key=lambda execution: statistics.median(plans[execution])
+    )
     both = [sum(pair) for pair in zip(*(seen[f"alone {name}"] for name in names), strict=True)]
     return Point(
         pair=ensemble.spec.name,
@@ -146,7 +148,7 @@ def _summarise(ensemble: Ensemble, rows: int, chosen: str, seen: Mapping[str, Se
         alone_ms={name: seconds * 1e3 for name, seconds in alone.items()},
         serial_eager_ms=statistics.median(seen["eager"]) * 1e3,
         by_hand_ms=statistics.median(seen["hand"]) * 1e3,
-        plan_ms={plan: statistics.median(times) * 1e3 for plan, times in plans.items()},
+        plan_ms={execution: statistics.median(times) * 1e3 for execution, times in plans.items()},
         chosen=chosen,
         overlap_ratio=_paired(both, plans[side_by_side]),
         chosen_to_slower_alone=_paired(flown, slower),
@@ -160,7 +162,7 @@ def _paired(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def _list_plans(points: Sequence[Point]) -> list[str]:
-    return list(dict.fromkeys(plan for point in points for plan in point.plan_ms))
+    return list(dict.fromkeys(execution for point in points for execution in point.plan_ms))
 
 
 def show(points: Sequence[Point], device: Device) -> str:
@@ -193,7 +195,7 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     for axis, pair in zip(axes[0], dict.fromkeys(point.pair for point in points), strict=True):
         mine = [point for point in points if point.pair == pair]
         bars = {"serial eager": [p.serial_eager_ms for p in mine], "two threads by hand": [p.by_hand_ms for p in mine]}
-        bars |= {f"plan {plan}": [p.plan_ms.get(plan, float("nan")) for p in mine] for plan in _list_plans(mine)}
+        bars |= {f"plan {execution}": [p.plan_ms.get(execution, float("nan")) for p in mine] for execution in _list_plans(mine)}
         width = 0.8 / len(bars)
         for number, (label, values) in enumerate(bars.items()):
             share = [value / sum(point.alone_ms.values()) for value, point in zip(values, mine, strict=True)]
@@ -255,7 +257,7 @@ def _with_rows(source: Path, folder: Path, capture: bool) -> Path:
     for path in source.iterdir():
         if path.is_file():
             (folder / path.name).write_bytes(path.read_bytes())
-    spec = (source / "ensemble.toml").read_text(encoding="utf-8").replace("max_rows = 32", f"max_rows = {max(ROWS)}")
+    spec = (source / "ensemble.toml").read_text(encoding="utf-8").replace("max_batch_size = 32", f"max_batch_size = {max(ROWS)}")
     if not capture:
         spec = spec.replace('.pt2"\n', '.pt2"\ncapture = false\n')
     (folder / "ensemble.toml").write_text(spec, encoding="utf-8")

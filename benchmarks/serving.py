@@ -37,7 +37,7 @@ class Run:
 def measure(cores: Cores, levels: Sequence[int], seconds: float, rounds: int, console: Console) -> tuple[list[Run], float]:
     """Run all levels `rounds` times in turn, so that a slow spell hits them alike; give the runs and the server's accuracy."""
     rows = read_rows(DIGITS)
-    max_rows = read_spec(DIGITS).batching.max_rows
+    max_batch_size = read_spec(DIGITS).batching.max_batch_size
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=console, transient=True, refresh_per_second=2)
     with worker(cores.load) as loader, worker(cores.server) as referee, serving(DIGITS, cores.server) as server, bar:
@@ -51,7 +51,7 @@ def measure(cores: Cores, levels: Sequence[int], seconds: float, rounds: int, co
         for number in range(rounds):
             for in_flight in levels:
                 bar.update(task, description=f"round {number + 1}, {in_flight} in flight")
-                batch = min(in_flight, max_rows)
+                batch = min(in_flight, max_batch_size)
                 served = loader.submit(run_load, server, load, in_flight, seconds).result()
                 in_process = referee.submit(run_reference, DIGITS, rows, batch, min(seconds, 1.0)).result()
                 runs.append(Run(in_flight, batch, served, in_process))
@@ -73,7 +73,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, object]:
         "p50_ms": median(lambda run: run.served.p50_ms, 3),
         "p99_ms": median(lambda run: run.served.p99_ms, 3),
         "server_cpu_ms_per_request": median(lambda run: run.served.server_cpu_ms, 4),
-        "rows_per_flight": median(lambda run: run.served.flight_rows, 1),
+        "rows_per_flight": median(lambda run: run.served.batch_size, 1),
         "in_process_batch": runs[0].batch,
         "in_process_rows_per_second": median(lambda run: run.in_process.rows_per_second, 1),
         "in_process_model_rows_per_second": median(lambda run: run.in_process.model_rows_per_second, 1),

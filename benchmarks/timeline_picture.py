@@ -30,7 +30,7 @@ def main(png: Annotated[Path, typer.Argument(help="Where the picture goes.")], s
                 client.infer({"image": image, "text": "w1 w2 w3"})
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = write_pair(Path(scratch) / "pair", "small", max_rows=8, plan="lanes")
+        folder = write_pair(Path(scratch) / "pair", "small", max_batch_size=8, execution="streams")
         command = [sys.executable, "-c", "from twinfer.cli import main; main()"]
         serve = [*command, "serve", str(folder), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--trust-code"]
         with subprocess.Popen([*serve, "--set", "log_level=warning"], stdout=subprocess.PIPE, text=True) as server:

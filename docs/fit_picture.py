@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from twinfer_server.fitting.gate import CascadePoint
-from twinfer_server.fitting.metrics import Bin, Interval
-from twinfer_server.fitting.pictures import draw_cascade, draw_reliability
+from twinfer_server.fit.gate import CascadePoint
+from twinfer_server.fit.metrics import Bin, Interval
+from twinfer_server.fit.pictures import draw_cascade, draw_reliability
 
 PICTURE = Path(__file__).with_name("fit.png")
 DIGITS = Path(__file__).parents[1] / "ensembles" / "digits"

@@ -24,7 +24,7 @@ TOML = """
     task = "classification"
     labels = "labels.txt"
     policy = "best_effort"
-    plan = "serial"
+    execution = "serial"
 
     [members.numbers]
     model = "python:models.py:Numbers"
@@ -50,7 +50,7 @@ TOML = """
     method = "weighted_mean"
 
     [batching]
-    max_rows = 4
+    max_batch_size = 4
 """
 
 MODELS = """

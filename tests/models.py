@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.servers import write_ensemble
-from twinfer import Answer
+from twinfer import Response
 from twinfer_server.device import CpuDevice, Device
-from twinfer_server.ensemble import BucketTimes, Ensemble, load_ensemble, warm_up
-from twinfer_server.ensemble.bucket import Bucket, doublings
-from twinfer_server.ensemble.times import TimesTable
+from twinfer_server.executor import BucketTimes, Ensemble, load_ensemble, warm_up
+from twinfer_server.executor.bucket import Bucket, doublings
+from twinfer_server.executor.times import TimesTable
 from twinfer_server.inputs import InputLimits
 from twinfer_server.trust import Trust
 
@@ -100,7 +100,7 @@ def register(model: object) -> str:
     return f"python:tests.models:registered.{name}"
 
 
-def write_members(folder: Path, members: Mapping[str, object], head: str = "", tail: str = "", max_rows: int = 4) -> Path:
+def write_members(folder: Path, members: Mapping[str, object], head: str = "", tail: str = "", max_batch_size: int = 4) -> Path:
     """Write an ensemble of models that take one number each, in an input of the member's own name.
 
     `head` goes before the members (keys of the ensemble itself), `tail` behind the batching's keys.
@@ -110,16 +110,16 @@ def write_members(folder: Path, members: Mapping[str, object], head: str = "", t
         source = model if isinstance(model, str) else register(model)
         lines += [f"[members.{name}]", f'model = "{source}"', f"[members.{name}.input.{name}]"]
         lines += ['kind = "tensor"', 'dtype = "float32"', "shape = [1]"]
-    lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", f"max_rows = {max_rows}", tail]
+    lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", f"max_batch_size = {max_batch_size}", tail]
     return write_ensemble(folder, "\n".join(lines))
 
 
-def first_chance(answer: Answer) -> float:
+def first_chance(answer: Response) -> float:
     """Give the probability of class 0 in an answer of opinions."""
     return next(scored.probability for scored in answer.prediction.classes if scored.index == 0)
 
 
-def states(answer: Answer) -> dict[str, str]:
+def states(answer: Response) -> dict[str, str]:
     """Give what became of each member, by name."""
     return {name: str(member.state) for name, member in answer.members.items()}
 
@@ -129,15 +129,19 @@ def number(x: float) -> NDArray[np.float32]:
     return np.array([x], dtype=np.float32)
 
 
-def load_members(folder: Path, plan: str = "serial", device: Device | None = None, seconds: float = 0.001) -> Ensemble:
+def load_members(folder: Path, execution: str = "serial", device: Device | None = None, seconds: float = 0.001) -> Ensemble:
     """Load an ensemble of trusted models and make it warm, as if each member had been measured to take `seconds`."""
     ensemble = load_ensemble(folder, device or CpuDevice(lanes=2), Trust(runs_any_code=True), InputLimits())
     count = len(ensemble.members)
     measured = [
         BucketTimes(
-            Bucket(rows), plan, {plan: count * seconds}, count * seconds, dict.fromkeys(("serial", "lanes"), (seconds,) * count)
+            Bucket(rows),
+            execution,
+            {execution: count * seconds},
+            count * seconds,
+            dict.fromkeys(("serial", "streams"), (seconds,) * count),
         )
-        for rows in doublings(1, ensemble.spec.batching.max_rows)
+        for rows in doublings(1, ensemble.spec.batching.max_batch_size)
     ]
     warm_up(ensemble, TimesTable(measured, serial_threads=1), lambda done, total: None)
     for member in ensemble.members:

@@ -58,7 +58,7 @@ def connect(address: str) -> socket.socket:
 
 
 @dataclass(slots=True)
-class Answer:
+class Response:
     """What has come on one stream."""
 
     heads: list[dict[str, str]] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Answer:
 class _Peer:
     def __init__(self, address: str) -> None:
         self.socket = connect(address)
-        self.answers: dict[int, Answer] = {}
+        self.answers: dict[int, Response] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -104,9 +104,9 @@ class _Peer:
             if not self.pump():
                 raise EOFError
 
-    def answer(self, stream: int) -> Answer:
+    def answer(self, stream: int) -> Response:
         """Wait for all that comes on a stream."""
-        answer = self.answers.setdefault(stream, Answer())
+        answer = self.answers.setdefault(stream, Response())
         self.wait(lambda: answer.has_ended or answer.reset is not None)
         return answer
 
@@ -122,7 +122,7 @@ class BarePeer(_Peer):
         """All that have come."""
         self._file = self.socket.makefile("rb")
         self._block = b""
-        self._ending: Answer | None = None
+        self._ending: Response | None = None
         if begins:
             pairs = b"".join(struct.pack(">HI", *pair) for pair in (settings or {}).items())
             self.send(PREFACE, raw(SETTINGS, 0, 0, pairs))
@@ -156,7 +156,7 @@ class BarePeer(_Peer):
         frame, size = Frame.parse_frame_header(memoryview(header))
         frame.parse_body(memoryview(self._file.read(size)))
         self.frames.append(frame)
-        answer = self.answers.setdefault(frame.stream_id, Answer())
+        answer = self.answers.setdefault(frame.stream_id, Response())
         if frame.type in (HEADERS, CONTINUATION):
             self._block += frame.data
             if "END_HEADERS" in frame.flags:
@@ -205,7 +205,7 @@ class H2Peer(_Peer):
         """Begin a call; gives its stream."""
         stream: int = self.h2.get_next_available_stream_id()
         self.h2.send_headers(stream, request_fields(path, more))
-        self.answers[stream] = Answer()
+        self.answers[stream] = Response()
         self.flush()
         return stream
 
@@ -238,7 +238,7 @@ class H2Peer(_Peer):
         data = self.socket.recv(2**16)
         for each in self.h2.receive_data(data):
             event: Any = each
-            answer = self.answers.get(getattr(event, "stream_id", None) or 0, Answer())
+            answer = self.answers.get(getattr(event, "stream_id", None) or 0, Response())
             match event:
                 case h2.events.ResponseReceived() | h2.events.TrailersReceived():
                     fields: Any = event.headers

@@ -10,8 +10,8 @@ from PIL import Image
 
 from twinfer_server.inputs import InputKind, InputLimits, make_input
 from twinfer_server.inputs.kind import IN_FULL, Size
-from twinfer_server.rows import Array, RawInput
 from twinfer_server.spec import ImageInputSpec
+from twinfer_server.types import Array, RawInput
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:

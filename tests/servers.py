@@ -16,7 +16,7 @@ OnListening = Callable[[str, str], None]
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "ensembles" / "digits"
-DEFAULTS: dict[str, Any] = {"listen": "127.0.0.1:0", "cache_dir": "", "reply_margin_seconds": 0.25}
+DEFAULTS: dict[str, Any] = {"listen": "127.0.0.1:0", "cache_dir": "", "reply_slack_seconds": 0.25}
 """The margin is wide because a busy machine may take as long to bring a degraded answer to its caller."""
 
 

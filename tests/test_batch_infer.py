@@ -73,7 +73,7 @@ class Places(nn.Module):
 
 
 def test_a_number_that_the_member_does_not_bear_is_its_own_rows_failure(tmp_path: Path) -> None:
-    folder = write_members(tmp_path, {"place": Places()}, max_rows=8)
+    folder = write_members(tmp_path, {"place": Places()}, max_batch_size=8)
     spec = folder / "ensemble.toml"
     spec.write_text(spec.read_text().replace('"float32"', '"int64"\nmin = 0\nmax = 2'))
     with running(folder, trust_code=True) as server, Client(server.address) as client:
@@ -89,13 +89,13 @@ def test_a_batch_of_nothing_but_bad_rows_is_a_reply(folder: Path) -> None:
 
 
 def test_what_concerns_the_whole_fails_the_call(folder: Path) -> None:
-    with running(folder, trust_code=True, max_batch_rows=3) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_batch_requests=3) as server, connect(server.address) as channel:
         none, too_many = batch_infer(channel), batch_infer(channel, *[row()] * 4)
         other, newer = batch_infer(channel, row(), ensemble="other"), batch_infer(channel, row(), version=8)
         malformed = call(channel, BATCH_INFER, b"\xff")
         assert len(results_of(batch_infer(channel, *[row()] * 3, ensemble="gated", version=7))) == 3
         with Client(server.address) as client:
-            assert client.describe().limits.max_batch_rows == 3
+            assert client.describe().limits.max_batch_requests == 3
     for failure, reason, text in (
         (none, "INVALID_OPTION", "requests: found 0 rows; allowed: 1 to 3"),
         (too_many, "INVALID_OPTION", "requests: found 4 rows; allowed: 1 to 3"),
@@ -109,7 +109,7 @@ def test_what_concerns_the_whole_fails_the_call(folder: Path) -> None:
 
 
 def test_a_batch_is_never_allowed_more_rows_than_there_are_places(folder: Path) -> None:
-    with running(folder, trust_code=True, max_waiting_rows=5) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_in_flight_requests=5) as server, connect(server.address) as channel:
         assert len(results_of(batch_infer(channel, *[row()] * 5))) == 5
         failure = batch_infer(channel, *[row()] * 6)
     assert isinstance(failure, Failure)
@@ -118,7 +118,7 @@ def test_a_batch_is_never_allowed_more_rows_than_there_are_places(folder: Path) 
 
 def test_a_batch_over_what_may_be_in_hand_is_refused_whole_and_single_rows_still_find_a_place(folder: Path, gate: Gate) -> None:
     with (
-        running(folder, trust_code=True, max_waiting_rows=16, metrics_listen="127.0.0.1:0") as server,
+        running(folder, trust_code=True, max_in_flight_requests=16, metrics_listen="127.0.0.1:0") as server,
         connect(server.address) as channel,
     ):
         held = begin(channel, BATCH_INFER, pb.BatchInferRequest(requests=[row(HELD), *[row()] * 12]).SerializeToString())
@@ -162,7 +162,7 @@ def test_the_deadline_of_the_call_is_every_rows_and_the_others_are_answered_by_t
 
 
 def test_a_caller_who_goes_away_leaves_nothing_behind(folder: Path, gate: Gate) -> None:
-    with running(folder, trust_code=True, max_waiting_rows=16, max_batch_rows=16) as server:
+    with running(folder, trust_code=True, max_in_flight_requests=16, max_batch_requests=16) as server:
         with connect(server.address) as channel:
             under_way = begin(channel, BATCH_INFER, pb.BatchInferRequest(requests=[row(HELD)] * 16).SerializeToString())
             gate.wait_for_somebody()

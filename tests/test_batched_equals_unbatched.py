@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from tests.conftest import DigitsServer
 from tests.models import load_members, write_members
 from tests.servers import DIGITS, running
-from twinfer import Answer, Client, TwinferError
+from twinfer import Client, Response, TwinferError
 from twinfer.inputs import Value
 from twinfer.requests import Options, make_request
 from twinfer.v1 import ensemble_service_pb2, tensor_pb2
 from twinfer_server.demo import read_rows
-from twinfer_server.rows import Policy, Request, Row
+from twinfer_server.types import InferRequest, Policy, Request
 
 HELD_OUT = [(row.image.read_bytes(), row.text) for row in read_rows(DIGITS)[:40]]
 CLASSES = 10
 
-Result = Answer | TwinferError
+Result = Response | TwinferError
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ WAYS = {"over a stream": ask_over_stream, "in one batch": ask_as_batch}
 def ask_alone(client: Client, ask: Ask) -> Result:
     try:
         answer = client.infer(ask.request(), timeout=60)
-        assert answer.timings.flight_rows == 1
+        assert answer.timings.batch_size == 1
         return answer
     except TwinferError as error:
         return error
@@ -121,7 +121,7 @@ def test_a_row_is_answered_among_others_as_it_is_alone(
                 check_error(together, alone)
                 continue
             assert not ask.fault
-            assert isinstance(alone, Answer)
+            assert isinstance(alone, Response)
             ours, theirs = together.message, alone.message
             assert by_class(ours.prediction) == pytest.approx(by_class(theirs.prediction), abs=1e-5)
             assert ours.disagreement == pytest.approx(theirs.disagreement, abs=1e-5)
@@ -137,7 +137,7 @@ def test_rows_that_are_asked_together_do_share_flights(
 ) -> None:  # fmt: skip
     with Client(digits_server.address) as client:
         results = ask_together(client, [Ask(number, "image+text") for number in range(40)] * 3)
-    assert max(result.timings.flight_rows for result in results if isinstance(result, Answer)) > 1
+    assert max(result.timings.batch_size for result in results if isinstance(result, Response)) > 1
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -145,7 +145,7 @@ def test_every_fault_is_an_error_of_its_own(digits_server: DigitsServer, fault: 
     with Client(digits_server.address) as client:
         bad, good = ask_over_stream(client, [Ask(0, "image+text", fault), Ask(1, "image+text")])
     assert isinstance(bad, TwinferError)
-    assert isinstance(good, Answer)
+    assert isinstance(good, Response)
     assert not good.degraded
 
 
@@ -159,7 +159,7 @@ def deterministic_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield server.address
 
 
-def payload(answer: Answer) -> bytes:
+def payload(answer: Response) -> bytes:
     """Give all of an answer that must not change, as bytes: everything but the times."""
     message = ensemble_service_pb2.InferResponse.FromString(answer.message.SerializeToString())
     message.ClearField("timings")
@@ -178,7 +178,7 @@ def test_a_deterministic_ensemble_answers_the_same_to_the_bit(deterministic_addr
             if isinstance(together, TwinferError):
                 check_error(together, alone)
                 continue
-            assert isinstance(alone, Answer)
+            assert isinstance(alone, Response)
             assert payload(together) == payload(alone)
 
 
@@ -194,17 +194,17 @@ class Spread(nn.Module):
 
 
 @pytest.mark.parametrize("is_late", [False, True], ids=["where it flies", "on the host"])
-@pytest.mark.parametrize("max_rows", [5, 32])
+@pytest.mark.parametrize("max_batch_size", [5, 32])
 def test_a_deterministic_fusion_is_the_same_to_the_bit_however_many_rows_there_are(
-    tmp_path: Path, max_rows: int, is_late: bool
+    tmp_path: Path, max_batch_size: int, is_late: bool
 ) -> None:
-    folder = write_members(tmp_path, {"left": Spread(1), "right": Spread(2)}, "deterministic = true", max_rows=max_rows)
+    folder = write_members(tmp_path, {"left": Spread(1), "right": Spread(2)}, "deterministic = true", max_batch_size=max_batch_size)
     ensemble = load_members(folder)
-    xs = torch.randn(max_rows, 2, generator=torch.Generator().manual_seed(3)).numpy()
+    xs = torch.randn(max_batch_size, 2, generator=torch.Generator().manual_seed(3)).numpy()
 
     def fuse(places: Sequence[int]) -> Tensor:
-        requests = [Request({"left": xs[place, :1], "right": xs[place, 1:]}, arrived_at=0.0) for place in places]
-        rows = [Row(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request)) for request in requests]
+        requests = [InferRequest({"left": xs[place, :1], "right": xs[place, 1:]}, arrived_at=0.0) for place in places]
+        rows = [Request(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request)) for request in requests]
         with torch.inference_mode():
             flight = ensemble.board(rows, {member.index: member.slots[0] for member in ensemble.members}, {}, "serial")
             flight.launch()
@@ -213,7 +213,7 @@ def test_a_deterministic_fusion_is_the_same_to_the_bit_however_many_rows_there_a
             assert fused is not None
             return fused.prediction.clone()
 
-    full = fuse(range(max_rows))
-    for count in range(1, max_rows):
+    full = fuse(range(max_batch_size))
+    for count in range(1, max_batch_size):
         assert torch.equal(fuse(range(count)), full[:count])
-    assert torch.equal(fuse(range(max_rows)[::-1]), full.flip(0))
+    assert torch.equal(fuse(range(max_batch_size)[::-1]), full.flip(0))

@@ -18,22 +18,22 @@ from tests.models import Opinion, as_any, chance, load_members, number, write_me
 from tests.recording import RecordingDevice
 from twinfer_server.engine.batcher import Batcher
 from twinfer_server.engine.queue import RowQueue
-from twinfer_server.ensemble import Ensemble
 from twinfer_server.errors import MemberFailed, MemberOff, TwinferError
-from twinfer_server.rows import Answer, Policy, Priority, Request, Row, State
+from twinfer_server.executor import Ensemble
 from twinfer_server.settings import ServerSettings
+from twinfer_server.types import InferRequest, Policy, Priority, Request, Response, State
 
-PLANS = ["serial", "lanes"]
+PLANS = ["serial", "streams"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """A row that waits, and where its answer will be."""
 
-    row: Row
-    future: "Future[Answer]"
+    row: Request
+    future: "Future[Response]"
 
-    def answer(self) -> Answer:
+    def answer(self) -> Response:
         """Sleep until the row is answered; raises its error."""
         return self.future.result()
 
@@ -53,10 +53,10 @@ class Desk:
         self, *, policy: Policy = Policy.BEST_EFFORT, priority: Priority = Priority.NORMAL, reply_in: float = 1e6, **xs: float
     ) -> Ticket:  # fmt: skip
         """Make a row with a number for each member that `xs` names; it is not put yet."""
-        request = Request({name: number(x) for name, x in xs.items()}, arrived_at=0.0, priority=priority)
+        request = InferRequest({name: number(x) for name, x in xs.items()}, arrived_at=0.0, priority=priority)
         now = time.monotonic()
-        future: Future[Answer] = Future()
-        row = Row(
+        future: Future[Response] = Future()
+        row = Request(
             request=request, policy=policy, weights=None, reply_by=now + reply_in, answer=as_any(future),
             samples=self.ensemble.prepare(request), ready_at=now,
         )  # fmt: skip
@@ -70,9 +70,9 @@ class Desk:
     def put_both(self, x: float) -> Ticket:
         return self.put(left=x, right=x)
 
-    def _hand_out(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError]) -> None:
+    def _hand_out(self, rows: Sequence[Request], answers: Sequence[Response | TwinferError]) -> None:
         for row, answer in zip(rows, answers, strict=True):
-            future: Future[Answer] = as_any(row.answer)
+            future: Future[Response] = as_any(row.answer)
             if row.is_answered:
                 continue
             if isinstance(answer, TwinferError):
@@ -83,10 +83,10 @@ class Desk:
 
 @contextmanager
 def open_desk(
-    folder: Path, plan: str = "serial", *, max_rows: int = 4, tail: str = "", seconds: float = 0.001, **settings: Any
+    folder: Path, execution: str = "serial", *, max_batch_size: int = 4, tail: str = "", seconds: float = 0.001, **settings: Any
 ) -> Iterator[Desk]:  # fmt: skip
     models = {"left": Opinion(), "right": Opinion()}
-    ensemble = load_members(write_members(folder, models, tail=tail, max_rows=max_rows), plan, seconds=seconds)
+    ensemble = load_members(write_members(folder, models, tail=tail, max_batch_size=max_batch_size), execution, seconds=seconds)
     desk = Desk(ensemble, models, **settings)
     desk.batcher.start()
     try:
@@ -114,13 +114,13 @@ def in_the_air(desk: Desk) -> Iterator[Ticket]:
     assert not ticket.answer().is_degraded
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_a_lone_row_flies_at_once(tmp_path: Path, plan: str) -> None:
-    with open_desk(tmp_path, plan, max_rows=4) as desk:
+@pytest.mark.parametrize("execution", PLANS)
+def test_a_lone_row_flies_at_once(tmp_path: Path, execution: str) -> None:
+    with open_desk(tmp_path, execution, max_batch_size=4) as desk:
         for x in (0.25, -0.5):
             answer = desk.put_both(x).answer()
             assert answer.fused[0] == pytest.approx(chance(x), abs=1e-6)
-            assert answer.timings.flight_rows == 1
+            assert answer.timings.batch_size == 1
         assert desk.left.batches == desk.right.batches == [[0.25], [-0.5]]
 
 
@@ -129,7 +129,7 @@ def test_rows_collect_while_a_flight_computes_and_then_fly_together(desk: Desk) 
         tickets = [desk.put_both(x) for x in (0.1, 0.2, 0.3)]
     for x, ticket in zip((0.1, 0.2, 0.3), tickets, strict=True):
         assert ticket.answer().fused[0] == pytest.approx(chance(x), abs=1e-6)
-        assert ticket.answer().timings.flight_rows == 3
+        assert ticket.answer().timings.batch_size == 3
     assert [len(batch) for batch in desk.left.batches] == [1, 3]
 
 
@@ -149,14 +149,14 @@ def test_rows_of_all_modalities_share_a_flight_and_members_see_their_own_rows_on
     assert right.answer().fused[0] == pytest.approx(chance(0.4), abs=1e-6)
     assert [member.state for member in left.answer().members] == [State.OK, State.NO_INPUT]
     assert [member.state for member in right.answer().members] == [State.NO_INPUT, State.OK]
-    assert {ticket.answer().timings.flight_rows for ticket in (both, left, right)} == {3}
+    assert {ticket.answer().timings.batch_size for ticket in (both, left, right)} == {3}
     assert not left.answer().is_degraded
     assert desk.left.batches[1:] == [pytest.approx([0.1, 0.3])]
     assert desk.right.batches[1:] == [pytest.approx([0.2, 0.4])]
 
 
 def test_a_row_of_high_priority_boards_first_and_one_of_low_priority_last(tmp_path: Path) -> None:
-    with open_desk(tmp_path, max_rows=2) as desk:
+    with open_desk(tmp_path, max_batch_size=2) as desk:
         with in_the_air(desk):
             tickets = [
                 desk.put(left=x, right=x, priority=priority)
@@ -169,10 +169,10 @@ def test_a_row_of_high_priority_boards_first_and_one_of_low_priority_last(tmp_pa
 
 @given(st.lists(st.tuples(st.integers(0, 640).map(lambda count: count / 64), st.sampled_from(Priority)), max_size=20))
 def test_each_step_of_priority_is_worth_a_second_of_waiting_and_no_more(waiting: list[tuple[float, Priority]]) -> None:
-    queue = RowQueue(flight_rows=4, flight_seconds=0.01)
+    queue = RowQueue(batch_size=4, flight_seconds=0.01)
     for ready_at, priority in waiting:
-        request = Request({}, arrived_at=0.0, priority=priority)
-        queue.put(Row(request, Policy.BEST_EFFORT, as_any(None), 1e6, as_any(Future()), ready_at=ready_at))
+        request = InferRequest({}, arrived_at=0.0, priority=priority)
+        queue.put(Request(request, Policy.BEST_EFFORT, as_any(None), 1e6, as_any(Future()), ready_at=ready_at))
     order = [(row.ready_at, row.request.priority) for row in queue.take_in_order()]
     assert sorted(order) == sorted(waiting)
     for (ready_at, priority), (next_ready_at, next_priority) in itertools.pairwise(order):
@@ -186,13 +186,13 @@ def test_each_step_of_priority_is_worth_a_second_of_waiting_and_no_more(waiting:
     st.lists(st.floats(0.0, 100.0), max_size=20),
 )
 def test_what_is_left_of_a_crowd_lets_rows_of_the_next_second_or_of_its_own_flights_pass_and_no_others(
-    count: int, flight_rows: int, flight_seconds: float, singles: list[float]
+    count: int, batch_size: int, flight_seconds: float, singles: list[float]
 ) -> None:
-    queue = RowQueue(flight_rows, flight_seconds)
-    request = Request({}, arrived_at=0.0)
+    queue = RowQueue(batch_size, flight_seconds)
+    request = InferRequest({}, arrived_at=0.0)
 
     def put(ready_at: float, place: int) -> None:
-        queue.put(Row(request, Policy.BEST_EFFORT, as_any(None), 1e6, as_any(Future()), ready_at=ready_at, place=place))
+        queue.put(Request(request, Policy.BEST_EFFORT, as_any(None), 1e6, as_any(Future()), ready_at=ready_at, place=place))
 
     for place in range(count):
         put(0.0, place)
@@ -203,7 +203,7 @@ def test_what_is_left_of_a_crowd_lets_rows_of_the_next_second_or_of_its_own_flig
     assert crowd == sorted(crowd)
     for earlier, later in itertools.combinations(order, 2):
         if earlier.ready_at > later.ready_at:  # it has passed a row of the crowd
-            flights_before = later.place // flight_rows
+            flights_before = later.place // batch_size
             assert flights_before
             assert earlier.ready_at <= max(1.0, flights_before * flight_seconds)
 
@@ -222,7 +222,7 @@ def test_a_cancelled_row_leaves_no_hole(desk: Desk) -> None:
         tickets = [desk.put_both(x) for x in (1, 2, 3)]
         tickets[1].future.cancel()
         desk.batcher.discard_answered()
-    assert tickets[0].answer().timings.flight_rows == 2
+    assert tickets[0].answer().timings.batch_size == 2
     tickets[2].answer()
     assert desk.left.batches[1:] == [[1, 3]]
 
@@ -239,23 +239,23 @@ def test_a_row_cancelled_in_mid_flight_harms_nobody(desk: Desk) -> None:
 
 
 def test_with_a_delay_a_lone_row_waits_for_company(tmp_path: Path) -> None:
-    with open_desk(tmp_path, max_rows=2, tail="max_delay_ms = 1000") as desk:
+    with open_desk(tmp_path, max_batch_size=2, tail="max_delay_ms = 1000") as desk:
         tickets = [desk.put_both(x) for x in (1, 2)]  # a full flight need not wait any longer
-        assert [ticket.answer().timings.flight_rows for ticket in tickets] == [2, 2]
+        assert [ticket.answer().timings.batch_size for ticket in tickets] == [2, 2]
         assert desk.left.batches == [[1, 2]]
 
 
 def test_a_delay_ends_although_nobody_else_comes(tmp_path: Path) -> None:
     with open_desk(tmp_path, tail="max_delay_ms = 30") as desk:
         answer = desk.put_both(1).answer()
-        assert answer.timings.flight_rows == 1
+        assert answer.timings.batch_size == 1
         assert answer.timings.queue_seconds >= 0.03
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("execution", PLANS)
 @pytest.mark.parametrize("broken", ["left", "right"])
-def test_a_member_that_raises_fails_its_own_part_and_the_next_flight_is_whole(tmp_path: Path, plan: str, broken: str) -> None:
-    with open_desk(tmp_path, plan) as desk:
+def test_a_member_that_raises_fails_its_own_part_and_the_next_flight_is_whole(tmp_path: Path, execution: str, broken: str) -> None:
+    with open_desk(tmp_path, execution) as desk:
         model = {"left": desk.left, "right": desk.right}[broken]
         model.error = ValueError("no such number")
         degraded, strict = desk.put(left=0.1, right=0.2), desk.put(left=0.1, right=0.2, policy=Policy.REQUIRE_ALL)
@@ -275,11 +275,11 @@ def test_a_member_that_raises_fails_its_own_part_and_the_next_flight_is_whole(tm
         assert not desk.put(left=0.1, right=0.2).answer().is_degraded
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_wherever_the_device_refuses_the_rows_are_answered_and_the_slots_come_back(tmp_path: Path, plan: str) -> None:
+@pytest.mark.parametrize("execution", PLANS)
+def test_wherever_the_device_refuses_the_rows_are_answered_and_the_slots_come_back(tmp_path: Path, execution: str) -> None:
     models = {"left": Opinion(), "right": Opinion()}
     device = RecordingDevice()
-    ensemble = load_members(write_members(tmp_path, models), plan, device=device)
+    ensemble = load_members(write_members(tmp_path, models), execution, device=device)
     device.take_over()
     desk = Desk(ensemble, models)
     desk.batcher.start()
@@ -295,9 +295,9 @@ def test_wherever_the_device_refuses_the_rows_are_answered_and_the_slots_come_ba
     desk.batcher.close()
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_rows_for_the_free_member_fly_on_beside_a_stuck_one(tmp_path: Path, plan: str) -> None:
-    with open_desk(tmp_path, plan) as desk, desk.left.held():
+@pytest.mark.parametrize("execution", PLANS)
+def test_rows_for_the_free_member_fly_on_beside_a_stuck_one(tmp_path: Path, execution: str) -> None:
+    with open_desk(tmp_path, execution) as desk, desk.left.held():
         stuck = desk.put_both(0.5)
         desk.left.entered.wait()
         for x in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):  # more than there are slots
@@ -311,9 +311,9 @@ def test_rows_for_the_free_member_fly_on_beside_a_stuck_one(tmp_path: Path, plan
         assert desk.batcher.standing_seconds() == {"left": 0.0, "right": 0.0}
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_only_who_is_stuck_is_switched_off_and_nobody_who_waits_behind_it(tmp_path: Path, plan: str) -> None:
-    with open_desk(tmp_path, plan, seconds=0.05, breaker_stall_seconds=0.01) as desk, desk.left.held():
+@pytest.mark.parametrize("execution", PLANS)
+def test_only_who_is_stuck_is_switched_off_and_nobody_who_waits_behind_it(tmp_path: Path, execution: str) -> None:
+    with open_desk(tmp_path, execution, seconds=0.05, breaker_stall_seconds=0.01) as desk, desk.left.held():
         stuck = desk.put_both(0.5)
         while desk.is_on("left") or not desk.right.batches:
             desk.batcher.look_for_stuck()
@@ -324,7 +324,7 @@ def test_only_who_is_stuck_is_switched_off_and_nobody_who_waits_behind_it(tmp_pa
 
 
 def test_rows_that_wait_for_a_member_that_is_switched_off_wait_no_longer(tmp_path: Path) -> None:
-    with open_desk(tmp_path, "lanes") as desk, in_the_air(desk):
+    with open_desk(tmp_path, "streams") as desk, in_the_air(desk):
         strict, alone, either = desk.put(left=0.1, right=0.2, policy=Policy.REQUIRE_ALL), desk.put(left=0.1), desk.put_both(0.3)
         desk.batcher.set_member(0, is_on=False)
         for ticket in (strict, alone):  # while the member still computes
@@ -353,7 +353,7 @@ def test_a_probe_that_gets_stuck_has_failed_although_it_ends_well(tmp_path: Path
 
 
 def test_rows_that_cannot_wait_for_the_landing_are_answered_once_and_together(tmp_path: Path) -> None:
-    with open_desk(tmp_path, "lanes") as desk:
+    with open_desk(tmp_path, "streams") as desk:
         with in_the_air(desk):
             tickets = [desk.make(left=0.1, right=x / 10) for x in range(3)]
             for ticket in tickets:
@@ -375,7 +375,7 @@ def test_rows_that_cannot_wait_for_the_landing_are_answered_once_and_together(tm
 
 def test_after_closing_no_thread_is_left_waiting(tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    with open_desk(tmp_path, "lanes") as desk:
+    with open_desk(tmp_path, "streams") as desk:
         desk.put_both(0.5).answer()
         started = set(threading.enumerate()) - before
         assert {thread.name.partition("-")[0] for thread in started} == {"launch", "lane", "wait"}

@@ -82,7 +82,7 @@ def test_the_figures_are_written_down_with_what_they_were_measured_with(digits_s
     assert list(point["latency_ms"]) == ["p50", "p90", "p99", "p99.9", "max"]
     assert list(point["latency_ms"].values()) == sorted(point["latency_ms"].values())
     assert (point["failed"], point["errors"], point["wrong"], point["degraded"], point["not_sent"]) == (0, {}, 0, 0, 0)
-    assert 1.0 <= point["flight_rows"] <= 2.0
+    assert 1.0 <= point["batch_size"] <= 2.0
     assert 0.0 < point["server_ms"]["device"] <= point["server_ms"]["total"] < point["latency_ms"]["max"]
     assert 0.0 < point["client_loop_share"] <= point["client_cpu_cores"]
     histogram = HdrHistogram.decode(point["latency_histogram"])

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tests.calls import connect, failure_of
 from tests.models import Opinion, chance, number, states, write_members
 from tests.servers import running
-from twinfer import Answer, Client, TwinferError
+from twinfer import Client, Response, TwinferError
 from twinfer.cli import app
 from twinfer.errors import MemberOff, Stage
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
@@ -44,16 +44,16 @@ class Served:
     metrics_address: str
     admin_address: str
 
-    def ask(self, policy: Literal["require_all", "best_effort"] = "best_effort", **options: Any) -> Answer:
+    def ask(self, policy: Literal["require_all", "best_effort"] = "best_effort", **options: Any) -> Response:
         return self.client.infer({"sick": number(1.0), "well": number(0.5)}, policy=policy, **options)
 
     def switch_of(self, name: str) -> str:
         member = next(member for member in self.client.describe().members if member.name == name)
-        assert bool(member.switch_reason) == (member.switch != ensemble_pb2.MEMBER_SWITCH_ON)
-        return ensemble_pb2.MemberSwitch.Name(member.switch)
+        assert bool(member.breaker_reason) == (member.breaker_state != ensemble_pb2.BREAKER_STATE_CLOSED)
+        return ensemble_pb2.BreakerState.Name(member.breaker_state)
 
-    def set(self, name: str, switch: "ensemble_pb2.MemberSwitch") -> ensemble_pb2.Member:
-        reply: admin_pb.SetMemberResponse = self.admin.SetMember(admin_pb.SetMemberRequest(member=name, switch=switch))
+    def set(self, name: str, switch: "ensemble_pb2.BreakerState") -> ensemble_pb2.Member:
+        reply: admin_pb.SetMemberResponse = self.admin.SetMember(admin_pb.SetMemberRequest(member=name, breaker_state=switch))
         return reply.member
 
     def watch(self, service: str) -> Iterator[int]:
@@ -208,7 +208,7 @@ def test_a_member_that_answers_nan_only_is_switched_off(tmp_path: Path) -> None:
     with serving(tmp_path, breaker_failures=3, breaker_window=5) as served:
         poison = {"sick": number(-1000.0), "well": number(0.5)}
         until(lambda: states(served.client.infer(poison, policy="best_effort"))["sick"] == "OFF")
-        assert "no output was finite" in next(m.switch_reason for m in served.client.describe().members if m.name == "sick")
+        assert "no output was finite" in next(m.breaker_reason for m in served.client.describe().members if m.name == "sick")
 
 
 def test_a_member_that_answers_again_is_switched_on_again_without_a_callers_help(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_member_that_stalls_is_switched_off_and_comes_back(tmp_path: Path) -> 
             assert states(served.ask(timeout=1.0))["sick"] == "LATE"
             until(lambda: states(served.ask(timeout=1.0))["sick"] == "OFF")
             assert "its lane has been behind for" in next(
-                member.switch_reason for member in served.client.describe().members if member.name == "sick"
+                member.breaker_reason for member in served.client.describe().members if member.name == "sick"
             )
         until(lambda: states(served.ask())["sick"] == "OK")
         assert served.switch_of("sick") == ON
@@ -246,19 +246,19 @@ def test_a_member_that_stalls_is_switched_off_and_comes_back(tmp_path: Path) -> 
 
 def test_an_operator_switches_a_member_off_and_on(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
-        member = served.set("sick", ensemble_pb2.MEMBER_SWITCH_OFF)
-        assert (member.name, member.switch) == ("sick", ensemble_pb2.MEMBER_SWITCH_OFF)
-        assert "an operator has switched it off" in member.switch_reason
+        member = served.set("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
+        assert (member.name, member.breaker_state) == ("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
+        assert "an operator has switched it off" in member.breaker_reason
         assert states(served.ask()) == {"sick": "OFF", "well": "OK"}
         with pytest.raises(MemberOff):
             served.ask(policy="require_all")
-        assert served.set("sick", ensemble_pb2.MEMBER_SWITCH_ON).switch == ensemble_pb2.MEMBER_SWITCH_ON
+        assert served.set("sick", ensemble_pb2.BREAKER_STATE_CLOSED).breaker_state == ensemble_pb2.BREAKER_STATE_CLOSED
         assert states(served.ask(policy="require_all")) == {"sick": "OK", "well": "OK"}
 
 
 def test_what_a_member_that_is_off_is_needed_for_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
-        served.set("sick", ensemble_pb2.MEMBER_SWITCH_OFF)
+        served.set("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
         with pytest.raises(MemberOff) as failure:
             served.client.infer(
                 {"sick": number(1.0), "well": number(1.0).repeat(2)}, policy="require_all"
@@ -270,7 +270,7 @@ def test_what_a_member_that_is_off_is_needed_for_is_refused_before_it_is_decoded
 def test_a_call_that_nobody_is_left_to_answer_is_unavailable_and_says_why_of_each(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         for name in ("sick", "well"):
-            served.set(name, ensemble_pb2.MEMBER_SWITCH_OFF)
+            served.set(name, ensemble_pb2.BREAKER_STATE_DISABLED)
         with pytest.raises(TwinferError) as failure:
             served.ask()
         assert failure.value.code is grpc.StatusCode.UNAVAILABLE
@@ -280,7 +280,7 @@ def test_a_call_that_nobody_is_left_to_answer_is_unavailable_and_says_why_of_eac
 
 def test_a_row_with_input_for_a_member_that_is_off_alone_is_unavailable(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
-        served.set("sick", ensemble_pb2.MEMBER_SWITCH_OFF)
+        served.set("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
         with pytest.raises(MemberOff) as failure:
             served.client.infer({"sick": number(1.0)}, policy="best_effort")
         assert failure.value.member == "sick"
@@ -323,7 +323,7 @@ def test_health_says_whether_the_ensembles_own_policy_can_be_kept(tmp_path: Path
     with serving(tmp_path, policy) as served:
         watch, own = served.watch(SERVICE), served.watch(f"{SERVICE}/sick")
         assert next(watch) == next(own) == health_pb2.HealthCheckResponse.SERVING
-        served.set("sick", ensemble_pb2.MEMBER_SWITCH_OFF)
+        served.set("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
         assert next(own) == health_pb2.HealthCheckResponse.NOT_SERVING
         now = served.health.Check(health_pb2.HealthCheckRequest(service=SERVICE)).status
         assert (now == health_pb2.HealthCheckResponse.SERVING) is is_serving

@@ -17,13 +17,13 @@ from tests.servers import DIGITS
 from twinfer_server.demo import HeldOutRow, read_rows
 from twinfer_server.device import CpuDevice, Device
 from twinfer_server.engine.landing import land
-from twinfer_server.ensemble import Ensemble, FusionChange, FusionVersions, answer_rows, fly_blank, load_ensemble, warm_up
-from twinfer_server.ensemble.bucket import Bucket
-from twinfer_server.ensemble.warmup import _WarmUp
 from twinfer_server.errors import InvalidEnsemble, NothingToFuse
+from twinfer_server.executor import Ensemble, FusionChange, FusionVersions, answer_rows, fly_blank, load_ensemble, warm_up
+from twinfer_server.executor.bucket import Bucket
+from twinfer_server.executor.warmup import _WarmUp
 from twinfer_server.inputs import InputLimits
-from twinfer_server.rows import Answer, Policy, RawInput, Request, Row, State
 from twinfer_server.trust import Trust
+from twinfer_server.types import InferRequest, Policy, RawInput, Request, Response, State
 
 HELD_OUT = read_rows(DIGITS)
 
@@ -34,24 +34,24 @@ def load(device: Device, folder: Path = DIGITS) -> Ensemble:
     return ensemble
 
 
-def make_row(ensemble: Ensemble, held_out: HeldOutRow, inputs: str) -> Row:
+def make_row(ensemble: Ensemble, held_out: HeldOutRow, inputs: str) -> Request:
     given: dict[str, RawInput] = {"image": held_out.image.read_bytes(), "text": held_out.text}
-    request = Request({name: given[name] for name in inputs.split("+")}, arrived_at=0.0)
-    return Row(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request))
+    request = InferRequest({name: given[name] for name in inputs.split("+")}, arrived_at=0.0)
+    return Request(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request))
 
 
-def fly(ensemble: Ensemble, mix: Sequence[str], plan: str, slot: int = 0) -> list[Answer]:
+def fly(ensemble: Ensemble, mix: Sequence[str], execution: str, slot: int = 0) -> list[Response]:
     rows = [make_row(ensemble, held_out, inputs) for held_out, inputs in zip(HELD_OUT, mix, strict=False)]
     slots = {member.index: member.slots[slot] for member in ensemble.members}
     with torch.inference_mode():
-        flight = ensemble.board(rows, slots, {}, plan)
+        flight = ensemble.board(rows, slots, {}, execution)
         flight.launch()
         flight.landed.wait()
-        assert flight.plan.name == plan
+        assert flight.execution.name == execution
         assert flight.fused is not None
         answers = answer_rows(flight, rows, flight.fused, 0.0)
-    assert all(isinstance(answer, Answer) for answer in answers)
-    return [answer for answer in answers if isinstance(answer, Answer)]
+    assert all(isinstance(answer, Response) for answer in answers)
+    return [answer for answer in answers if isinstance(answer, Response)]
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +102,14 @@ def test_samples_of_fewer_tokens_than_fit_travel_in_contiguous_copies(captured: 
     assert copies.are_contiguous == [True] * len(text.stagings)
 
 
-@pytest.mark.parametrize("plan", ["serial", "lanes", "graph"])
+@pytest.mark.parametrize("execution", ["serial", "streams", "graph"])
 @pytest.mark.parametrize("slot", [0, 1])
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
 def test_a_replayed_flight_answers_like_a_computed_one(
-    captured: Ensemble, plain: Ensemble, mix: list[str], slot: int, plan: str
+    captured: Ensemble, plain: Ensemble, mix: list[str], slot: int, execution: str
 ) -> None:
-    fly(captured, ["image+text"] * 8, plan, slot)  # leaves rows behind in the padding
-    for replayed, computed in zip(fly(captured, mix, plan, slot), fly(plain, mix, "serial"), strict=True):
+    fly(captured, ["image+text"] * 8, execution, slot)  # leaves rows behind in the padding
+    for replayed, computed in zip(fly(captured, mix, execution, slot), fly(plain, mix, "serial"), strict=True):
         assert replayed.fused == pytest.approx(computed.fused, abs=1e-5)
         assert [member.state for member in replayed.members] == [member.state for member in computed.members]
         assert [member.weight for member in replayed.members] == pytest.approx([member.weight for member in computed.members])
@@ -135,7 +135,7 @@ def test_a_flight_that_is_captured_already_is_not_captured_again(captured: Ensem
 def test_a_flight_without_one_member_is_not_flown_as_a_whole(captured: Ensemble) -> None:
     rows = [make_row(captured, HELD_OUT[0], "text")]
     flight = captured.board(rows, {1: captured.members[1].slots[0]}, {}, "graph")
-    assert flight.plan.name == "lanes"
+    assert flight.execution.name == "streams"
 
 
 def test_a_late_row_of_a_captured_flight_is_fused_from_the_members_whose_ticket_has_come(captured: Ensemble) -> None:
@@ -147,20 +147,20 @@ def test_a_late_row_of_a_captured_flight_is_fused_from_the_members_whose_ticket_
         assert all(run.has_output for run in flight.runs)
         flight.runs[1].done._ticket += 1  # type: ignore[attr-defined]  # as if the output had not come yet
         [answer] = answer_rows(flight, rows, flight.fuse_now(rows), 0.0)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Response)
     assert [member.state for member in answer.members] == [State.OK, State.LATE]
     assert [member.weight for member in answer.members] == [1.0, 0.0]
 
 
 def test_plans_are_compared_by_the_whole_flight_and_members_by_what_lies_between_its_copies(captured: Ensemble) -> None:
     with torch.inference_mode():
-        for plan in ("serial", "lanes"):
-            trial = fly_blank(captured, plan, Bucket(8, 32), (0, 1))
+        for execution in ("serial", "streams"):
+            trial = fly_blank(captured, execution, Bucket(8, 32), (0, 1))
             members = [seconds for seconds in trial.member_seconds.values() if seconds is not None]
             assert sum(members) <= trial.wall_seconds < trial.flight_seconds
     assert captured.times is not None
     for times in captured.times.measured:
-        assert times.join_seconds < times.plan_seconds[times.plan]
+        assert times.join_seconds < times.plan_seconds[times.execution]
 
 
 def test_the_time_of_a_graph_begins_when_the_host_has_written_the_rows(captured: Ensemble) -> None:
@@ -181,7 +181,7 @@ def test_between_the_last_ticket_and_the_landing_a_captured_flight_has_no_times(
         flight.landed = captured.device.event()  # as if the landing had not come yet
         assert flight.join_seconds is None
         [answer] = answer_rows(flight, rows, flight.fuse_now(rows), 0.0)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Response)
     assert answer.timings.overlap_ratio is None
     assert [member.state for member in answer.members] == [State.OK, State.OK]
 
@@ -248,14 +248,14 @@ def test_an_earlier_version_is_captured_by_a_thread_that_is_set_up_for_it(captur
 def test_a_version_whose_flights_cannot_be_captured_is_not_put_to_use(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DIGITS, tmp_path / "digits", ignore=shutil.ignore_patterns("heldout", "fit", "*.py")))
     spec = folder / "ensemble.toml"
-    spec.write_text('plan = "graph"\n' + spec.read_text(encoding="utf-8"), encoding="utf-8")
+    spec.write_text('execution = "graph"\n' + spec.read_text(encoding="utf-8"), encoding="utf-8")
     device = CapturingDevice()
     ensemble = load(device, folder)
     before = fly(ensemble, ["image+text"], "graph")[0]
     device.captures_left = 1
     with pytest.raises(InvalidEnsemble, match="capturing whole flights broke off"):
         FusionVersions(ensemble, nobody_in_the_air).update(FusionChange(method="maximum"))
-    after = fly(ensemble, ["image+text"], "lanes")[0]
+    after = fly(ensemble, ["image+text"], "streams")[0]
     assert after.fusion_version == 1
     assert after.fused == pytest.approx(before.fused, abs=1e-6)
     assert not ensemble.flight_captures, "one of them fuses by the version that is not in use"
@@ -268,5 +268,5 @@ def test_a_member_that_waits_for_the_device_runs_uncaptured_and_says_why() -> No
     }
     assert not ensemble.flight_captures
     assert ensemble.times is not None
-    assert {plan for times in ensemble.times.measured for plan in times.plan_seconds} == {"serial", "lanes"}
-    assert fly(ensemble, ["image+text"], "lanes")[0].fused.shape == (10,)
+    assert {execution for times in ensemble.times.measured for execution in times.plan_seconds} == {"serial", "streams"}
+    assert fly(ensemble, ["image+text"], "streams")[0].fused.shape == (10,)

@@ -10,13 +10,13 @@ import pytest
 from tests.calls import connect
 from tests.models import Opinion, chance, first_chance, number, states, write_members
 from tests.servers import running
-from twinfer import Answer, Client, MemberState, TwinferError
+from twinfer import Client, MemberState, Response, TwinferError
 from twinfer.errors import MemberFailed, MemberLate, MemberOff
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
-from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF
-from twinfer_server.ensemble import load_ensemble
+from twinfer.v1.ensemble_pb2 import BREAKER_STATE_DISABLED
 from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.executor import load_ensemble
 from twinfer_server.spec import read_spec
 
 SURE, UNSURE = 3.0, 0.5  # class 0 has the probability 0.998, and 0.731
@@ -33,12 +33,12 @@ class Pair:
 
     def switch_off(self, name: str) -> None:
         with connect(self._admin_address) as admin:
-            request = admin_pb.SetMemberRequest(member=name, switch=MEMBER_SWITCH_OFF)
+            request = admin_pb.SetMemberRequest(member=name, breaker_state=BREAKER_STATE_DISABLED)
             admin_grpc.EnsembleAdminServiceStub(admin).SetMember(request)
 
     def ask(
         self, cheap: float | None, dear: float | None, timeout: float = 20.0, weights: Mapping[str, float] = NO_WEIGHTS
-    ) -> Answer:
+    ) -> Response:
         found = {"cheap": cheap, "dear": dear}
         inputs = {name: number(x) for name, x in found.items() if x is not None}
         return self.client.infer(inputs, timeout=timeout, fusion_weights=weights)

@@ -21,16 +21,16 @@ from twinfer import Client
 from twinfer.errors import MemberOff
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
-from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF
+from twinfer.v1.ensemble_pb2 import BREAKER_STATE_DISABLED
 from twinfer_server.device import CpuDevice, Device
-from twinfer_server.ensemble import Ensemble, answer_rows, load_ensemble, warm_up
-from twinfer_server.ensemble.warmup import _WarmUp
 from twinfer_server.errors import InvalidEnsemble, InvalidOption
+from twinfer_server.executor import Ensemble, answer_rows, load_ensemble, warm_up
+from twinfer_server.executor.warmup import _WarmUp
 from twinfer_server.inputs import CropsInput, Feed, InputLimits
-from twinfer_server.rows import Answer as ServerAnswer
-from twinfer_server.rows import Policy, Request, Row
 from twinfer_server.spec import CropsInputSpec
 from twinfer_server.trust import Trust
+from twinfer_server.types import InferRequest, Policy, Request
+from twinfer_server.types import Response as ServerAnswer
 
 
 class Encoder(nn.Module):
@@ -62,7 +62,7 @@ TOML = """
     version = 1
     task = "classification"
     policy = "best_effort"
-    plan = "{plan}"
+    plan = "{execution}"
 
     [members.encoder]
     model = "{encoder}"
@@ -87,12 +87,12 @@ TOML = """
     [fusion]
     method = "weighted_mean"
     [batching]
-    max_rows = 8
+    max_batch_size = 8
 """
 
 
-def write_chain(folder: Path, encoder: Encoder, plan: str = "auto", feeder: str = "encoder") -> Path:
-    toml = TOML.format(encoder=register(encoder), head=register(Head()), plan=plan, feeder=feeder)
+def write_chain(folder: Path, encoder: Encoder, execution: str = "auto", feeder: str = "encoder") -> Path:
+    toml = TOML.format(encoder=register(encoder), head=register(Head()), execution=execution, feeder=feeder)
     return write_ensemble(folder, toml)
 
 
@@ -102,19 +102,19 @@ def load(folder: Path, device: Device) -> Ensemble:
     return ensemble
 
 
-def fly(ensemble: Ensemble, xs: Sequence[tuple[float | None, float | None]], plan: str) -> list[ServerAnswer]:
+def fly(ensemble: Ensemble, xs: Sequence[tuple[float | None, float | None]], execution: str) -> list[ServerAnswer]:
     rows = []
     for x, y in xs:
         given = {name: number(value) for name, value in (("x", x), ("y", y)) if value is not None}
-        request = Request(given, arrived_at=0.0)
-        rows.append(Row(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request)))
+        request = InferRequest(given, arrived_at=0.0)
+        rows.append(Request(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request)))
     flying = {index for row in rows for index in row.crew}
     slots = {member.index: member.slots[0] for member in ensemble.members if member.index in flying}
     with torch.inference_mode():
-        flight = ensemble.board(rows, slots, {}, plan)
+        flight = ensemble.board(rows, slots, {}, execution)
         flight.launch()
         flight.landed.wait()
-        assert flight.plan.name == plan
+        assert flight.execution.name == execution
         assert flight.fused is not None
         answers = answer_rows(flight, rows, flight.fused, 0.0)
     assert all(isinstance(answer, ServerAnswer) for answer in answers)
@@ -129,20 +129,20 @@ MIXES: dict[str, list[tuple[float | None, float | None]]] = {
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-@pytest.mark.parametrize("plan", ["serial", "lanes"])
+@pytest.mark.parametrize("execution", ["serial", "streams"])
 def test_a_fed_member_computes_on_what_its_feeder_gave_for_the_same_row(
-    tmp_path: Path, plan: str, mix: list[tuple[float | None, float | None]]
+    tmp_path: Path, execution: str, mix: list[tuple[float | None, float | None]]
 ) -> None:
     ensemble = load(write_chain(tmp_path, Encoder()), CpuDevice(lanes=2))
-    for (x, y), answer in zip(mix, fly(ensemble, mix, plan), strict=True):
+    for (x, y), answer in zip(mix, fly(ensemble, mix, execution), strict=True):
         assert x is not None
         expected = chance(x) if y is None else chance(x, 2 * x + y)
         assert answer.fused[0] == pytest.approx(expected, abs=1e-6)
         assert [member.state.name for member in answer.members] == ["OK", "NO_INPUT" if y is None else "OK"]
 
 
-@pytest.mark.parametrize("plan", ["serial", "lanes", "graph"])
-def test_a_chain_of_fixed_size_is_captured(tmp_path: Path, plan: str) -> None:
+@pytest.mark.parametrize("execution", ["serial", "streams", "graph"])
+def test_a_chain_of_fixed_size_is_captured(tmp_path: Path, execution: str) -> None:
     ensemble = load(write_chain(tmp_path, Encoder()), CapturingDevice())
     warmup = _WarmUp(ensemble)
     assert ensemble.times is not None
@@ -150,32 +150,32 @@ def test_a_chain_of_fixed_size_is_captured(tmp_path: Path, plan: str) -> None:
         for times in ensemble.times.measured:
             warmup._keep_capture(times.bucket, "graph")
     for mix in (MIXES["a full flight"], MIXES["one row"], [(0.25 * n, -0.5) for n in range(3)]):
-        for (x, y), answer in zip(mix, fly(ensemble, mix, plan), strict=True):
+        for (x, y), answer in zip(mix, fly(ensemble, mix, execution), strict=True):
             assert x is not None
             assert y is not None
             assert answer.fused[0] == pytest.approx(chance(x, 2 * x + y), abs=1e-6)
-            assert all(member.was_captured for member in answer.members)
+            assert all(member.used_cuda_graph for member in answer.members)
 
 
 @contextmanager
-def serving(folder: Path, plan: str) -> Iterator[tuple[Client, Encoder]]:
+def serving(folder: Path, execution: str) -> Iterator[tuple[Client, Encoder]]:
     encoder = Encoder()
-    with running(write_chain(folder, encoder, plan), trust_code=True) as server, Client(server.address, attempts=1) as client:
+    with running(write_chain(folder, encoder, execution), trust_code=True) as server, Client(server.address, attempts=1) as client:
         yield client, encoder
 
 
-@pytest.mark.parametrize("plan", ["serial", "lanes"])
-def test_served_chains_answer_many_callers(tmp_path: Path, plan: str) -> None:
-    with serving(tmp_path, plan) as (client, _), ThreadPoolExecutor(16) as callers:
+@pytest.mark.parametrize("execution", ["serial", "streams"])
+def test_served_chains_answer_many_callers(tmp_path: Path, execution: str) -> None:
+    with serving(tmp_path, execution) as (client, _), ThreadPoolExecutor(16) as callers:
         xs = [n / 64 for n in range(64)]
         answers = list(callers.map(lambda x: client.infer({"x": number(x), "y": number(-x)}), xs))
         for x, answer in zip(xs, answers, strict=True):
             assert first_chance(answer) == pytest.approx(chance(x, x), abs=1e-6)
 
 
-@pytest.mark.parametrize("plan", ["serial", "lanes"])
-def test_a_member_whose_feeder_fails_fails_with_it_and_says_so(tmp_path: Path, plan: str) -> None:
-    with serving(tmp_path, plan) as (client, encoder):
+@pytest.mark.parametrize("execution", ["serial", "streams"])
+def test_a_member_whose_feeder_fails_fails_with_it_and_says_so(tmp_path: Path, execution: str) -> None:
+    with serving(tmp_path, execution) as (client, encoder):
         encoder.error = RuntimeError("broken")
         with pytest.raises(Exception, match=r"encoder: .*broken.*; head: .*fed by the member encoder, which failed: .*broken"):
             client.infer({"x": number(1.0), "y": number(0.0)})
@@ -193,7 +193,7 @@ def test_with_its_feeder_switched_off_a_member_cannot_answer_either_and_health_s
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        request = admin_pb.SetMemberRequest(member="encoder", switch=MEMBER_SWITCH_OFF)
+        request = admin_pb.SetMemberRequest(member="encoder", breaker_state=BREAKER_STATE_DISABLED)
         admin_grpc.EnsembleAdminServiceStub(admin).SetMember(request)
         with pytest.raises(MemberOff) as failure:
             client.infer({"x": number(1.0), "y": number(0.0)})

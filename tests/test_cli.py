@@ -51,7 +51,7 @@ ANSWER = ensemble_service_pb2.InferResponse(
     ],
     degraded=True,
     disagreement=0.125,
-    timings={"total": {"nanos": 2_000_000}, "flight_rows": 4, "overlap_ratio": 1.5},
+    timings={"total": {"nanos": 2_000_000}, "batch_size": 4, "overlap_ratio": 1.5},
 )
 
 EXPLAINED = ensemble_service_pb2.InferResponse(
@@ -92,23 +92,13 @@ ENSEMBLE: dict[str, Any] = {
             "precision": "fp32",
             "device": "cpu",
             "parameter_bytes": 2_660,
-            "switch": "MEMBER_SWITCH_OFF",
-            "switch_reason": "since 2031: an operator",
+            "breaker_state": "BREAKER_STATE_DISABLED",
+            "breaker_reason": "since 2031: an operator",
         }
     ],
     "fusion": {"method": "log_opinion_pool", "weights": {"vision": 0.25, "language": 0.75}},
     "policy": "best_effort",
     "limits": {"max_message_bytes": 33_554_432, "default_timeout": {"seconds": 30}},
-    "plans": [
-        {
-            "rows": 32,
-            "tokens": 16,
-            "plan": "lanes",
-            "times": {"lanes": {"nanos": 250_000}, "serial": {"nanos": 400_000}},
-            "alone_times": {"vision": {"nanos": 200_000}},
-            "overlap_ratio": 1.6,
-        }
-    ],
 }
 
 
@@ -187,7 +177,7 @@ def test_infer_prints_one_json_object_for_programs(service: DigitsService) -> No
     assert answer["members"][0]["state"] == "OK"
     assert answer["members"][0]["device_time_ms"] == 1.5
     assert answer["members"][1]["error"]["reason"] == "MEMBER_LATE"
-    assert answer["timings"] == {"total_ms": 2.0, "flight_rows": 4, "overlap_ratio": 1.5, "plan": ""}
+    assert answer["timings"] == {"total_ms": 2.0, "batch_size": 4, "overlap_ratio": 1.5, "execution": ""}
     assert result.stderr == ""
 
 
@@ -303,7 +293,7 @@ def test_describe_prints_the_ensemble_for_people(service: DigitsService) -> None
     assert "image image vision FP32 [1, 8, 8]" in lines
     assert "text text INT64 [-1] may be left out, at most 32 tokens" in lines
     assert "vision pt2 fp32 cpu 2.7 kB" in lines
-    assert "vision is switched off, since 2031: an operator" in lines
+    assert "vision is switched disabled, since 2031: an operator" in lines
     assert "fusion log_opinion_pool version 0; weights language 0.750, vision 0.250" in lines
     assert "max_message_bytes 33,554,432" in lines
     assert "32 16 lanes lanes 0.25, serial 0.40 vision 0.20 1.60" in lines
@@ -316,7 +306,6 @@ def test_describe_prints_one_json_object_for_programs(service: DigitsService) ->
     assert described["inputs"][0]["dtype"] == "FP32"
     assert described["fusion"]["weights"] == {"language": 0.75, "vision": 0.25}
     assert described["limits"]["default_timeout_ms"] == 30_000
-    assert described["plans"][0]["times_ms"] == {"lanes": 0.25, "serial": 0.4}
 
 
 def test_describe_without_a_server_fails_like_any_call(service: DigitsService) -> None:

@@ -23,8 +23,8 @@ import twinfer
 from tests.pictures import encode
 from twinfer import (
     AsyncClient,
+    Attribution,
     Client,
-    Influence,
     MemberState,
     Outcome,
     Prediction,
@@ -57,7 +57,7 @@ ANSWER = ensemble_service_pb2.InferResponse(
         },
     ],
     degraded=True,
-    timings={"total": {"nanos": 2_000_000}, "flight_rows": 4},
+    timings={"total": {"nanos": 2_000_000}, "batch_size": 4},
 )
 
 
@@ -146,8 +146,8 @@ class Caller:
 
         return asyncio.run(run())
 
-    def infer(self, address: str, inputs: Any = None, **named: Any) -> twinfer.Answer:
-        answer: twinfer.Answer = self.call("infer", address, {"text": "fve"} if inputs is None else inputs, **named)
+    def infer(self, address: str, inputs: Any = None, **named: Any) -> twinfer.Response:
+        answer: twinfer.Response = self.call("infer", address, {"text": "fve"} if inputs is None else inputs, **named)
         return answer
 
     def infer_many(self, address: str, rows: Iterable[Any], seen: list[Outcome] | None = None, **named: Any) -> list[Outcome]:
@@ -251,7 +251,7 @@ def test_an_answer_reads_as_plain_values(caller: Caller) -> None:
     assert (answer.label, answer.probability, answer.ensemble, answer.version) == ("five", 0.75, "digits", 3)
     assert answer.degraded
     assert answer.disagreement is None
-    assert (answer.timings.total_ms, answer.timings.flight_rows, answer.timings.overlap_ratio) == (2.0, 4, None)
+    assert (answer.timings.total_ms, answer.timings.batch_size, answer.timings.overlap_ratio) == (2.0, 4, None)
     assert list(answer.members) == ["vision", "language"]
     vision, language = answer.members.values()
     assert (vision.state, vision.device_ms, vision.error) == ("OK", 1.5, None)
@@ -276,19 +276,19 @@ def test_an_explained_answer_reads_as_plain_values(caller: Caller) -> None:
     assert [label.probability for label in answer.prediction.labels] == [0.5, 0.5]
     vision, language = answer.members.values()
     assert vision.prediction == Prediction(tensor=Tensor((1, 2), b"\0" * 8))
-    assert vision.influence is None
-    assert language.influence == Influence(0.25, Prediction(labels=(ScoredClass(1, "", 0.75),)))
+    assert vision.attribution is None
+    assert language.attribution == Attribution(0.25, Prediction(labels=(ScoredClass(1, "", 0.75),)))
 
 
 def test_an_embedding_has_no_label() -> None:
-    answer = twinfer.Answer.from_message(ensemble_service_pb2.InferResponse(prediction={"embedding": {"values": [1.0, 0.5]}}))
+    answer = twinfer.Response.from_message(ensemble_service_pb2.InferResponse(prediction={"embedding": {"values": [1.0, 0.5]}}))
     assert answer.embedding == (1.0, 0.5)
     with pytest.raises(LookupError, match="no classes"):
         _ = answer.label
 
 
 def test_a_state_that_only_a_newer_server_knows_is_unspecified() -> None:
-    answer = twinfer.Answer.from_message(ensemble_service_pb2.InferResponse(members=[{"name": "vision", "state": 99}]))
+    answer = twinfer.Response.from_message(ensemble_service_pb2.InferResponse(members=[{"name": "vision", "state": 99}]))
     assert answer.members["vision"].state is MemberState.UNSPECIFIED
 
 

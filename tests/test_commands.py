@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twinfer_server.commands import COMMANDS, load_command
-from twinfer_server.process import collecting_put_off
+from twinfer_server.runtime import collecting_put_off
 
 NOT_FOR_SERVING = {
     "torch._dynamo",
@@ -19,9 +19,8 @@ NOT_FOR_SERVING = {
     "matplotlib",
     "prometheus_client",
     "twinfer_server.comparison",
-    "twinfer_server.drafting",
-    "twinfer_server.fitting.fit",
-    "twinfer_server.fronts",
+    "twinfer_server.draft",
+    "twinfer_server.fit.fit",
 }
 LOADED = "import sys; from twinfer_server.commands import load_command; load_command('serve'); print(*sys.modules, sep='\\n')"
 

@@ -14,11 +14,11 @@ from tests.models import as_any
 from tests.pictures import encode
 from twinfer_server.device import CpuDevice
 from twinfer_server.engine.decoder import SHARE_BYTES, TURN_SECONDS, Decoder
-from twinfer_server.ensemble import Ensemble, load_ensemble
 from twinfer_server.errors import InvalidInput, TwinferError
+from twinfer_server.executor import Ensemble, load_ensemble
 from twinfer_server.inputs import InputLimits
-from twinfer_server.rows import Policy, RawInput, Request, Row
 from twinfer_server.trust import Trust
+from twinfer_server.types import InferRequest, Policy, RawInput, Request
 
 PATIENCE_SECONDS = 30.0
 
@@ -36,20 +36,20 @@ def picture() -> bytes:
     return encode(Image.fromarray(noise), compress_level=1)
 
 
-def make_row(**inputs: RawInput) -> Row:
-    return Row(Request(inputs, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=1e6, answer=as_any(Future()))
+def make_row(**inputs: RawInput) -> Request:
+    return Request(InferRequest(inputs, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=1e6, answer=as_any(Future()))
 
 
 class Counter:
     """Where rows go when they are ready, or bad; nothing moves on before `open` is set."""
 
     def __init__(self, ensemble: Ensemble, threads: int) -> None:
-        self.ready: queue.SimpleQueue[Sequence[Row]] = queue.SimpleQueue()
-        self.bad: queue.SimpleQueue[tuple[Row, TwinferError]] = queue.SimpleQueue()
+        self.ready: queue.SimpleQueue[Sequence[Request]] = queue.SimpleQueue()
+        self.bad: queue.SimpleQueue[tuple[Request, TwinferError]] = queue.SimpleQueue()
         self.open = threading.Event()
         self.decoder = Decoder(ensemble.intake, threads, self._take, lambda row, error: self.bad.put((row, error)))
 
-    def _take(self, rows: Sequence[Row]) -> None:
+    def _take(self, rows: Sequence[Request]) -> None:
         self.ready.put(rows)
         self.open.wait(PATIENCE_SECONDS)
 
@@ -75,7 +75,7 @@ def test_rows_that_are_bad_or_given_up_are_left_out_and_the_others_are_ready_in_
     given_up: Future[object] = as_any(rows[2].answer)
     given_up.cancel()
     counter.decoder.decode(rows, 100)
-    ready: list[Row] = []
+    ready: list[Request] = []
     while len(ready) < 2:  # in one turn or two
         ready += counter.ready.get(timeout=PATIENCE_SECONDS)
     assert ready == [rows[0], rows[3]]

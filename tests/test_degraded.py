@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.models import Opinion, number, write_members
 from tests.servers import running
-from twinfer import Answer, Client, TwinferError
+from twinfer import Client, Response, TwinferError
 from twinfer.errors import MemberFailed, MemberLate, MemberOff, NotFinite, Stage
 
 CALLERS = 32
@@ -94,11 +94,11 @@ class Served:
     sick: Flaky
     client: Client
 
-    def ask(self, x: float, sick: float, policy: str = "best_effort", timeout: float = DEADLINE_SECONDS) -> Answer:
+    def ask(self, x: float, sick: float, policy: str = "best_effort", timeout: float = DEADLINE_SECONDS) -> Response:
         inputs = {"sick": number(sick), "well": number(x)}
         return self.client.infer(inputs, policy=policy, member_predictions=True, timeout=timeout)  # type: ignore[arg-type]
 
-    def ask_all(self, sick: float) -> list[Answer]:
+    def ask_all(self, sick: float) -> list[Response]:
         """Ask with many callers at once; every call must be answered."""
         with ThreadPoolExecutor(CALLERS) as callers:
             return list(callers.map(lambda n: self.ask(n / 64, sick), range(CALLS)))
@@ -107,13 +107,13 @@ class Served:
 @contextmanager
 def serving(folder: Path, head: str = "", **settings: Any) -> Iterator[Served]:
     sick = Flaky()
-    write_members(folder, {"sick": sick, "well": Opinion()}, head, max_rows=CALLERS)
+    write_members(folder, {"sick": sick, "well": Opinion()}, head, max_batch_size=CALLERS)
     settings = {"stall_seconds": 0.05} | settings
     with running(folder, trust_code=True, **settings) as server, Client(server.address, attempts=1) as client:
         yield Served(sick, client)
 
 
-def beliefs(answers: Sequence[Answer], name: str) -> Tensor:
+def beliefs(answers: Sequence[Response], name: str) -> Tensor:
     """What a member believed of each row: [rows]."""
     predictions = [answer.members[name].prediction for answer in answers]
     assert all(prediction is not None for prediction in predictions)
@@ -122,12 +122,12 @@ def beliefs(answers: Sequence[Answer], name: str) -> Tensor:
 
 @pytest.mark.parametrize("breakers", BREAKERS.values(), ids=BREAKERS)
 @pytest.mark.parametrize("deterministic", [False, True], ids=["at any bucket", "deterministic"])
-@pytest.mark.parametrize("plan", ["serial", "lanes"])
+@pytest.mark.parametrize("execution", ["serial", "streams"])
 @pytest.mark.parametrize("sickness", SICKNESSES.values(), ids=SICKNESSES)
 def test_under_load_no_call_fails_and_the_other_members_answers_are_those_of_a_clean_run(
-    tmp_path: Path, sickness: Sickness, plan: str, deterministic: bool, breakers: dict[str, Any]
+    tmp_path: Path, sickness: Sickness, execution: str, deterministic: bool, breakers: dict[str, Any]
 ) -> None:
-    head = f'plan = "{plan}"\ndeterministic = {str(deterministic).lower()}'
+    head = f'plan = "{execution}"\ndeterministic = {str(deterministic).lower()}'
     errors = {"FAILED": sickness.error, "LATE": MemberLate, "OFF": MemberOff}
     with serving(tmp_path, head, **breakers) as served:
         clean = served.ask_all(1.0)

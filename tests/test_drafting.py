@@ -15,7 +15,7 @@ from tests.pretrained import make_image, save, save_bert, save_clip, save_siglip
 from tests.servers import running
 from twinfer import Client
 from twinfer_server.commands import load_command
-from twinfer_server.drafting import CannotDraft, draft_member, draft_towers, write_folder
+from twinfer_server.draft import CannotDraft, draft_member, draft_towers, write_folder
 from twinfer_server.spec import read_spec
 
 TEXTS = ["word1 word2 word3", "word4 word5", "word6"]
@@ -143,7 +143,7 @@ def test_every_line_of_the_file_that_needs_a_word_has_one(tmp_path: Path) -> Non
     save_vit(tmp_path / "vit")
     folder = draft(tmp_path / "one", {"image": f"hf:{tmp_path / 'vit'}"})
     text = (folder / "ensemble.toml").read_text()
-    for key in ("version", "labels", "policy", "kind", "max_rows"):
+    for key in ("version", "labels", "policy", "kind", "max_batch_size"):
         assert any(line.startswith(f"{key} = ") and "#" in line for line in text.splitlines()), key
     assert f"twinfer validate {folder}" in text
 

@@ -4,17 +4,15 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fronts import behind_a_front
 from tests.models import Opinion, chance, load_members, number, write_members
 from twinfer_server.device import CpuDevice
 from twinfer_server.engine import LocalEngine
-from twinfer_server.ensemble import Ensemble
 from twinfer_server.errors import (
     Code,
     DeadlinePassed,
@@ -32,9 +30,9 @@ from twinfer_server.errors import (
     TwinferError,
     UnknownMember,
 )
-from twinfer_server.fronts.remote import RemoteEngine
-from twinfer_server.rows import Answer, Policy, Request, State
+from twinfer_server.executor import Ensemble
 from twinfer_server.settings import ServerSettings
+from twinfer_server.types import InferRequest, Policy, Response, State
 
 NAN = -1000.0
 """An opinion has no logarithm of it."""
@@ -47,27 +45,23 @@ class Pair:
         self.ensemble = ensemble
         self.left, self.right = left, right
         self.engine: LocalEngine
-        self.door: LocalEngine | RemoteEngine
-        """Where rows come in: the engine itself, or a front before it."""
-        self.has_front = False
 
-    async def ask(self, policy: Policy | None = None, *, size_bytes: int = 1, **options: Any) -> Answer:
+    async def ask(self, policy: Policy | None = None, *, size_bytes: int = 1, **options: Any) -> Response:
         """Ask with a number for each member among `options`."""
         xs = {name: options.pop(name) for name in ("left", "right") if name in options}
-        request = Request({name: number(x) for name, x in xs.items()}, time.monotonic(), policy=policy, **options)
-        return await self.door.infer(request, size_bytes)
+        request = InferRequest({name: number(x) for name, x in xs.items()}, time.monotonic(), policy=policy, **options)
+        return await self.engine.infer(request, size_bytes)
 
 
 Scenario = Callable[[Pair], Coroutine[Any, Any, None]]
 
 
-@pytest.fixture(params=["serial", "lanes", "serial behind a front"])
+@pytest.fixture(params=["serial", "streams"])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
     left, right = Opinion(), Opinion()
     folder = write_members(tmp_path, {"left": left, "right": right}, 'policy = "best_effort"')
     # Members that are expected to take long: no second flight is staged behind one that is held.
-    pair = Pair(load_members(folder, request.param.split()[0], seconds=1000.0), left, right)
-    pair.has_front = request.param.endswith("front")
+    pair = Pair(load_members(folder, request.param, seconds=1000.0), left, right)
     return pair
 
 
@@ -75,22 +69,18 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
 async def serving(pair: Pair, **settings: Any) -> AsyncIterator[None]:
     # Nobody looks for stuck members: these ones are held on purpose.
     read = ServerSettings(**({"default_timeout_seconds": 1e6, "stall_seconds": 1e6} | settings))
-    pair.door = pair.engine = LocalEngine(pair.ensemble, read)
+    pair.engine = LocalEngine(pair.ensemble, read)
     pair.engine.start()
     try:
-        async with AsyncExitStack() as stack:
-            if pair.has_front:
-                pair.door = (await stack.enter_async_context(behind_a_front(pair.engine, read))).front
-            yield
-            await pair.door.drain()
-            await pair.engine.drain()
+        yield
+        await pair.engine.drain()
     finally:
         pair.left.release()
         pair.right.release()
         pair.engine.close()
 
 
-def states(answer: Answer) -> list[State]:
+def states(answer: Response) -> list[State]:
     return [member.state for member in answer.members]
 
 
@@ -180,7 +170,7 @@ def test_nan_fails_its_row_and_not_the_batch(pair: Pair) -> None:
                     await asyncio.sleep(0)
             assert not (await first).is_degraded
             good, bad, other = [await task for task in tasks]
-            assert {answer.timings.flight_rows for answer in (good, bad, other)} == {3}
+            assert {answer.timings.batch_size for answer in (good, bad, other)} == {3}
             assert states(bad) == [State.OK, State.FAILED]
             assert states(good) == states(other) == [State.OK, State.OK]
             assert good.fused[0] == pytest.approx(chance(1), abs=1e-6)
@@ -252,7 +242,7 @@ def test_weights_that_cannot_be_used_are_refused(pair: Pair, weights: Mapping[st
 def test_rows_over_the_limit_are_refused_with_a_hint_when_to_come_again(pair: Pair) -> None:
     async def scenario() -> None:
         began = time.monotonic()
-        async with serving(pair, max_waiting_rows=3):
+        async with serving(pair, max_in_flight_requests=3):
             for _ in range(2):  # before the server knows how fast it is, and after
                 with pair.left.held():
                     tasks = [asyncio.create_task(pair.ask(left=1, right=1)) for _ in range(3)]
@@ -270,7 +260,7 @@ def test_rows_over_the_limit_are_refused_with_a_hint_when_to_come_again(pair: Pa
 
 def test_bytes_over_the_limit_are_refused(pair: Pair) -> None:
     async def scenario() -> None:
-        async with serving(pair, max_waiting_bytes=100):
+        async with serving(pair, max_in_flight_bytes=100):
             with pair.left.held():
                 task = asyncio.create_task(pair.ask(left=1, right=1, size_bytes=60))
                 await asyncio.to_thread(pair.left.entered.wait)
@@ -288,7 +278,7 @@ def test_a_drain_answers_what_is_in_hand_and_takes_nothing_more(pair: Pair) -> N
             with pair.left.held():
                 tasks = [asyncio.create_task(pair.ask(left=x, right=x)) for x in (1, 2, 3)]
                 await asyncio.to_thread(pair.left.entered.wait)
-                drain = asyncio.create_task(pair.door.drain())
+                drain = asyncio.create_task(pair.engine.drain())
                 await asyncio.sleep(0)
                 with pytest.raises(Draining):
                     await pair.ask(left=1, right=1)
@@ -302,7 +292,7 @@ def test_a_drain_answers_what_is_in_hand_and_takes_nothing_more(pair: Pair) -> N
 
 def test_a_caller_who_goes_away_takes_his_row_out_of_the_queue(pair: Pair) -> None:
     async def scenario() -> None:
-        async with serving(pair, max_waiting_rows=2):
+        async with serving(pair, max_in_flight_requests=2):
             with pair.left.held():
                 flying = asyncio.create_task(pair.ask(left=1, right=1))
                 await asyncio.to_thread(pair.left.entered.wait)
@@ -355,7 +345,7 @@ def test_an_input_that_cannot_be_used_fails_its_row_alone(pair: Pair) -> None:
             good, bad = await asyncio.gather(
                 pair.ask(left=1, right=1), pair.ask(left=math.nan, right=1), return_exceptions=True
             )  # fmt: skip
-            assert isinstance(good, Answer)
+            assert isinstance(good, Response)
             assert isinstance(bad, InvalidInput)
             assert not isinstance(bad, InternalError)
 
@@ -365,9 +355,9 @@ def test_an_input_that_cannot_be_used_fails_its_row_alone(pair: Pair) -> None:
 def test_a_row_that_comes_after_a_large_batch_goes_before_what_no_flight_has_carried_of_it(pair: Pair) -> None:
     async def scenario() -> None:
         async with serving(pair):
-            requests = [Request({"left": number(x), "right": number(x)}, time.monotonic()) for x in range(14)]
+            requests = [InferRequest({"left": number(x), "right": number(x)}, time.monotonic()) for x in range(14)]
             with pair.left.held():
-                batch = asyncio.create_task(pair.door.infer_batch(requests, 1))
+                batch = asyncio.create_task(pair.engine.infer_batch(requests, 1))
                 await asyncio.to_thread(pair.left.entered.wait)
                 while pair.engine._batcher.waiting_rows < 10:
                     await asyncio.sleep(0)
@@ -378,7 +368,7 @@ def test_a_row_that_comes_after_a_large_batch_goes_before_what_no_flight_has_car
             answers = await batch
             assert pair.left.batches == [[0, 1, 2, 3], [20, 21, 4, 5], [6, 7, 8, 9], [10, 11, 12, 13]]
             for x, answer in enumerate(answers):
-                assert isinstance(answer, Answer)
+                assert isinstance(answer, Response)
                 assert answer.fused[0] == pytest.approx(chance(x), abs=1e-6)
 
     asyncio.run(scenario())
@@ -387,20 +377,20 @@ def test_a_row_that_comes_after_a_large_batch_goes_before_what_no_flight_has_car
 def test_the_rows_of_a_batch_share_a_flight_and_a_bad_one_leaves_no_hole(pair: Pair) -> None:
     async def scenario() -> None:
         async with serving(pair):
-            requests = [Request({"left": number(x), "right": number(-x)}, time.monotonic()) for x in range(4)]
-            bad = Request({"left": number(math.nan), "right": number(0)}, time.monotonic())
+            requests = [InferRequest({"left": number(x), "right": number(-x)}, time.monotonic()) for x in range(4)]
+            bad = InferRequest({"left": number(math.nan), "right": number(0)}, time.monotonic())
             with pair.left.held():
                 flying = asyncio.create_task(pair.ask(left=9, right=9))
                 await asyncio.to_thread(pair.left.entered.wait)
-                batch = asyncio.create_task(pair.door.infer_batch([*requests[:2], bad, *requests[2:]], 1))
+                batch = asyncio.create_task(pair.engine.infer_batch([*requests[:2], bad, *requests[2:]], 1))
                 while pair.engine._batcher.waiting_rows < 4:
                     await asyncio.sleep(0)
             await flying
             first, second, failure, third, fourth = await batch
             assert isinstance(failure, InvalidInput)
             for x, answer in enumerate((first, second, third, fourth)):
-                assert isinstance(answer, Answer)
-                assert answer.timings.flight_rows == 4
+                assert isinstance(answer, Response)
+                assert answer.timings.batch_size == 4
                 assert answer.fused[0] == pytest.approx(chance(x, -x), abs=1e-6)
 
     asyncio.run(scenario())
@@ -411,19 +401,19 @@ def test_a_row_of_a_batch_may_have_less_time_than_the_others(pair: Pair) -> None
         async with serving(pair):
             inputs = {"left": number(1), "right": number(1)}
             now = time.monotonic()
-            requests = [Request(inputs, now), Request(inputs, now, timeout_seconds=0.1), Request(inputs, now)]
+            requests = [InferRequest(inputs, now), InferRequest(inputs, now, timeout_seconds=0.1), InferRequest(inputs, now)]
             with pair.left.held():
                 flying = asyncio.create_task(pair.ask(left=9, right=9))
                 await asyncio.to_thread(pair.left.entered.wait)
-                batch = asyncio.create_task(pair.door.infer_batch(requests, 1))
+                batch = asyncio.create_task(pair.engine.infer_batch(requests, 1))
                 with pytest.raises(DeadlinePassed):  # and so by then has the row with less time
                     await pair.ask(left=2, right=2, timeout_seconds=0.2)
                 assert not batch.done()
             await flying
             first, hasty, last = await batch
             assert isinstance(hasty, DeadlinePassed)
-            assert isinstance(first, Answer)
-            assert isinstance(last, Answer)
+            assert isinstance(first, Response)
+            assert isinstance(last, Response)
 
     asyncio.run(scenario())
 

@@ -16,11 +16,11 @@ from tests.servers import ROOT, running, write_ensemble
 from twinfer import Client
 from twinfer.answers import MemberState
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import Ensemble, load_ensemble
 from twinfer_server.errors import InvalidEnsemble, InvalidInput
+from twinfer_server.executor import Ensemble, load_ensemble
 from twinfer_server.inputs import InputLimits
-from twinfer_server.rows import Request
 from twinfer_server.trust import Trust
+from twinfer_server.types import InferRequest
 
 
 def load(folder: Path) -> Ensemble:
@@ -101,7 +101,7 @@ def test_a_deterministic_model_that_answers_by_the_place_of_a_sample_is_named(
         return pair_of(x * torch.where(torch.arange(len(x)) < len(x) // 4 * 4, 1.0, 1.0 + 2e-7).unsqueeze(1))
 
     members = {"good": Opinion(), "placed": Scripted(last_otherwise)}
-    load(write_members(tmp_path, members, f"deterministic = {str(is_deterministic).lower()}", max_rows=7))
+    load(write_members(tmp_path, members, f"deterministic = {str(is_deterministic).lower()}", max_batch_size=7))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [text[:49] for text in warnings] == ["member placed answers the same sample differently"] * is_deterministic
 
@@ -183,10 +183,10 @@ def test_a_range_that_the_member_does_not_bear_shows_when_it_is_probed(tmp_path:
         load(folder)
 
 
-@pytest.mark.parametrize("plan", ["serial", "lanes"])
-def test_three_members_fly_together(tmp_path: Path, plan: str) -> None:
+@pytest.mark.parametrize("execution", ["serial", "streams"])
+def test_three_members_fly_together(tmp_path: Path, execution: str) -> None:
     models = {"one": Opinion(), "two": Opinion(), "three": Opinion()}
-    folder = write_members(tmp_path, models, f'plan = "{plan}"\npolicy = "best_effort"')
+    folder = write_members(tmp_path, models, f'plan = "{execution}"\npolicy = "best_effort"')
     with running(folder, trust_code=True) as server, Client(server.address) as client:
         whole = client.infer({"one": number(1), "two": number(2), "three": number(-3)}, timeout=60)
         assert whole.prediction.best.probability == pytest.approx(chance(1, 2, -3), abs=1e-6)
@@ -216,7 +216,7 @@ def test_an_input_that_two_members_share_is_decoded_once_and_prepared_for_each(t
         toml += [f"[members.{name}]", f'model = "{model}"', f"[members.{name}.input.text]", 'kind = "text"']
         toml += ['tokenizer = "tokenizer.json"', f"max_tokens = {tokens}"]
     ensemble = load(write_ensemble(tmp_path, "\n".join(toml), {"tokenizer.json": TOKENIZER}))
-    samples = ensemble.prepare(Request({"text": CountedText("five")}, arrived_at=0.0))
+    samples = ensemble.prepare(InferRequest({"text": CountedText("five")}, arrived_at=0.0))
     assert CountedText.encodings == 1
     assert [samples[index][0].shape for index in (0, 1)] == [(1, 2), (1, 5)]
 
@@ -226,7 +226,7 @@ def test_an_input_that_two_members_share_reaches_both(tmp_path: Path) -> None:
     spec = folder / "ensemble.toml"
     spec.write_text(spec.read_text().replace("input.left", "input.x").replace("input.right", "input.x"))
     ensemble = load(folder)
-    samples = ensemble.prepare(Request({"x": np.array([3], dtype=np.float32)}, arrived_at=0.0))
+    samples = ensemble.prepare(InferRequest({"x": np.array([3], dtype=np.float32)}, arrived_at=0.0))
     assert [sample[0].tolist() for sample in samples.values()] == [[[3.0]], [[3.0]]]
 
 
@@ -239,9 +239,9 @@ def test_the_inputs_of_a_member_must_bring_as_many_samples(tmp_path: Path) -> No
     toml += ["[members.voter.input.z]", 'kind = "tensor"', 'dtype = "float32"', "shape = [1]"]
     ensemble = load(write_ensemble(tmp_path, "\n".join(toml)))
     three, two = np.zeros((3, 1), np.float32), np.zeros((2, 1), np.float32)
-    assert [len(array) for array in ensemble.prepare(Request({"x": three, "y": three}, arrived_at=0.0))[0]] == [3, 3]
+    assert [len(array) for array in ensemble.prepare(InferRequest({"x": three, "y": three}, arrived_at=0.0))[0]] == [3, 3]
     with pytest.raises(InvalidInput, match=r"inputs: found {'x': 3, 'y': 2} samples for member 'both'; allowed: as many of each"):
-        ensemble.prepare(Request({"x": three, "y": two}, arrived_at=0.0))
+        ensemble.prepare(InferRequest({"x": three, "y": two}, arrived_at=0.0))
 
 
 HEAVY = """
@@ -268,8 +268,8 @@ MEASURE = """
 
     import torch
     from tests.models import load_members
-    from twinfer_server.ensemble import fly_blank
-    from twinfer_server.ensemble.bucket import Bucket
+    from twinfer_server.executor import fly_blank
+    from twinfer_server.executor.bucket import Bucket
 
     torch.set_num_threads(1)
     ensemble = load_members(Path(sys.argv[1]), "lanes")
@@ -284,7 +284,7 @@ MEASURE = """
 
 def measure_overlap(folder: Path, cores: int) -> float:
     """Give the overlap ratio of two equal members that compute all the time, on so many cores."""
-    write_members(folder, {"left": "python:heavy.py:heavy", "right": "python:heavy.py:heavy"}, max_rows=1)
+    write_members(folder, {"left": "python:heavy.py:heavy", "right": "python:heavy.py:heavy"}, max_batch_size=1)
     (folder / "heavy.py").write_text(dedent(HEAVY), encoding="utf-8")
     command = [sys.executable, "-c", dedent(MEASURE), str(folder), str(cores)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.models import Opinion, chance, number, write_members
 from tests.servers import running
-from twinfer import Answer, Client, Prediction
+from twinfer import Client, Prediction, Response
 
 WEIGHTS = {"left": 0.25, "right": 0.75}
 
@@ -27,7 +27,7 @@ def first_chance(prediction: Prediction | None) -> float:
     return next(scored.probability for scored in prediction.classes if scored.index == 0)
 
 
-def ask(client: Client, **xs: float) -> Answer:
+def ask(client: Client, **xs: float) -> Response:
     return client.infer({name: number(x) for name, x in xs.items()}, explain=True)
 
 
@@ -40,17 +40,17 @@ def test_every_member_says_its_calibrated_belief_its_weight_and_how_far_it_moved
         member = answer.members[name]
         assert first_chance(member.prediction) == pytest.approx(beliefs[name], abs=1e-6)
         assert member.weight == pytest.approx(WEIGHTS[name])
-        assert member.influence is not None
-        assert first_chance(member.influence.without) == pytest.approx(beliefs[other], abs=1e-6)
-        assert member.influence.moved == pytest.approx(abs(fused - beliefs[other]), abs=1e-6)
+        assert member.attribution is not None
+        assert first_chance(member.attribution.without) == pytest.approx(beliefs[other], abs=1e-6)
+        assert member.attribution.delta == pytest.approx(abs(fused - beliefs[other]), abs=1e-6)
 
 
 def test_a_member_that_is_alone_has_moved_everything_and_so_nothing_that_can_be_said(client: Client) -> None:
     answer = ask(client, left=1.0)
-    assert [member.influence for member in answer.members.values()] == [None, None]
+    assert [member.attribution for member in answer.members.values()] == [None, None]
     assert answer.members["left"].prediction == answer.prediction
 
 
 def test_nobody_is_explained_who_has_not_asked(client: Client) -> None:
     answer = client.infer({"left": number(1.0), "right": number(2.0)})
-    assert all(member.influence is None and member.prediction is None for member in answer.members.values())
+    assert all(member.attribution is None and member.prediction is None for member in answer.members.values())

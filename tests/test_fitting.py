@@ -19,12 +19,12 @@ from tests.models import NAN_BELOW, Opinion, register
 from tests.servers import DIGITS, ROOT, running, write_ensemble
 from twinfer import Client
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import Ensemble, load_ensemble
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fitting.cascade import CascadeWish
-from twinfer_server.fitting.fit import unfitted_spec
-from twinfer_server.fitting.rows import InvalidRows, read_rows
-from twinfer_server.fitting.study import Study, Wishes, fitted_spec
+from twinfer_server.executor import Ensemble, load_ensemble
+from twinfer_server.fit.cascade import CascadeWish
+from twinfer_server.fit.fit import unfitted_spec
+from twinfer_server.fit.rows import InvalidRows, read_rows
+from twinfer_server.fit.study import Study, Wishes, fitted_spec
 from twinfer_server.inputs import InputLimits
 from twinfer_server.spec import read_spec
 from twinfer_server.trust import Trust
@@ -203,7 +203,7 @@ def write_opinions(folder: Path, count: int, seed: int, task: str = "classificat
     for name in ("left", "right"):
         lines += [f"[members.{name}]", f'model = "{register(Opinion())}"', f"[members.{name}.input.{name}]"]
         lines += ['kind = "tensor"', 'dtype = "float32"', "shape = [1]"]
-    lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", "max_rows = 4"]
+    lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", "max_batch_size = 4"]
     write_ensemble(folder, "\n".join(lines))
     generator = np.random.default_rng(seed)
     table = ["left,right,label"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinfer_server.fitting.gate import MAX_POINTS, CascadePoint, CascadeRows, find_gate, thin, trace_curve
+from twinfer_server.fit.gate import MAX_POINTS, CascadePoint, CascadeRows, find_gate, thin, trace_curve
 
 ROWS = CascadeRows(
     confidence=np.array([0.9, 0.5, 0.8, 0.7, 0.6]),

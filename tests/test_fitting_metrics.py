@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as reference
 
-from twinfer_server.fitting import metrics
-from twinfer_server.fitting.metrics import (
+from twinfer_server.fit import metrics
+from twinfer_server.fit.metrics import (
     BINS,
     RESAMPLES,
     SCORES,

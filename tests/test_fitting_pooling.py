@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from twinfer_server.fitting.optimum import minimise
-from twinfer_server.fitting.pooling import FOLDS, PRIOR_SCALE, PoolData, PoolNumbers, fit_pool, fit_temperature, fuse
+from twinfer_server.fit.optimum import minimise
+from twinfer_server.fit.pooling import FOLDS, PRIOR_SCALE, PoolData, PoolNumbers, fit_pool, fit_temperature, fuse
 from twinfer_server.fusion import log_opinion_pool, maximum, sharpen, weighted_mean
 
 PLAIN = PoolNumbers(torch.ones(2, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64), 0.0)
@@ -80,8 +80,8 @@ def test_a_member_that_is_too_sure_is_cooled_and_counts_as_before() -> None:
     data = make_data(5_000, (1.0, 3.0), (1.2, 1.2))
     kept = fit(log_opinion_pool, data, takes_weights=False).numbers
     assert kept.temperatures.tolist() == pytest.approx([1.0, 3.0], rel=0.1)
-    influence = kept.weights / kept.temperatures
-    assert (influence[0] / influence[1]).item() == pytest.approx(1.0)
+    attribution = kept.weights / kept.temperatures
+    assert (attribution[0] / attribution[1]).item() == pytest.approx(1.0)
 
 
 def test_weights_are_fitted_where_the_rows_show_that_this_pays() -> None:
@@ -95,8 +95,8 @@ def test_weights_are_fitted_where_the_rows_show_that_this_pays() -> None:
 def test_weights_are_kept_where_few_rows_show_nothing() -> None:
     fitted = fit(log_opinion_pool, make_data(60, (1.0, 1.0), (1.2, 1.2)))
     assert not fitted.choice.weights_are_fitted
-    influence = fitted.numbers.weights / fitted.numbers.temperatures
-    assert (influence[0] / influence[1]).item() == pytest.approx(1.0)
+    attribution = fitted.numbers.weights / fitted.numbers.temperatures
+    assert (attribution[0] / attribution[1]).item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("pool", [weighted_mean, log_opinion_pool, maximum])

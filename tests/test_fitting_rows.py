@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from twinfer_server.fitting.rows import InvalidRows, LabelledRows, read_rows
-from twinfer_server.fitting.split import MIN_ROWS, deal_folds, split_rows
+from twinfer_server.fit.rows import InvalidRows, LabelledRows, read_rows
+from twinfer_server.fit.split import MIN_ROWS, deal_folds, split_rows
 from twinfer_server.spec import EnsembleSpec
 
 LABELS = ("cat", "dog", "big dog")

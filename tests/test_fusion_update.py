@@ -16,7 +16,7 @@ import pytest
 from tests.calls import Failure, connect, failure_of
 from tests.models import Opinion, first_chance, number, write_members
 from tests.servers import DIGITS, running
-from twinfer import Answer, Client
+from twinfer import Client, Response
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
 from twinfer.v1 import ensemble_pb2
@@ -35,7 +35,7 @@ class Served:
     client: Client
     admin: Any
 
-    def ask(self, **options: Any) -> Answer:
+    def ask(self, **options: Any) -> Response:
         return self.client.infer({"left": number(LEFT), "right": number(RIGHT)}, **options)
 
     def update(self, **fields: Any) -> ensemble_pb2.Fusion:
@@ -49,7 +49,7 @@ class Served:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Served]:
-    write_members(folder, {"left": Opinion(), "right": Opinion()}, max_rows=8)
+    write_members(folder, {"left": Opinion(), "right": Opinion()}, max_batch_size=8)
     with (
         running(folder, trust_code=True, admin_listen="127.0.0.1:0") as server,
         Client(server.address, attempts=1) as client,
@@ -196,7 +196,7 @@ def test_no_call_fails_and_no_answer_mixes_versions_while_weights_change(served:
     weights = {1: {"left": 1.0, "right": 1.0}}
     ended = threading.Event()
 
-    def call() -> list[Answer]:
+    def call() -> list[Response]:
         answers = []
         while not ended.is_set():
             answers.append(served.ask())

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from tests.peers import DATA, GOAWAY, PING, RST_STREAM, WINDOW_UPDATE, Answer, BarePeer, H2Peer, message, raw
+from tests.peers import DATA, GOAWAY, PING, RST_STREAM, WINDOW_UPDATE, BarePeer, H2Peer, Response, message, raw
 from tests.wire import COUNT, ECHO, JOIN, LIMITS, LISTEN, LOOPS, MIRROR, PERSIST, WAIT, WRITE, RunningWire, letter, wired
 
 INITIAL_WINDOW, MAX_FRAME = 4, 5
@@ -20,7 +20,7 @@ def wire(request: pytest.FixtureRequest) -> Iterator[RunningWire]:
         yield wire
 
 
-def has_come(answer: Answer, size: int) -> bool:
+def has_come(answer: Response, size: int) -> bool:
     """Whether so much of an answer is here."""
     return len(answer.body) >= size
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from tests.pictures import make_kind, see
 from twinfer_server.errors import InvalidInput
 from twinfer_server.inputs import InputLimits
-from twinfer_server.rows import Array
 from twinfer_server.spec import MemberSpec
+from twinfer_server.types import Array
 
 SIZES = [(40, 30), (30, 40), (41, 28), (33, 77), (24, 24), (7, 9), (1, 50), (300, 23)]
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from tests.pictures import encode, make_kind, see
 from twinfer_server.errors import InvalidInput
 from twinfer_server.inputs import InputLimits, Staging
-from twinfer_server.rows import RawInput
+from twinfer_server.types import RawInput
 
 ORANGE = (200, 100, 48)
 GRAY = 124  # of ORANGE, by ITU-R 601: 0.299 r + 0.587 g + 0.114 b

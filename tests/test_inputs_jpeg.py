@@ -16,7 +16,7 @@ from tests.models import load_members, register
 from tests.pictures import encode, make_kind, see
 from tests.servers import write_ensemble
 from twinfer_server.inputs.picture import Picture
-from twinfer_server.rows import Array, Request
+from twinfer_server.types import Array, InferRequest
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_it_is_decoded_for_the_most_demanding_of_its_members(photograph: Image.I
         toml += [f"[members.{name}]", f'model = "{model}"', f"[members.{name}.input.image]", 'kind = "image"', f"size = {shape}"]
     ensemble = load_members(write_ensemble(tmp_path, "\n".join(toml)))
     content = encode(photograph, "JPEG")
-    samples = ensemble.prepare(Request({"image": content}, arrived_at=0.0))
+    samples = ensemble.prepare(InferRequest({"image": content}, arrived_at=0.0))
     half = make_kind(size=(28, 28)).decode(content, (213, 320))
     assert half.scale == 2
     sizes: list[tuple[int, int]] = [(28, 28), (112, 20), (20, 168)]

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 from twinfer_server.errors import InvalidInput, Stage
 from twinfer_server.inputs import INPUT_KINDS, InputKind, InputLimits, make_input
-from twinfer_server.rows import RawInput
 from twinfer_server.spec import TensorInputSpec
+from twinfer_server.types import RawInput
 
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from twinfer_server.errors import InvalidEnsemble, InvalidInput
 from twinfer_server.inputs import InputKind, InputLimits, Staging, make_input
-from twinfer_server.rows import RawInput
 from twinfer_server.spec import TextInputSpec
+from twinfer_server.types import RawInput
 
 WORDS = {"[UNK]": 0, "one": 1, "two": 2, "three": 3, "[CLS]": 4, "[SEP]": 5}
 TEN_BYTES = InputLimits(max_text_bytes=10)

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.models import Opinion, chance, first_chance, number, states, write_members
 from tests.servers import running
-from twinfer import Answer, AsyncClient, Client, TwinferError
+from twinfer import AsyncClient, Client, Response, TwinferError
 from twinfer.answers import MemberState
 from twinfer.errors import MemberLate, Stage
 from twinfer.inputs import Inputs
@@ -34,10 +34,10 @@ ORDERS = {"first": ("stuck", "free"), "second": ("free", "stuck")}
 class Pair:
     """Two opinions, one of which a test holds."""
 
-    def __init__(self, folder: Path, plan: str, order: Sequence[str]) -> None:
+    def __init__(self, folder: Path, execution: str, order: Sequence[str]) -> None:
         self.stuck, self.free = Opinion(), Opinion()
         models = {"stuck": self.stuck, "free": self.free}
-        self.folder = write_members(folder, {name: models[name] for name in order}, f'plan = "{plan}"', max_rows=CALLERS)
+        self.folder = write_members(folder, {name: models[name] for name in order}, f'plan = "{execution}"', max_batch_size=CALLERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class Served:
     address: str
 
 
-@pytest.fixture(scope="module", params=["serial", "lanes"])
-def plan(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=["serial", "streams"])
+def execution(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module", params=ORDERS.values(), ids=[f"stuck_member_{order}" for order in ORDERS])
-def served(request: pytest.FixtureRequest, plan: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    pair = Pair(tmp_path_factory.mktemp("pair"), plan, request.param)
+def served(request: pytest.FixtureRequest, execution: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    pair = Pair(tmp_path_factory.mktemp("pair"), execution, request.param)
     # The default margin is for a server that need not share its cores with its callers and with other tests.
     # However long the tests hold the member, it is late and not off.
     with running(pair.folder, trust_code=True, breaker_stall_seconds=3600.0) as server:
@@ -74,7 +74,7 @@ def inputs(x: float) -> Inputs:
     return {"stuck": number(-x), "free": number(x)}
 
 
-async def ask_together(client: AsyncClient, deadline_seconds: float) -> list[Answer]:
+async def ask_together(client: AsyncClient, deadline_seconds: float) -> list[Response]:
     """Make all the callers' calls at once, each with its own number; raises if one of them fails."""
     calls = [client.infer(inputs(caller / CALLERS), timeout=deadline_seconds, policy="best_effort") for caller in range(CALLERS)]
     return await asyncio.gather(*calls)
@@ -164,7 +164,7 @@ def test_rows_that_have_only_the_stuck_members_input_end_with_its_name(pair: Ser
 
 
 def test_health_turns_not_serving_while_a_member_stands_still_and_back(tmp_path: Path) -> None:
-    pair = Pair(tmp_path, "lanes", ORDERS["first"])
+    pair = Pair(tmp_path, "streams", ORDERS["first"])
     with (
         running(pair.folder, trust_code=True, stuck_seconds=0.2) as server,
         Client(server.address) as client,
@@ -195,8 +195,8 @@ STICKING = """
 """
 
 
-def test_a_process_with_a_stuck_member_ends_on_sigterm_with_exit_code_0(tmp_path: Path, plan: str) -> None:
-    folder = write_members(tmp_path, {"stuck": "python:model.py:sticking", "free": Opinion()}, f'plan = "{plan}"')
+def test_a_process_with_a_stuck_member_ends_on_sigterm_with_exit_code_0(tmp_path: Path, execution: str) -> None:
+    folder = write_members(tmp_path, {"stuck": "python:model.py:sticking", "free": Opinion()}, f'plan = "{execution}"')
     (folder / "model.py").write_text(dedent(STICKING), encoding="utf-8")
     (folder / "ensemble.toml").write_text(
         re.sub('"python:tests.*"', '"python:model.py:sticking"', (folder / "ensemble.toml").read_text())

@@ -34,11 +34,10 @@ def first_label(answer: pb.InferResponse) -> str:
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", ["0", "2"], ids=["one process", "two fronts"])
-def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(folder: Path, gate: Gate, workers: str) -> None:
+def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(folder: Path, gate: Gate) -> None:
     # The drain may take longer than this test waits: what ends it is that everything is answered.
     patient = ("--set", f"drain_seconds={100 * PATIENCE_SECONDS}")
-    with started(folder, *patient, "--workers", workers) as server, connect(server.address) as channel:
+    with started(folder, *patient) as server, connect(server.address) as channel:
         idle = watch(channel)
         assert next(idle).status == SERVING
         outbox = Outbox()
@@ -72,7 +71,7 @@ def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(fol
 
 
 def test_a_client_of_two_servers_loses_no_call_when_one_of_them_drains(folder: Path, gate: Gate, tmp_path: Path) -> None:
-    one_like = ("--set", "max_waiting_rows=11", "--set", f"drain_seconds={100 * PATIENCE_SECONDS}")
+    one_like = ("--set", "max_in_flight_requests=11", "--set", f"drain_seconds={100 * PATIENCE_SECONDS}")
     with started(folder, *one_like) as one, started(write_gated(tmp_path / "other")) as other, connect(one.address) as channel:
         statuses = watch(channel)
         assert next(statuses).status == SERVING
@@ -83,7 +82,7 @@ def test_a_client_of_two_servers_loses_no_call_when_one_of_them_drains(folder: P
             def ask() -> int:
                 reply = call(both, GET_ENSEMBLE, b"")
                 assert isinstance(reply, bytes), reply
-                return pb.GetEnsembleResponse.FromString(reply).ensemble.limits.max_waiting_rows
+                return pb.GetEnsembleResponse.FromString(reply).ensemble.limits.max_in_flight_requests
 
             while ask() != 11:
                 pass
@@ -146,7 +145,7 @@ def test_whoever_reads_what_it_prints_may_go(folder: Path) -> None:
 LIMITED = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
-from twinfer_server.process import allow_connections
+from twinfer_server.runtime import allow_connections
 allow_connections()
 print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
@@ -224,12 +223,12 @@ def test_wrong_settings_are_refused(
 
 def test_settings_come_from_variables_and_flags_win(folder: Path) -> None:
     env = {"TWINFER_MAX_TEXT_BYTES": "77", "TWINFER_MAX_WAITING_ROWS": "88", "TWINFER_TRUST_CODE": "0"}
-    arguments = ("--set", "max_waiting_rows=99", "--set", "admin_listen=127.0.0.1:0")
+    arguments = ("--set", "max_in_flight_requests=99", "--set", "admin_listen=127.0.0.1:0")
     with started(folder, *arguments, env=env) as server, connect(server.address) as channel:
         reply = call(channel, GET_ENSEMBLE, b"")
         assert isinstance(reply, bytes)
         limits = pb.GetEnsembleResponse.FromString(reply).ensemble.limits
-        assert (limits.max_text_bytes, limits.max_waiting_rows) == (77, 99)
+        assert (limits.max_text_bytes, limits.max_in_flight_requests) == (77, 99)
         assert server.admin_address.startswith("127.0.0.1:")
 
 

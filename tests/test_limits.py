@@ -24,7 +24,7 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import tensor_pb2
 from twinfer_server.errors import TwinferError
 from twinfer_server.http2 import Call
-from twinfer_server.rows import Row
+from twinfer_server.types import Request
 
 MEBIBYTE = 2**20
 
@@ -69,7 +69,7 @@ MEMORY_FACTOR = 6
 
 def test_a_flood_of_large_messages_takes_no_more_memory_than_the_calls_that_are_let_in(folder: Path, gate: Gate) -> None:
     flood = large_row(HELD, MESSAGE_BYTES - 1000).SerializeToString()
-    settings = {"max_message_bytes": MESSAGE_BYTES, "max_concurrent_calls": CALLS_AT_ONCE, "max_waiting_rows": CALLS_AT_ONCE}
+    settings = {"max_message_bytes": MESSAGE_BYTES, "max_concurrent_calls": CALLS_AT_ONCE, "max_in_flight_requests": CALLS_AT_ONCE}
     arguments = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     with started(folder, *arguments) as server, ExitStack() as stack:
         channels = [stack.enter_context(connect(server.address)) for _ in range(CONNECTIONS)]
@@ -121,7 +121,7 @@ def check_a_retry(address: str, held: Any, gate: Gate) -> None:
 
 
 def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(folder: Path, gate: Gate) -> None:
-    with running(folder, trust_code=True, max_waiting_rows=1) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_in_flight_requests=1) as server, connect(server.address) as channel:
         held = begin(channel, INFER, row(HELD).SerializeToString())
         gate.wait_for_somebody()
         found = infer(channel, row())
@@ -153,7 +153,7 @@ def test_a_call_too_many_is_told_when_to_come_again_and_a_full_server_is_not_ill
 
 
 def test_bytes_too_many_are_refused_while_a_small_row_still_fits(folder: Path, gate: Gate) -> None:
-    with running(folder, trust_code=True, max_waiting_bytes=3 * MEBIBYTE) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_in_flight_bytes=3 * MEBIBYTE) as server, connect(server.address) as channel:
         held = begin(channel, INFER, large_row(HELD, 2 * MEBIBYTE).SerializeToString())
         gate.wait_for_somebody()
         found = infer(channel, large_row(0, 2 * MEBIBYTE))
@@ -169,7 +169,7 @@ def test_bytes_too_many_are_refused_while_a_small_row_still_fits(folder: Path, g
 
 def test_refused_rows_give_back_what_they_took(folder: Path) -> None:
     with (
-        running(folder, trust_code=True, max_waiting_rows=1, max_waiting_bytes=10_000) as server,
+        running(folder, trust_code=True, max_in_flight_requests=1, max_in_flight_bytes=10_000) as server,
         connect(server.address) as channel,
     ):
         for _ in range(3):
@@ -201,7 +201,7 @@ def test_rows_that_fail_leave_nothing_that_only_the_garbage_collector_finds(fold
             messages = [pb.InferStreamRequest(request=each).SerializeToString() for each in broken]
             assert len(list(stream(channel, messages))) == len(broken)
             gc.collect()
-            assert not [each for each in gc.garbage if isinstance(each, TwinferError | Row | Call)]
+            assert not [each for each in gc.garbage if isinstance(each, TwinferError | Request | Call)]
         finally:
             gc.set_debug(0)
             gc.garbage.clear()

@@ -133,7 +133,7 @@ def test_a_closed_loop_has_as_many_calls_under_way_as_it_was_told(folder: Path, 
 def test_a_call_of_a_closed_loop_begins_when_another_has_ended(address: str) -> None:
     tally = Tally()
     asyncio.run(run_closed(Load(address, [row()], seconds=0.2), 1, tally))
-    assert tally.flight_rows() == 1.0
+    assert tally.batch_size() == 1.0
     assert tally.answered - tally.in_time in (0, 1)
     assert sum(latencies(tally)[1:]) <= 0.2 * 1.005
     assert tally.rate == pytest.approx(tally.in_time / 0.2)
@@ -286,7 +286,7 @@ def test_tallies_put_together_are_one_tally_of_everything(parts: list[list[float
     def tally_of(taken: Iterable[float]) -> Tally:
         tally = Tally()
         for latency in taken:
-            tally.add_answer(pb.InferResponse(timings={"flight_rows": 3}), latency, is_right=latency < 1.0)
+            tally.add_answer(pb.InferResponse(timings={"batch_size": 3}), latency, is_right=latency < 1.0)
             tally.add_error(TwinferError("no"))
         return tally
 
@@ -299,10 +299,10 @@ def test_tallies_put_together_are_one_tally_of_everything(parts: list[list[float
 def test_server_times_and_rows_per_flight_are_means_over_the_answers() -> None:
     tally = Tally()
     for rows, nanos in ((1, 1_000_000), (3, 2_000_000)):
-        timings = pb.Timings(flight_rows=rows)
+        timings = pb.Timings(batch_size=rows)
         timings.queue.nanos, timings.total.nanos, timings.total.seconds = nanos, nanos, 1
         tally.add_answer(pb.InferResponse(timings=timings), 0.001, is_right=True)
-    assert tally.flight_rows() == 2.0
+    assert tally.batch_size() == 2.0
     assert tally.server_milliseconds() == {"decode": 0.0, "queue": 1.5, "device": 0.0, "total": 1001.5}
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from tests.pretrained import TEXTS, make_image, save_clip, save_siglip, save_yolos
 from tests.servers import write_ensemble
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import load_ensemble
+from twinfer_server.executor import load_ensemble
 from twinfer_server.inputs import InputLimits
-from twinfer_server.rows import RawInput, Request
 from twinfer_server.spec import read_spec
 from twinfer_server.trust import Trust
+from twinfer_server.types import InferRequest, RawInput
 
 TOLERANCE = 1e-5
 METHODS = {"embedding": "concatenation", "detection": "nms"}
@@ -102,7 +102,7 @@ def ask(folder: Path, rows: Sequence[Mapping[str, RawInput]]) -> Tensor:
     """Give what the member gives for some rows that it computes together."""
     ensemble = load_ensemble(folder, CpuDevice(lanes=1), Trust(runs_any_code=True), InputLimits())
     (member,) = ensemble.members
-    samples = [ensemble.prepare(Request(dict(row), arrived_at=0.0))[0] for row in rows]
+    samples = [ensemble.prepare(InferRequest(dict(row), arrived_at=0.0))[0] for row in rows]
     bucket = member.bucket(samples)
     with torch.inference_mode():
         member.slots[0].write(samples, bucket)

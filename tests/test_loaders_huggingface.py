@@ -32,12 +32,12 @@ from tests.servers import running, write_ensemble
 from tests.sources import load_source
 from twinfer import Client
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import Ensemble, load_ensemble
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
+from twinfer_server.executor import Ensemble, load_ensemble
 from twinfer_server.inputs import InputLimits
-from twinfer_server.rows import RawInput, Request
 from twinfer_server.spec import ImageInputSpec, TextInputSpec, read_spec
 from twinfer_server.trust import Trust, format_trust_list
+from twinfer_server.types import InferRequest, RawInput
 
 TOLERANCE = 1e-5
 BILINEAR_TOLERANCE = 2e-4
@@ -60,7 +60,7 @@ def load(folder: Path, trust: Trust | None = None) -> Ensemble:
 def ask(ensemble: Ensemble, rows: list[Mapping[str, RawInput]]) -> Tensor:
     """Give the output of an ensemble's first member for some rows, computed together."""
     [member, *_] = ensemble.members
-    samples = [ensemble.prepare(Request(dict(row), arrived_at=0.0))[0] for row in rows]
+    samples = [ensemble.prepare(InferRequest(dict(row), arrived_at=0.0))[0] for row in rows]
     bucket = member.bucket(samples)
     with torch.inference_mode():
         member.slots[0].write(samples, bucket)

@@ -23,8 +23,8 @@ from tests.models import write_members
 from tests.sources import load_source
 from tests.test_loaders import Shift, export
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import load_ensemble
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
+from twinfer_server.executor import load_ensemble
 from twinfer_server.inputs import InputLimits
 from twinfer_server.loaders.compiled import CUDA_RUNNERS, CompiledPackage
 from twinfer_server.trust import Trust, format_trust_list

@@ -11,8 +11,8 @@ from tests.capturing import CapturingDevice
 from tests.models import register
 from tests.servers import DIGITS, write_ensemble
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import MemberMemory, check_budget, load_ensemble, measure_memory, warm_up
 from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.executor import MemberMemory, check_budget, load_ensemble, measure_memory, warm_up
 from twinfer_server.inputs import InputLimits
 from twinfer_server.serve import prepare_ensemble
 from twinfer_server.settings import ServerSettings
@@ -33,7 +33,7 @@ TOML = """
     [fusion]
     method = "weighted_mean"
     [batching]
-    max_rows = 16
+    max_batch_size = 16
     {memory}
 """
 
@@ -114,11 +114,11 @@ class MeteredDevice(CapturingDevice):
 def test_members_and_whole_flights_say_what_their_captures_take(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DIGITS, tmp_path / "digits", ignore=shutil.ignore_patterns("heldout", "fit", "*.py")))
     spec = folder / "ensemble.toml"
-    spec.write_text('plan = "graph"\n' + spec.read_text(encoding="utf-8"), encoding="utf-8")
+    spec.write_text('execution = "graph"\n' + spec.read_text(encoding="utf-8"), encoding="utf-8")
     ensemble = load_ensemble(folder, MeteredDevice(), Trust.read(False, ()), InputLimits())
     warm_up(ensemble, None, lambda done, total: None)
     for member in ensemble.members:
-        assert member.capture_bytes == 1000 * sum(len(slot.captures) for slot in member.slots) > 0
+        assert member.cuda_graph_bytes == 1000 * sum(len(slot.captures) for slot in member.slots) > 0
     assert ensemble.flight_bytes == 1000 * len(ensemble.flight_captures) > 0
 
 

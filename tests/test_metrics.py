@@ -13,7 +13,7 @@ from twinfer import Client
 from twinfer.errors import TwinferError
 from twinfer_server.demo import read_rows
 from twinfer_server.row_book import STAGES, RowBook
-from twinfer_server.rows import Answer, MemberAnswer, State, Timings
+from twinfer_server.types import MemberResult, Response, State, Timings
 
 ROW = read_rows(DIGITS)[0]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -62,10 +62,12 @@ def test_rows_states_and_refusals_are_counted(server: RunningServer) -> None:
 def test_flights_are_measured_as_their_answers_say(server: RunningServer) -> None:
     with Client(server.address) as client:
         answers = [client.infer({"image": ROW.image, "text": ROW.text}) for _ in range(5)]
-    plans = {answer.timings.plan for answer in answers}
+    plans = {answer.timings.execution for answer in answers}
     # A flight is written down after its rows have been answered, so the last one may still be on its way into the books.
     scrapes = (scrape(server) for _ in range(1000))
-    samples = next(found for found in scrapes if sum(count(found, "twinfer_flights_total", plan=plan) for plan in plans) == 5)
+    samples = next(
+        found for found in scrapes if sum(count(found, "twinfer_flights_total", execution=execution) for execution in plans) == 5
+    )
     assert count(samples, "twinfer_flight_rows_sum") == 5
     assert count(samples, "twinfer_overlap_ratio_count") == 5
     said = sum(answer.timings.overlap_ratio or 0.0 for answer in answers)
@@ -73,16 +75,16 @@ def test_flights_are_measured_as_their_answers_say(server: RunningServer) -> Non
     for name in ("vision", "language"):
         spans = sum((answer.members[name].device_ms or 0.0) / 1000 for answer in answers)
         assert count(samples, "twinfer_member_device_seconds_sum", member=name) == pytest.approx(spans, abs=1e-6)
-        alone = sum((answer.members[name].alone_ms or 0.0) / 1000 for answer in answers)
+        alone = sum((answer.members[name].solo_ms or 0.0) / 1000 for answer in answers)
         assert alone > 0
         assert count(samples, "twinfer_member_alone_seconds_sum", member=name) == pytest.approx(alone, abs=1e-6)
         assert count(samples, "twinfer_captures_total", member=name, result="miss") == 5
 
 
 def test_answers_of_every_kind_of_member_are_counted_as_they_were() -> None:
-    def answer(*states: State) -> Answer:
-        timings = Timings(decode_seconds=0.001, queue_seconds=0.02, device_seconds=0.3, flight_rows=1)
-        return Answer(np.zeros(2, dtype=np.float32), tuple(map(MemberAnswer, states)), None, timings)
+    def answer(*states: State) -> Response:
+        timings = Timings(decode_seconds=0.001, queue_seconds=0.02, device_seconds=0.3, batch_size=1)
+        return Response(np.zeros(2, dtype=np.float32), tuple(map(MemberResult, states)), None, timings)
 
     registry, book = CollectorRegistry(), RowBook((0.01, 0.1))
     book.members = ("left", "right")

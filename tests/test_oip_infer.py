@@ -16,7 +16,6 @@ from tests.gated import write_gated
 from tests.pictures import encode
 from tests.servers import DIGITS, running
 from twinfer import Client
-from twinfer_server.demo import running_server
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 
 LABELS = (DIGITS / "labels.txt").read_text().split()
@@ -243,22 +242,3 @@ def test_a_policy_holds_as_in_the_typed_service(channel: grpc.Channel) -> None:
         channel, oip.request("gated", [oip.raw("numbers", "FP32", [[0, 0, 9]])], parameters={"policy": "REQUIRE_ALL"})
     )
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MISSING_INPUT")
-
-
-# --- front processes -----------------------------------------------------------------------------------------------------
-
-
-def test_front_processes_answer_it_as_well(digits: grpc.Channel, digits_server: DigitsServer) -> None:
-    rows = digits_server.rows[:4]
-    inputs = [oip.texts("image", *(row.image.read_bytes() for row in rows)), oip.texts("text", *(row.text for row in rows))]
-    with (
-        running_server(DIGITS, arguments=["--set", "cache_dir=", "--set", "workers=2"]) as address,
-        connect(address) as channel,
-    ):
-        outputs = ["prediction", "vision.prediction", "language.state"]
-        there, here = (infer(to, *inputs, model="digits", outputs=outputs) for to in (channel, digits))
-        assert there["prediction"] == pytest.approx(here["prediction"], abs=1e-6)
-        assert there["vision.prediction"] == pytest.approx(here["vision.prediction"], abs=1e-6)
-        assert there["language.state"] == here["language.state"]
-        found = oip.infer(channel, oip.request("digits", [oip.texts("image", b"no image")]))
-        assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT")

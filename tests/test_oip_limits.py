@@ -43,7 +43,7 @@ def test_a_row_that_waits_behind_a_stuck_one_has_its_own_timeout(folder: Path, g
 
 
 def test_rows_beyond_what_may_be_in_hand_are_told_when_to_come_again(folder: Path, gate: Gate) -> None:
-    with running(folder, trust_code=True, max_waiting_rows=2) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_in_flight_requests=2) as server, connect(server.address) as channel:
         config = oip.ask(channel, "ModelConfig", pb.ModelConfigRequest(name="gated"), pb.ModelConfigResponse).config
         assert config.max_batch_size == 2
         future = held(channel, gate)
@@ -80,7 +80,7 @@ def test_a_drain_answers_what_is_in_hand_and_refuses_the_rest(folder: Path, gate
 
 
 def test_a_caller_who_goes_away_takes_his_rows_along(folder: Path, gate: Gate) -> None:
-    with running(folder, trust_code=True, max_waiting_rows=3) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_in_flight_requests=3) as server, connect(server.address) as channel:
         future = held(channel, gate)
         waiting = begin(channel, oip.MODEL_INFER, numbers(0.0, 0.0).SerializeToString())
         while True:  # until both rows are in hand

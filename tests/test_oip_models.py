@@ -16,7 +16,7 @@ from tests.gated import Gate, row, write_gated
 from tests.models import Opinion, write_members
 from tests.servers import RunningServer, running
 from twinfer.v1 import ensemble_admin_service_pb2 as admin
-from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF
+from twinfer.v1.ensemble_pb2 import BREAKER_STATE_DISABLED
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 
 MODELS = ["gated", "gated.numbers", "gated.picture", "gated.words", "gated.fusion"]
@@ -164,7 +164,7 @@ def test_a_member_that_is_switched_off_is_not_ready(tmp_path: Path) -> None:
         connect(server.address) as channel,
         connect(server.admin_address) as operators,
     ):
-        off = admin.SetMemberRequest(member="words", switch=MEMBER_SWITCH_OFF)
+        off = admin.SetMemberRequest(member="words", breaker_state=BREAKER_STATE_DISABLED)
         assert isinstance(call(operators, "/twinfer.v1.EnsembleAdminService/SetMember", off.SerializeToString()), bytes)
         found = oip.infer(channel, oip.request("gated.words", [oip.texts("text", "two")]))
         assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "MEMBER_OFF")

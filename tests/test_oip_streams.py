@@ -18,7 +18,7 @@ from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 def folder(tmp_path: Path) -> Path:
     folder = write_gated(tmp_path / "gated")
     toml = folder / "ensemble.toml"
-    toml.write_text(toml.read_text().replace('plan = "serial"', 'plan = "lanes"'))
+    toml.write_text(toml.read_text().replace('execution = "serial"', 'execution = "streams"'))
     return folder
 
 
@@ -76,7 +76,7 @@ def test_every_answer_is_the_last_to_its_request(folder: Path) -> None:
 
 
 def test_more_requests_than_a_stream_may_have_in_hand_are_answered_all_the_same(folder: Path) -> None:
-    with running(folder, trust_code=True, max_stream_rows=2) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_stream_requests=2) as server, connect(server.address) as channel:
         names = [str(number) for number in range(50)]
         assert ids(oip.stream(channel, [text(name) for name in names])) == names
 

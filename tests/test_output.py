@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tests.models import load_members, register
 from tests.servers import write_ensemble
-from twinfer_server.ensemble.output import pack_detections, read_output, select_output
 from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.executor.output import pack_detections, read_output, select_output
 from twinfer_server.spec import MemberSpec, OutputSpec
 
 SIZE = (100, 200)

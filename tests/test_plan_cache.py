@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import DIGITS
-from twinfer_server.ensemble import Ensemble
+from twinfer_server.executor import Ensemble
 from twinfer_server.serve import prepare_ensemble
 from twinfer_server.settings import ServerSettings
 

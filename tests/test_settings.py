@@ -11,7 +11,7 @@ from twinfer_server.settings import InvalidSettings, read_settings
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("max_waiting_rows", "many", ("'many'", "integer")),
+        ("max_in_flight_requests", "many", ("'many'", "integer")),
         ("max_message_bytes", "100", ("'100'", "greater than or equal to 1024")),
         ("breaker_failures", "21", ("'21'", "breaker_window, which is 20")),
         ("drain_seconds", "-1", ("'-1'", "greater than 0")),
@@ -39,22 +39,6 @@ def test_every_fault_is_named_at_once() -> None:
     with pytest.raises(InvalidSettings) as refused:
         read_settings(drain_seconds="never", max_text_bytes="0")
     assert [line.split(":")[0] for line in str(refused.value).splitlines()] == ["max_text_bytes", "drain_seconds"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (
-            {"listen": "unix:/run/twinfer.sock", "workers": 2},
-            "workers: Input should be 0 where callers",
-        ),
-        ({"shared_memory": True, "workers": 2}, "shared_memory: Input should be false with workers"),
-    ],
-    ids=["a Unix socket", "regions of shared memory"],
-)
-def test_what_processes_cannot_share_is_refused(flags: dict[str, Any], words: str) -> None:
-    with pytest.raises(InvalidSettings, match=words):
-        read_settings(**flags)
 
 
 def test_trust_lists_are_written_like_a_path(monkeypatch: pytest.MonkeyPatch) -> None:

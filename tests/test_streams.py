@@ -46,10 +46,10 @@ class Outbox:
         return iter(self._messages.get, None)
 
 
-@pytest.mark.parametrize("plan", ["serial", "lanes"])
-def test_answers_come_as_they_are_ready_and_not_in_the_order_of_the_rows(folder: Path, gate: Gate, plan: str) -> None:
+@pytest.mark.parametrize("execution", ["serial", "streams"])
+def test_answers_come_as_they_are_ready_and_not_in_the_order_of_the_rows(folder: Path, gate: Gate, execution: str) -> None:
     toml = folder / "ensemble.toml"
-    toml.write_text(toml.read_text().replace('plan = "serial"', f'plan = "{plan}"'))
+    toml.write_text(toml.read_text().replace('execution = "serial"', f'plan = "{execution}"'))
     outbox = Outbox()
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         answers = stream(channel, outbox)
@@ -81,7 +81,7 @@ def test_rows_sent_before_the_half_close_are_all_answered_after_it(folder: Path,
 
 
 def test_many_streams_of_many_rows_get_every_answer_once(folder: Path) -> None:
-    with running(folder, trust_code=True, max_waiting_rows=500) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_in_flight_requests=500) as server, connect(server.address) as channel:
         streams = [stream(channel, send(*(row(0, f"{name}-{n}") for n in range(50)))) for name in range(10)]
         for name, answers in enumerate(streams):
             assert sorted(ids(read(answers))) == sorted(f"{name}-{n}" for n in range(50))
@@ -89,7 +89,10 @@ def test_many_streams_of_many_rows_get_every_answer_once(folder: Path) -> None:
 
 def test_a_stream_holds_no_more_rows_than_it_may(folder: Path, gate: Gate) -> None:
     # One row more in hand, and the engine would refuse it as overload.
-    with running(folder, trust_code=True, max_stream_rows=4, max_waiting_rows=4) as server, connect(server.address) as channel:
+    with (
+        running(folder, trust_code=True, max_stream_requests=4, max_in_flight_requests=4) as server,
+        connect(server.address) as channel,
+    ):
         rows = [row(HELD, "0"), *(row(0, str(n)) for n in range(1, 50))]
         answers = stream(channel, send(*rows))
         gate.wait_for_somebody()
@@ -101,7 +104,7 @@ LARGE_TOML = """
     name = "large"
     version = 1
     task = "embedding"
-    plan = "serial"
+    execution = "serial"
 
     [members.only]
     model = "python:models.py:Large"
@@ -115,7 +118,7 @@ LARGE_TOML = """
     method = "concatenation"
 
     [batching]
-    max_rows = 1
+    max_batch_size = 1
 """
 
 LARGE_MODELS = """
@@ -138,7 +141,7 @@ def test_a_caller_who_does_not_read_is_not_read_from(tmp_path: Path) -> None:
     def ask(value: float) -> pb.InferRequest:
         return pb.InferRequest(inputs={"numbers": pb.Input(tensor=tensor([value]))})
 
-    with running(folder, trust_code=True, max_stream_rows=2) as server, connect(server.address) as channel:
+    with running(folder, trust_code=True, max_stream_requests=2) as server, connect(server.address) as channel:
         answers = stream(channel, send(*[ask(5.0)] * 40))
         assert read([next(answers)])[0].HasField("response")
         with connect(server.address) as other:
@@ -176,7 +179,7 @@ def test_the_deadline_of_a_stream_bounds_its_rows(folder: Path, gate: Gate) -> N
 
 def test_a_caller_who_goes_away_leaves_nothing_behind(folder: Path, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with running(folder, trust_code=True, max_waiting_rows=3, max_stream_rows=3) as server:
+    with running(folder, trust_code=True, max_in_flight_requests=3, max_stream_requests=3) as server:
         for _ in range(5):
             outbox = Outbox()
             with connect(server.address) as channel:

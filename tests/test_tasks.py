@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.models import register
 from tests.servers import running, write_ensemble
 from twinfer import Client, TwinferError
-from twinfer.answers import Answer
+from twinfer.answers import Response
 from twinfer.errors import InvalidOption, MissingInput, NotFinite
 from twinfer_server.errors import InvalidEnsemble
 
@@ -86,9 +86,9 @@ def test_labels_have_a_probability_each(tmp_path: Path) -> None:
         labels: Any = [(label.label, label.probability) for label in answer.prediction.labels]
         assert labels == [("bee", pytest.approx(0.75, abs=1e-6)), ("ant", pytest.approx(0.375, abs=1e-6))]
         assert answer.disagreement is not None
-        influence = answer.members["one"].influence
-        assert influence is not None
-        assert influence.moved == pytest.approx((0.125 + 0.0 + 0.25) / 3, abs=1e-6)
+        attribution = answer.members["one"].attribution
+        assert attribution is not None
+        assert attribution.delta == pytest.approx((0.125 + 0.0 + 0.25) / 3, abs=1e-6)
         with pytest.raises(InvalidOption, match=r"top_k: found 4; allowed: 0 to 3"):
             client.infer({"one": vector(0.5, 0.5, 0.5)}, top_k=4)
 
@@ -126,7 +126,7 @@ def test_a_tensor_of_one_number_needs_no_dimension(tmp_path: Path) -> None:
         rows = [{"one": vector(1.0, 2.0), "other": vector(4.0, 5.0)}, {"one": vector(8.0, 8.0)}]
         totals = [outcome.result for outcome in client.infer_batch(rows, explain=True)]
         for total, expected in zip(totals, (6.0, 16.0), strict=True):
-            assert isinstance(total, Answer)
+            assert isinstance(total, Response)
             tensor = total.prediction.tensor
             assert tensor is not None
             assert (tensor.shape, struct.unpack("<f", tensor.data)) == ((), (expected,))
@@ -172,7 +172,7 @@ SIMILARITY = """
     scale = 10.0
     {texts}
     [batching]
-    max_rows = 4
+    max_batch_size = 4
 """
 
 
@@ -323,7 +323,7 @@ def name_crops(namer: nn.Module, max_crops: int) -> str:
     """
 
 
-def boxes_of(answer: Answer) -> Any:
+def boxes_of(answer: Response) -> Any:
     return [(box.label, [box.x_min, box.y_min, box.x_max, box.y_max], box.score) for box in answer.prediction.boxes]
 
 
@@ -337,9 +337,9 @@ def test_boxes_that_two_detectors_see_alike_become_one(tmp_path: Path) -> None:
             ("dark", pytest.approx([0.0, 0.0, 0.5, 0.55], abs=1e-6), pytest.approx(0.75, abs=1e-6)),
             ("bright", pytest.approx([0.5, 0.5, 1.0, 1.0], abs=1e-6), pytest.approx(0.5, abs=1e-6)),
         ]
-        influence = answer.members["one"].influence
-        assert influence is not None
-        assert influence.moved == pytest.approx(0.0, abs=1e-6)  # without it the same two objects are found
+        attribution = answer.members["one"].attribution
+        assert attribution is not None
+        assert attribution.delta == pytest.approx(0.0, abs=1e-6)  # without it the same two objects are found
         own = answer.members["other"].prediction
         assert own is not None
         assert own.boxes[0].y_max == pytest.approx(0.6, abs=1e-6)
@@ -354,7 +354,7 @@ def test_crops_of_what_a_detector_finds_are_classified_on_the_device(tmp_path: P
                 ("dark", pytest.approx([0.0, 0.0, 0.5, 0.5], abs=1e-6), pytest.approx(0.75 * expected, abs=1e-5)),
                 ("bright", pytest.approx([0.5, 0.5, 1.0, 1.0], abs=1e-6), pytest.approx(0.5 * expected, abs=1e-5)),
             ]
-        assert [member.fed_by for member in client.describe().members] == [[], ["finder"]]
+        assert [member.upstream for member in client.describe().members] == [[], ["finder"]]
 
 
 class Shades(nn.Module):

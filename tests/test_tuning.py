@@ -16,8 +16,8 @@ from tests.models import register
 from tests.servers import running, write_ensemble
 from twinfer import Client
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import Ensemble, load_ensemble
 from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.executor import Ensemble, load_ensemble
 from twinfer_server.inputs import InputLimits
 from twinfer_server.loaders import LoadedModel
 from twinfer_server.spec import MemberSpec
@@ -287,7 +287,6 @@ def test_a_member_in_bf16_is_served_and_described(tmp_path: Path) -> None:
         [member] = client.describe().members
     assert all(abs(found.probability - expected[found.index]) < 0.01 for found in classes)
     assert (member.precision, member.acceleration) == ("bf16", "eager")
-    assert member.speed_up > 0
     assert 0 < member.largest_error < 0.02
 
 
@@ -315,6 +314,8 @@ def test_members_that_are_cast_share_what_they_have_alike(tmp_path: Path) -> Non
     for name in ("one", "two"):
         lines += [f"[members.{name}]", f'model = "{register(Pointwise())}"', 'precision = "bf16"', f"[members.{name}.input.x]"]
         lines += ['kind = "tensor"', 'dtype = "float32"', f"shape = [{FEATURES}]"]
-    folder = write_ensemble(tmp_path, "\n".join([*lines, "[fusion]", 'method = "weighted_mean"', "[batching]", "max_rows = 4"]))
+    folder = write_ensemble(
+        tmp_path, "\n".join([*lines, "[fusion]", 'method = "weighted_mean"', "[batching]", "max_batch_size = 4"])
+    )
     one, two = load_folder(folder).members
     assert (one.shared_bytes, two.shared_bytes) == (0, FEATURES * 256 * 2)

@@ -36,7 +36,7 @@ class Pair:
             place = files[name] if files else f"python:{model.__module__}:{model.__qualname__}"
             lines += [f"[members.{name}]", f'model = "{place}"']
             lines += [f"[members.{name}.input.{name}]", 'kind = "tensor"', f'dtype = "{dtype}"', f"shape = {list(shape)}"]
-        lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", f"max_rows = {MAX_ROWS}"]
+        lines += ["[fusion]", 'method = "weighted_mean"', "[batching]", f"max_batch_size = {MAX_ROWS}"]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ensemble.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return folder

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import typer
 
-from .process import collecting_put_off
+from .runtime import collecting_put_off
 
 COMMANDS: Mapping[str, str] = {
     "serve": ".server_commands",

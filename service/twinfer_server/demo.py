@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from twinfer import Answer, AsyncClient
+from twinfer import AsyncClient, Response
 
 SHOWN_ROWS = 4
 CALLS_IN_FLIGHT = 32
@@ -87,12 +87,12 @@ def demo(folder: Path, device: str | None, as_json: bool) -> None:
 
 async def _ask_all(
     address: str, rows: Sequence[HeldOutRow], console: Console
-) -> tuple[list[Answer], list[float], float]:  # fmt: skip
+) -> tuple[list[Response], list[float], float]:  # fmt: skip
     """Ask every row, a bounded number at once; give the answers in order, each call's seconds, and the seconds for all."""
     room = asyncio.Semaphore(CALLS_IN_FLIGHT)
     latencies: list[float] = []
 
-    async def ask(client: AsyncClient, row: HeldOutRow) -> Answer:
+    async def ask(client: AsyncClient, row: HeldOutRow) -> Response:
         async with room:
             began = time.perf_counter()
             answer = await client.infer({"image": row.image.read_bytes(), "text": row.text}, member_predictions=True)
@@ -109,9 +109,9 @@ async def _ask_all(
     return [call.result() for call in calls], latencies, seconds
 
 
-def _pick(rows: Sequence[HeldOutRow], answers: Sequence[Answer]) -> list[tuple[HeldOutRow, Answer]]:
+def _pick(rows: Sequence[HeldOutRow], answers: Sequence[Response]) -> list[tuple[HeldOutRow, Response]]:
     """Pick rows that show what fusing does: each member right where the other is wrong, and both in doubt, first come."""
-    telling: dict[tuple[bool, ...], tuple[HeldOutRow, Answer]] = {}
+    telling: dict[tuple[bool, ...], tuple[HeldOutRow, Response]] = {}
     for row, answer in zip(rows, answers, strict=True):
         verdicts = [*(says == row.label for says in _labels(answer).values()), answer.label == row.label]
         telling.setdefault(tuple(verdicts), (row, answer))
@@ -119,11 +119,11 @@ def _pick(rows: Sequence[HeldOutRow], answers: Sequence[Answer]) -> list[tuple[H
     return sorted(telling.values(), key=lambda pair: pair[1].label != pair[0].label)[:SHOWN_ROWS]
 
 
-def _labels(answer: Answer) -> Mapping[str, str]:
+def _labels(answer: Response) -> Mapping[str, str]:
     return {name: member.prediction.label if member.prediction else "-" for name, member in answer.members.items()}
 
 
-def _show(row: HeldOutRow, answer: Answer) -> Table:
+def _show(row: HeldOutRow, answer: Response) -> Table:
     pixels = np.asarray(Image.open(row.image).convert("L")).tolist()
     drawing = "\n".join("".join(SHADES[value * len(SHADES) // 256] * 2 for value in line) for line in pixels)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -138,7 +138,7 @@ def _show(row: HeldOutRow, answer: Answer) -> Table:
     table.add_row(
         "time",
         f"decode {timings.decode_ms:.2f} ms, queue {timings.queue_ms:.2f} ms, device {timings.device_ms:.2f} ms, "
-        f"total {timings.total_ms:.2f} ms; shared a flight of {timings.flight_rows}",
+        f"total {timings.total_ms:.2f} ms; shared a flight of {timings.batch_size}",
     )
     side_by_side = Table.grid(padding=(0, 2))
     side_by_side.add_row(Panel.fit(Text(drawing), padding=0), table)
@@ -151,7 +151,7 @@ def _verdict(label: str, probability: float, truth: str) -> str:
 
 
 def _summarise(
-    rows: Sequence[HeldOutRow], answers: Sequence[Answer], latencies: Sequence[float], seconds: float
+    rows: Sequence[HeldOutRow], answers: Sequence[Response], latencies: Sequence[float], seconds: float
 ) -> dict[str, object]:  # fmt: skip
     said = [{**_labels(answer), "fused": answer.label} for answer in answers]
     accuracy = {

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from .engine import FlightRecord, LocalEngine, Switch
 from .errors import TwinferError
 from .row_book import RowBook
-from .rows import Answer
 from .rpc import PortTaken
+from .types import Response
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
@@ -29,15 +29,16 @@ class Metrics:
         def spread(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
             return Histogram(f"twinfer_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self._flights = count("flights", "Flights landed, by plan.", "plan")
-        self._flight_rows = spread("flight_rows", "Rows per flight.", buckets=ROWS)
+        self._flights = count("flights", "Flights landed, by plan.", "execution")
+        self._flight_rows = spread("batch_size", "Rows per flight.", buckets=ROWS)
         self._overlap = spread(
             "overlap_ratio",
             "Sum of the members' alone times over the time from fork to join, per flight of several members; 1 is no gain.",
             buckets=RATIOS,
         )
         self._slot_wait = spread(
-            "slot_wait_seconds", "The longest that a row of the flight waited although it was ready, for lanes or slots were busy."
+            "buffer_wait_seconds",
+            "The longest that a row of the flight waited although it was ready, for lanes or slots were busy.",
         )
         self._device = spread("member_device_seconds", "A member's time in a flight, beside whatever else ran.", "member")
         self._alone = spread(
@@ -81,18 +82,18 @@ class Metrics:
 
     def on_flight(self, record: FlightRecord) -> None:
         """Count a landing."""
-        self._flights.labels(record.plan).inc()
+        self._flights.labels(record.execution).inc()
         self._flight_rows.observe(record.rows)
-        self._slot_wait.observe(record.slot_wait_seconds)
+        self._slot_wait.observe(record.buffer_wait_seconds)
         if record.overlap_ratio is not None:
             self._overlap.observe(record.overlap_ratio)
         for member in record.members:
-            self._alone.labels(member.name).observe(member.alone_seconds)
-            self._captures.labels(member.name, "hit" if member.was_captured else "miss").inc()
+            self._alone.labels(member.name).observe(member.solo_seconds)
+            self._captures.labels(member.name, "hit" if member.used_cuda_graph else "miss").inc()
             if member.span is not None and not member.has_failed:
                 self._device.labels(member.name).observe(member.span.seconds)
 
-    def on_answer(self, answer: Answer, seconds: float) -> None:
+    def on_answer(self, answer: Response, seconds: float) -> None:
         """Count an answered row."""
         self._book.note_answer(answer, seconds)
 

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from .errors import TwinferError
-from .rows import DEGRADING, Answer, State
+from .types import DEGRADING, Response, State
 
 STAGES = ("decode", "queue", "device", "total")
 
@@ -29,7 +29,7 @@ class RowBook(Collector):
         """By what became of the members: a state in each byte."""
         self._failed: Counter[tuple[str, str]] = Counter()
 
-    def note_answer(self, answer: Answer, total_seconds: float) -> None:
+    def note_answer(self, answer: Response, total_seconds: float) -> None:
         """Note a row that was answered so long after its arrival."""
         timings = answer.timings
         parts = (timings.decode_seconds, timings.queue_seconds, timings.device_seconds, total_seconds)

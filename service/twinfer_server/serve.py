@@ -16,16 +16,15 @@ import torch
 
 from .device import FreedMemory, open_device
 from .engine import LocalEngine
-from .ensemble import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
+from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
 from .inputs import InputLimits
-from .process import end_process, spare_collecting
 from .rpc import AdminServer, RpcServer
+from .runtime import end_process, spare_collecting
 from .settings import ServerSettings
 from .spec import read_spec
 from .trust import Trust
 
 if TYPE_CHECKING:
-    from .fronts import Fronts
     from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
     Raises DeviceLost after draining, PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers, ExitStack() as stack:
-        server = _make_server(folder, settings, parsers)
+        server = RpcServer(settings, parsers)
         admin = AdminServer(settings, parsers)
         try:
             observer.on_listening(await server.start(), await admin.start())
@@ -119,15 +118,6 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             await asyncio.gather(server.stop(grace_seconds=0), admin.stop(grace_seconds=0))
 
 
-def _make_server(folder: Path, settings: ServerSettings, parsers: ThreadPoolExecutor) -> "RpcServer | Fronts":
-    """Make what accepts calls: this process, or others, which most servers need not know of."""
-    if not settings.workers:
-        return RpcServer(settings, parsers)
-    from .fronts import Fronts
-
-    return Fronts(folder, settings)
-
-
 def _make_metrics() -> "Metrics":
     """Make what keeps the books, and brings an HTTP server."""
     from .metrics import Metrics
@@ -150,7 +140,7 @@ async def _load(
     return loading.result() if loading.done() else None
 
 
-async def _look_after(server: "RpcServer | Fronts", engine: LocalEngine, stopping: asyncio.Event) -> None:
+async def _look_after(server: RpcServer, engine: LocalEngine, stopping: asyncio.Event) -> None:
     """Keep health true to the lanes, and memory small while nobody asks, until the server is told to stop."""
     told = (True, engine.operations.switches)
     freed_memory = FreedMemory()
@@ -172,7 +162,7 @@ async def _look_after(server: "RpcServer | Fronts", engine: LocalEngine, stoppin
             continue
 
 
-async def _drain(server: "RpcServer | Fronts", admin: AdminServer, engine: LocalEngine, drain_seconds: float) -> None:
+async def _drain(server: RpcServer, admin: AdminServer, engine: LocalEngine, drain_seconds: float) -> None:
     """Refuse new work, answer what is in hand, end streams and watches; at the latest after `drain_seconds`."""
     logger.info("draining, for at most %g s", drain_seconds)
     until = time.monotonic() + drain_seconds

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import InvalidEnsemble
-from .process import allow_connections, configure_logging, end_process, run_loop
+from .runtime import allow_connections, configure_logging, end_process, run_loop
 from .serve import Observer, prepare_ensemble, serve, stop_on_signals
 from .settings import ServerSettings, read_settings
 from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
@@ -29,9 +29,6 @@ def serve_command(
     device: Device = None,
     trust_code: TrustCode = None,
     trust_list: TrustList = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that accept calls and decode; 0, the default: one does everything.")
-    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. drain_seconds=5; repeatable."),
@@ -41,7 +38,7 @@ def serve_command(
     """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
     flags: dict[str, Any] = {
         "listen": listen, "admin_listen": admin_listen, "metrics_listen": metrics_listen, "device": device,
-        "trust_code": trust_code, "trust_list": trust_list or None, "workers": workers, "log_json": log_json,
+        "trust_code": trust_code, "trust_list": trust_list or None, "log_json": log_json,
     }  # fmt: skip
     # A setting that has a flag of its own can be set either way; the flag wins.
     flags = dict(map(_split_setting, setting or ())) | {name: value for name, value in flags.items() if value is not None}

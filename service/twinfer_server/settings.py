@@ -4,7 +4,6 @@ A flag wins over its variable. A variable that begins with TWINFER_ and names no
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,10 +56,6 @@ class ServerSettings(BaseSettings):
 
     listen: Address = "127.0.0.1:50051"
     """Where callers connect: HOST:PORT, or unix:PATH; port 0 picks a free one."""
-    workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that accept calls, parse and decode beside the one that computes; 0 means that one does everything.
-
-    The limits of calls and connections hold for each of them, those of rows and bytes in hand for all together."""
     admin_listen: OptionalAddress = ""
     """Where operators connect: HOST:PORT; empty means nowhere."""
     metrics_listen: HttpAddress = ""
@@ -76,17 +71,17 @@ class ServerSettings(BaseSettings):
     max_concurrent_calls: Count = 320
     """Calls of every kind but health at once, streams included.
 
-    Times `max_message_bytes`, the most that can lie in memory before admission. Above `max_waiting_rows`, for streams that send
+    Times `max_message_bytes`, the most that can lie in memory before admission. Above `max_in_flight_requests`, for streams that send
     nothing hold places, too."""
     max_streams_per_connection: Count = 128
     """Calls at once on one connection; a client queues the rest."""
-    max_stream_rows: Count = 64
+    max_stream_requests: Count = 64
     """Rows that one InferStream may have in hand; further ones are read when an answer has gone out."""
-    max_waiting_rows: Count = 256
+    max_in_flight_requests: Count = 256
     """Rows in hand at once, waiting or in the air; the last eighth of the places is kept for rows that come alone."""
-    max_batch_rows: Count = 128
-    """Rows that one BatchInfer may carry; no more than `max_waiting_rows`, whatever this says."""
-    max_waiting_bytes: Count = 256 * 2**20
+    max_batch_requests: Count = 128
+    """Rows that one BatchInfer may carry; no more than `max_in_flight_requests`, whatever this says."""
+    max_in_flight_bytes: Count = 256 * 2**20
     """Bytes of the requests in hand, over all calls."""
     shared_memory: bool = False
     """Let clients of the Open Inference Protocol hand over tensors in any POSIX shared memory that the server may open."""
@@ -94,7 +89,7 @@ class ServerSettings(BaseSettings):
     max_text_bytes: Count = 65_536
     default_timeout_seconds: Seconds = 30.0
     """The time a row may take where the caller sets none; also the most that a caller can set."""
-    reply_margin_seconds: Seconds = 0.02
+    reply_slack_seconds: Seconds = 0.02
     """How long before its deadline a row is answered; more where replies take longer, at most a quarter of its time."""
     stall_seconds: Seconds = 0.25
     """How long a row waits before somebody looks whether the flight ahead of it is stuck."""
@@ -123,23 +118,7 @@ class ServerSettings(BaseSettings):
     @property
     def batch_rows(self) -> int:
         """The most rows that one BatchInfer may carry."""
-        return min(self.max_batch_rows, self.max_waiting_rows)
-
-    @field_validator("workers")
-    @classmethod
-    def _can_share_the_port(cls, workers: int, info: ValidationInfo) -> int:
-        if workers and str(info.data.get("listen", "")).startswith("unix:"):
-            raise ValueError("Input should be 0 where callers connect to a Unix socket, which processes cannot share")
-        if workers and sys.platform != "linux":
-            raise ValueError("Input should be 0: processes share memory without a name, and a port, on Linux only")
-        return workers
-
-    @field_validator("shared_memory")
-    @classmethod
-    def _is_known_to_all(cls, shared_memory: bool, info: ValidationInfo) -> bool:
-        if shared_memory and info.data.get("workers"):
-            raise ValueError("Input should be false with workers: a region is registered with one process only")
-        return shared_memory
+        return min(self.max_batch_requests, self.max_in_flight_requests)
 
     @field_validator("breaker_failures")
     @classmethod

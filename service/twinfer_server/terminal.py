@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from .errors import InvalidEnsemble
-from .fitting.rows import InvalidRows
-from .process import end_process
+from .fit.rows import InvalidRows
 from .rpc import PortTaken
+from .runtime import end_process
 from .serve import OnProgress
 from .settings import InvalidSettings
 

@@ -6,8 +6,8 @@ import sys
 from rich.table import Table
 
 from .engine import Description, describe
-from .ensemble import Ensemble
 from .errors import InvalidEnsemble
+from .executor import Ensemble
 from .settings import ServerSettings
 from .terminal import open_console
 
@@ -33,10 +33,12 @@ def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
         for choice, reason in member.refused.items():
             console.print(f"  {member.name}: not {choice}: {reason}", style="dim", markup=False)
     console.print(f"fusion {description.fusion.method} {dict(description.fusion.weights) or ''}")
-    plans = Table("rows", "tokens", "plan", "ms by plan", "overlap", box=None, header_style="dim")
+    plans = Table("rows", "tokens", "execution", "ms by plan", "overlap", box=None, header_style="dim")
     for times in description.times:
-        by_plan = ", ".join(f"{plan} {seconds * 1e3:.3g}" for plan, seconds in times.plan_seconds.items())
-        plans.add_row(str(times.bucket.samples), str(times.bucket.tokens or "-"), times.plan, by_plan, f"{times.overlap_ratio:.2f}")
+        by_plan = ", ".join(f"{execution} {seconds * 1e3:.3g}" for execution, seconds in times.plan_seconds.items())
+        plans.add_row(
+            str(times.bucket.samples), str(times.bucket.tokens or "-"), times.execution, by_plan, f"{times.overlap_ratio:.2f}"
+        )
     console.print(plans)
     console.print("[green]valid[/]")
 
@@ -75,8 +77,8 @@ def _as_dict(description: Description) -> dict[str, object]:
             {
                 "rows": times.bucket.samples,
                 "tokens": times.bucket.tokens,
-                "plan": times.plan,
-                "ms": {plan: seconds * 1e3 for plan, seconds in times.plan_seconds.items()},
+                "execution": times.execution,
+                "ms": {execution: seconds * 1e3 for execution, seconds in times.plan_seconds.items()},
                 "overlap_ratio": times.overlap_ratio,
             }
             for times in description.times

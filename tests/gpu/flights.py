@@ -9,10 +9,10 @@ import torch
 from tests.servers import DIGITS
 from twinfer_server.demo import read_rows
 from twinfer_server.device import CudaDevice, Device
-from twinfer_server.ensemble import Ensemble, answer_rows, load_ensemble, warm_up
+from twinfer_server.executor import Ensemble, answer_rows, load_ensemble, warm_up
 from twinfer_server.inputs import InputLimits
-from twinfer_server.rows import Answer, Policy, RawInput, Request, Row
 from twinfer_server.trust import Trust
+from twinfer_server.types import InferRequest, Policy, RawInput, Request, Response
 
 
 def load(folder: Path, device: Device) -> Ensemble:
@@ -33,22 +33,22 @@ def copy_digits(folder: Path, head: str) -> Path:
     return folder
 
 
-def make_rows(ensemble: Ensemble, mix: Sequence[str]) -> list[Row]:
+def make_rows(ensemble: Ensemble, mix: Sequence[str]) -> list[Request]:
     rows = []
     for held_out, modalities in zip(read_rows(DIGITS), mix, strict=False):
         given: dict[str, RawInput] = {"image": held_out.image.read_bytes(), "text": held_out.text}
-        request = Request({name: given[name] for name in modalities.split("+")}, arrived_at=0.0)
-        rows.append(Row(request, Policy.BEST_EFFORT, None, reply_by=float("inf"), samples=ensemble.prepare(request)))
+        request = InferRequest({name: given[name] for name in modalities.split("+")}, arrived_at=0.0)
+        rows.append(Request(request, Policy.BEST_EFFORT, None, reply_by=float("inf"), samples=ensemble.prepare(request)))
     return rows
 
 
-def fly(ensemble: Ensemble, rows: Sequence[Row], slot: int = 0, plan: str | None = None) -> list[Answer]:
+def fly(ensemble: Ensemble, rows: Sequence[Request], slot: int = 0, execution: str | None = None) -> list[Response]:
     flying = {index for row in rows for index in row.samples}
     with torch.inference_mode():
-        flight = ensemble.board(rows, {index: ensemble.members[index].slots[slot] for index in sorted(flying)}, {}, plan)
+        flight = ensemble.board(rows, {index: ensemble.members[index].slots[slot] for index in sorted(flying)}, {}, execution)
         flight.launch()
         flight.landed.wait()
         assert flight.fused is not None
         answers = answer_rows(flight, rows, flight.fused, 0.0)
-    assert all(isinstance(answer, Answer) for answer in answers)
-    return [answer for answer in answers if isinstance(answer, Answer)]
+    assert all(isinstance(answer, Response) for answer in answers)
+    return [answer for answer in answers if isinstance(answer, Response)]

@@ -16,16 +16,16 @@ from tests.servers import DIGITS, running
 from twinfer import AsyncClient
 from twinfer.answers import MemberState
 from twinfer_server.device import CpuDevice
-from twinfer_server.ensemble import Ensemble, answer_rows, fly_blank
-from twinfer_server.ensemble.bucket import Bucket
-from twinfer_server.rows import Answer, Policy, Request, Row, State
+from twinfer_server.executor import Ensemble, answer_rows, fly_blank
+from twinfer_server.executor.bucket import Bucket
+from twinfer_server.types import InferRequest, Policy, Request, Response, State
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
 
-PLANS = ["serial", "lanes", "graph"]
+PLANS = ["serial", "streams", "graph"]
 MIXES = {
     "one row": ["image+text"],
     "five rows": ["image+text"] * 5,
@@ -36,13 +36,13 @@ MIXES = {
 
 
 @pytest.fixture(scope="module", params=PLANS)
-def plan(request: pytest.FixtureRequest) -> str:
+def execution(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def on_gpu(plan: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ensemble]:
-    ensemble = load(copy_digits(tmp_path_factory.mktemp(plan) / "digits", f'plan = "{plan}"'), cuda())
+def on_gpu(execution: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ensemble]:
+    ensemble = load(copy_digits(tmp_path_factory.mktemp(execution) / "digits", f'plan = "{execution}"'), cuda())
     yield ensemble
     ensemble.close()
 
@@ -57,7 +57,7 @@ def on_cpu() -> Ensemble:
 def test_every_plan_answers_like_the_cpu(on_gpu: Ensemble, on_cpu: Ensemble, mix: Sequence[str], slot: int) -> None:
     fly(on_gpu, make_rows(on_gpu, MIXES["a full flight"]), slot)  # leaves rows behind in the padding
     rows = make_rows(on_gpu, mix)
-    for ours, theirs in zip(fly(on_gpu, rows, slot), fly(on_cpu, make_rows(on_cpu, mix), plan="serial"), strict=True):
+    for ours, theirs in zip(fly(on_gpu, rows, slot), fly(on_cpu, make_rows(on_cpu, mix), execution="serial"), strict=True):
         assert ours.fused == pytest.approx(theirs.fused, abs=1e-4)
         assert [member.state for member in ours.members] == [member.state for member in theirs.members]
         assert [member.weight for member in ours.members] == pytest.approx([member.weight for member in theirs.members])
@@ -110,35 +110,35 @@ SMALL = """
 
 def write_small(folder: Path, left: str, right: str, head: str) -> Path:
     members = {"left": f"python:small.py:{left}", "right": f"python:small.py:{right}"}
-    write_members(folder, members, head, max_rows=1)
+    write_members(folder, members, head, max_batch_size=1)
     (folder / "small.py").write_text(dedent(SMALL), encoding="utf-8")
     return folder
 
 
-@pytest.mark.parametrize("plan", ["lanes", "graph"], indirect=True)
-def test_two_members_that_leave_the_gpu_half_empty_overlap(tmp_path: Path, plan: str) -> None:
-    ensemble = load(write_small(tmp_path, "Small", "Small", f'plan = "{plan}"'), cuda())
+@pytest.mark.parametrize("execution", ["streams", "graph"], indirect=True)
+def test_two_members_that_leave_the_gpu_half_empty_overlap(tmp_path: Path, execution: str) -> None:
+    ensemble = load(write_small(tmp_path, "Small", "Small", f'plan = "{execution}"'), cuda())
     ratios = []
     with torch.inference_mode():
         for _ in range(30):
-            both, left, right = (fly_blank(ensemble, plan, Bucket(1), crew) for crew in ((0, 1), (0,), (1,)))
+            both, left, right = (fly_blank(ensemble, execution, Bucket(1), crew) for crew in ((0, 1), (0,), (1,)))
             ratios.append((left.wall_seconds + right.wall_seconds) / both.wall_seconds)
     ensemble.close()
     assert statistics.median(ratios) > 1.2
 
 
-@pytest.mark.parametrize("plan", ["lanes"], indirect=True)
-def test_members_start_after_their_copy_and_the_fusion_after_both(tmp_path: Path, plan: str) -> None:
-    ensemble = load(write_small(tmp_path, "Small", "Small", f'plan = "{plan}"'), cuda())
+@pytest.mark.parametrize("execution", ["streams"], indirect=True)
+def test_members_start_after_their_copy_and_the_fusion_after_both(tmp_path: Path, execution: str) -> None:
+    ensemble = load(write_small(tmp_path, "Small", "Small", f'plan = "{execution}"'), cuda())
     rows = [
-        Row(
-            Request({}, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=float("inf"),
+        Request(
+            InferRequest({}, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=float("inf"),
             samples={member.index: member.example(1, 0) for member in ensemble.members},
         )
     ]  # fmt: skip
     with torch.inference_mode():
         for _ in range(100):
-            flight = ensemble.board(rows, {member.index: member.slots[0] for member in ensemble.members}, {}, plan)
+            flight = ensemble.board(rows, {member.index: member.slots[0] for member in ensemble.members}, {}, execution)
             flight.launch()
             flight.landed.wait()
             for run in flight.runs:
@@ -151,29 +151,29 @@ def test_members_start_after_their_copy_and_the_fusion_after_both(tmp_path: Path
     ensemble.close()
 
 
-@pytest.mark.parametrize("plan", ["lanes", "graph"], indirect=True)
-def test_a_row_that_cannot_wait_is_answered_while_the_other_member_still_runs(tmp_path: Path, plan: str) -> None:
-    ensemble = load(write_small(tmp_path, "Dawdling", "Small", f'plan = "{plan}"'), cuda())
+@pytest.mark.parametrize("execution", ["streams", "graph"], indirect=True)
+def test_a_row_that_cannot_wait_is_answered_while_the_other_member_still_runs(tmp_path: Path, execution: str) -> None:
+    ensemble = load(write_small(tmp_path, "Dawdling", "Small", f'plan = "{execution}"'), cuda())
     rows = [
-        Row(
-            Request({}, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=float("inf"),
+        Request(
+            InferRequest({}, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=float("inf"),
             samples={member.index: member.example(1, 0) for member in ensemble.members},
         )
     ]  # fmt: skip
     with torch.inference_mode():
-        flight = ensemble.board(rows, {member.index: member.slots[0] for member in ensemble.members}, {}, plan)
+        flight = ensemble.board(rows, {member.index: member.slots[0] for member in ensemble.members}, {}, execution)
         flight.launch()
-        assert flight.plan.name == plan
+        assert flight.execution.name == execution
         while not flight.runs[1].done.is_done():
             assert not flight.landed.is_done(), "the quick member came with the landing, not before it"
         done = flight.done_members
         (late,) = answer_rows(flight, rows, flight.fuse_now(rows), 0.0, done)
-        assert isinstance(late, Answer)
+        assert isinstance(late, Response)
         assert [member.state for member in late.members] == [State.LATE, State.OK]
         flight.landed.wait()
         assert flight.fused is not None
         (whole,) = answer_rows(flight, rows, flight.fused, 0.0)
-    assert isinstance(whole, Answer)
+    assert isinstance(whole, Response)
     assert [member.state for member in whole.members] == [State.OK, State.OK]
     ensemble.close()
 
@@ -193,7 +193,7 @@ class Napping(nn.Module):
 
 def test_callers_with_short_deadlines_are_answered_beside_a_member_that_is_stuck_on_the_gpu(tmp_path: Path) -> None:
     napping = Napping()
-    folder = write_members(tmp_path, {"stuck": napping, "free": Napping()}, 'plan = "lanes"', max_rows=32)
+    folder = write_members(tmp_path, {"stuck": napping, "free": Napping()}, 'execution = "streams"', max_batch_size=32)
     spec = folder / "ensemble.toml"  # not captured, for a graph would always do the same
     spec.write_text(spec.read_text().replace("[members.stuck]", "[members.stuck]\ncapture = false"))
     inputs = {"stuck": number(0.5), "free": number(0.5)}

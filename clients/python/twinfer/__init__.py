@@ -4,23 +4,23 @@ It needs grpcio and protobuf, and nothing else.
 """
 
 from twinfer.aio import AsyncClient
-from twinfer.answers import Answer, Influence, MemberAnswer, MemberState, Outcome, Timings
+from twinfer.answers import Attribution, MemberResult, MemberState, Outcome, Response, Timings
 from twinfer.client import Client
 from twinfer.errors import Reason, Stage, TwinferError
 from twinfer.predictions import DetectedBox, Prediction, ScoredClass, ScoredMatch, Tensor
 from twinfer.requests import make_request
 
 __all__ = [
-    "Answer",
     "AsyncClient",
+    "Attribution",
     "Client",
     "DetectedBox",
-    "Influence",
-    "MemberAnswer",
+    "MemberResult",
     "MemberState",
     "Outcome",
     "Prediction",
     "Reason",
+    "Response",
     "ScoredClass",
     "ScoredMatch",
     "Stage",

@@ -11,8 +11,8 @@ import grpc
 import grpc.aio
 
 from twinfer import channel
-from twinfer.answers import Answer, Outcome
-from twinfer.batch import Batch
+from twinfer.answers import Outcome, Response
+from twinfer.batch import BatchRequest
 from twinfer.health import CHECK, Readiness
 from twinfer.inputs import takes_time
 from twinfer.requests import Options, Row, as_request, check_size
@@ -46,18 +46,18 @@ class AsyncClient:
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
 
-    async def infer(self, inputs: Row, *, timeout: float | None = None, **options: Unpack[Options]) -> Answer:
+    async def infer(self, inputs: Row, *, timeout: float | None = None, **options: Unpack[Options]) -> Response:
         """Return the fused answer to one row; see `Client.infer`. Files are read and images compressed on a thread."""
         request = await _make([inputs], lambda: as_request(inputs, options))
         check_size(request, self._max_message_bytes)
-        return Answer.from_message(await self._call(self._stub.Infer, request, timeout))
+        return Response.from_message(await self._call(self._stub.Infer, request, timeout))
 
     async def infer_batch(
         self, rows: Iterable[Row], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> list[Outcome]:  # fmt: skip
         """Return an outcome per row, in their order, of one call for all of them; see `Client.infer_batch`."""
         rows = list(rows)
-        batch = await _make(rows, lambda: Batch(rows, options, self._max_message_bytes))
+        batch = await _make(rows, lambda: BatchRequest(rows, options, self._max_message_bytes))
         return batch.outcomes(await self._call(self._stub.BatchInfer, batch.message, timeout)) if batch else []
 
     async def infer_many(

@@ -26,20 +26,20 @@ class MemberState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Influence:
-    """How far a member moved an answer, 0 to 1 (see `twinfer.v1.Influence`), and what the others would have said without it."""
+class Attribution:
+    """How far a member moved an answer, 0 to 1 (see `twinfer.v1.Attribution`), and what the others would have said without it."""
 
-    moved: float
+    delta: float
     without: Prediction
 
     @classmethod
-    def from_message(cls, message: ensemble_service_pb2.Influence) -> Self:
-        """Return the influence that a message describes."""
-        return cls(moved=message.moved, without=Prediction.from_message(message.without))
+    def from_message(cls, message: ensemble_service_pb2.Attribution) -> Self:
+        """Return the attribution that a message describes."""
+        return cls(delta=message.delta, without=Prediction.from_message(message.without))
 
 
 @dataclass(frozen=True, slots=True)
-class MemberAnswer:
+class MemberResult:
     """One member's part in an answer."""
 
     name: str
@@ -49,14 +49,14 @@ class MemberAnswer:
     # None if it did not run to its end.
     device_ms: float | None
     # What it takes with nothing beside it, as measured at warm-up; None if it did not fly.
-    alone_ms: float | None
+    solo_ms: float | None
     # Its own prediction, if `member_predictions` or `explain` was asked for and it has one: the task's, or, where its part is
     # another one (an embedding to compare, probabilities of crops), a tensor.
     prediction: Prediction | None
     # Why it has no output, if it is FAILED, LATE or OFF. Not raised: the answer stands without it.
     error: TwinferError | None
     # How far it moved the answer, if `explain` was asked for and somebody else took part, too.
-    influence: Influence | None = None
+    attribution: Attribution | None = None
 
     @classmethod
     def from_message(cls, message: ensemble_service_pb2.MemberResult) -> Self:
@@ -66,10 +66,10 @@ class MemberAnswer:
             state=name_enum(MemberState, ensemble_service_pb2.MemberState, message.state),
             weight=message.weight,
             device_ms=_milliseconds(message.device_time) if message.HasField("device_time") else None,
-            alone_ms=_milliseconds(message.alone_time) if message.HasField("alone_time") else None,
+            solo_ms=_milliseconds(message.solo_latency) if message.HasField("solo_latency") else None,
             prediction=Prediction.from_message(message.prediction) if message.HasField("prediction") else None,
             error=error_from_message(message.error) if message.HasField("error") else None,
-            influence=Influence.from_message(message.influence) if message.HasField("influence") else None,
+            attribution=Attribution.from_message(message.attribution) if message.HasField("attribution") else None,
         )
 
 
@@ -81,9 +81,9 @@ class Timings:
     queue_ms: float
     device_ms: float
     total_ms: float
-    flight_rows: int
+    batch_size: int
     overlap_ratio: float | None
-    plan: str
+    execution: str
     slot_wait_ms: float
 
     @classmethod
@@ -94,20 +94,20 @@ class Timings:
             queue_ms=_milliseconds(message.queue),
             device_ms=_milliseconds(message.device),
             total_ms=_milliseconds(message.total),
-            flight_rows=message.flight_rows,
+            batch_size=message.batch_size,
             overlap_ratio=message.overlap_ratio if message.HasField("overlap_ratio") else None,
-            plan=message.plan,
-            slot_wait_ms=_milliseconds(message.slot_wait),
+            execution=message.execution,
+            slot_wait_ms=_milliseconds(message.buffer_wait),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """One fused answer."""
 
     prediction: Prediction
     # By name, in the ensemble's order.
-    members: Mapping[str, MemberAnswer]
+    members: Mapping[str, MemberResult]
     # Whether a member that should have taken part did not.
     degraded: bool
     # How far the members disagree, 0 to 1; None where fewer than two took part.
@@ -125,7 +125,7 @@ class Answer:
         """Return the answer that a message holds."""
         return cls(
             prediction=Prediction.from_message(message.prediction),
-            members={member.name: MemberAnswer.from_message(member) for member in message.members},
+            members={member.name: MemberResult.from_message(member) for member in message.members},
             degraded=message.degraded,
             disagreement=message.disagreement if message.HasField("disagreement") else None,
             timings=Timings.from_message(message.timings),
@@ -160,7 +160,7 @@ class Outcome:
     index: int
     # Its own id, or its place as a text where it had none.
     request_id: str
-    result: Answer | TwinferError
+    result: Response | TwinferError
 
     @classmethod
     def from_message(
@@ -168,7 +168,7 @@ class Outcome:
     ) -> Self:
         """Return the outcome that a message brings for the row at this place."""
         failed = message.HasField("error")
-        return cls(index, request_id, error_from_message(message.error) if failed else Answer.from_message(message.response))
+        return cls(index, request_id, error_from_message(message.error) if failed else Response.from_message(message.response))
 
     @property
     def error(self) -> TwinferError | None:
@@ -176,7 +176,7 @@ class Outcome:
         return self.result if isinstance(self.result, TwinferError) else None
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> Response:
         """The row's answer. Raises the row's error if it failed."""
         if isinstance(self.result, TwinferError):
             raise self.result

@@ -8,7 +8,7 @@ from twinfer.requests import Options, Row, as_request, check_size
 from twinfer.v1 import ensemble_service_pb2
 
 
-class Batch:
+class BatchRequest:
     """Rows to be sent in one message, and the outcomes of the reply."""
 
     def __init__(self, rows: Iterable[Row], options: Options, max_message_bytes: int) -> None:

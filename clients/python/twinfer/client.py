@@ -9,8 +9,8 @@ from typing import Any, Self, Unpack, cast
 import grpc
 
 from twinfer import channel
-from twinfer.answers import Answer, Outcome
-from twinfer.batch import Batch
+from twinfer.answers import Outcome, Response
+from twinfer.batch import BatchRequest
 from twinfer.health import CHECK, Readiness
 from twinfer.requests import Options, Row, as_request, check_size
 from twinfer.statuses import error_from_call
@@ -49,7 +49,7 @@ class Client:
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
 
-    def infer(self, inputs: Row, *, timeout: float | None = None, **options: Unpack[Options]) -> Answer:
+    def infer(self, inputs: Row, *, timeout: float | None = None, **options: Unpack[Options]) -> Response:
         """Return the fused answer to one row.
 
         inputs: values by input name (see `describe`), or a request from `make_request`.
@@ -58,18 +58,18 @@ class Client:
         """
         request = as_request(inputs, options)
         check_size(request, self._max_message_bytes)
-        return Answer.from_message(self._call(self._stub.Infer, request, timeout))
+        return Response.from_message(self._call(self._stub.Infer, request, timeout))
 
     def infer_batch(self, rows: Iterable[Row], *, timeout: float | None = None, **options: Unpack[Options]) -> list[Outcome]:
         """Return an outcome per row, in their order, of one call for all of them: the cheapest way to ask many at once.
 
-        A row that fails is an outcome with an error. The call carries at most `describe().limits.max_batch_rows` rows, and
+        A row that fails is an outcome with an error. The call carries at most `describe().limits.max_batch_requests` rows, and
         no more bytes than any message; for more there is `infer_many`.
 
         timeout: seconds until the answers must be here; default: the client's.
         Raises TwinferError if the call itself fails; TypeError, ValueError or OSError for inputs that cannot be sent.
         """
-        batch = Batch(rows, options, self._max_message_bytes)
+        batch = BatchRequest(rows, options, self._max_message_bytes)
         return batch.outcomes(self._call(self._stub.BatchInfer, batch.message, timeout)) if batch else []
 
     def infer_many(

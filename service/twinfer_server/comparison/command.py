@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..device import open_device
-from ..ensemble import load_ensemble
+from ..executor import load_ensemble
 from ..inputs import InputLimits
 from ..settings import read_settings
 from ..spec import read_spec

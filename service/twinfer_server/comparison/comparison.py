@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from ..device import Device
-from ..ensemble import Ensemble, Member, make_probe_samples
-from ..fitting.rows import read_rows
-from ..rows import Request, Samples
+from ..executor import Ensemble, Member, make_probe_samples
+from ..fit.rows import read_rows
 from ..spec import EnsembleSpec
 from ..tuning import ACCELERATIONS, PRECISIONS, Choice, ProbeSamples, Refused, Tuner
+from ..types import InferRequest, Samples
 
 OnEntry = Callable[[str, Choice], None]
 """Told which member is tried how, before it is."""
@@ -56,7 +56,7 @@ def read_samples(ensemble: Ensemble, data: Path) -> list[Mapping[int, Samples]]:
     """Read the labelled rows of a folder, and give each one's samples by member; raises InvalidRows and InvalidRequest."""
     rows = read_rows(data, ensemble.spec, ensemble.labels, ensemble.members[0].output_shape[0])
     kinds = ensemble.spec.input_kinds()
-    return [ensemble.prepare(Request(inputs=rows.read(place, kinds), arrived_at=0.0)) for place in range(len(rows))]
+    return [ensemble.prepare(InferRequest(inputs=rows.read(place, kinds), arrived_at=0.0)) for place in range(len(rows))]
 
 
 def compare(

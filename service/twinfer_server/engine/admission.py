@@ -18,8 +18,8 @@ class Admission:
         self.rows = 0
         self.bytes = 0
         self.is_draining = False
-        self._max_rows = settings.max_waiting_rows
-        self._max_bytes = settings.max_waiting_bytes
+        self._max_rows = settings.max_in_flight_requests
+        self._max_bytes = settings.max_in_flight_bytes
         self._seconds_per_row = 0.001
         self._busy_since = 0.0
         """When the last answers went out, or later, when the server had something in hand again."""

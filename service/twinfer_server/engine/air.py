@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..ensemble import Flight
-from ..rows import Row
+from ..executor import Flight
+from ..types import Request
 
 OVERDUE_FACTOR = 4.0
 OVERDUE_SECONDS = 0.05
@@ -27,7 +27,7 @@ class Airborne:
     _late_rows: set[int] = field(default_factory=set)
     """The rows, by id, that could not wait for the landing and have been answered."""
 
-    def take_late(self, row: Row, now: float) -> list[Row]:
+    def take_late(self, row: Request, now: float) -> list[Request]:
         """Take the rows that are to be answered before the landing: `row`, and those that are as late; each is taken once."""
         until = now + TOGETHER_SECONDS
         late = [other for other in self.flight.rows if other is row or (other.reply_by <= until and not other.is_answered)]
@@ -53,7 +53,7 @@ class Air:
 
     def take_off(self, flight: Flight, now: float, *, is_probe: bool = False) -> None:
         """Let a flight into the air."""
-        overdue_at = now + OVERDUE_FACTOR * sum(flight.alone_seconds) + OVERDUE_SECONDS
+        overdue_at = now + OVERDUE_FACTOR * sum(flight.solo_seconds) + OVERDUE_SECONDS
         self._airborne.append(Airborne(flight, overdue_at, is_probe))
 
     def land(self, flight: Flight) -> None:
@@ -64,7 +64,7 @@ class Air:
         """Find a flight that is in the air."""
         return next(airborne for airborne in self._airborne if airborne.flight is flight)
 
-    def find_carrying(self, row: Row) -> Airborne | None:
+    def find_carrying(self, row: Request) -> Airborne | None:
         """Find the flight that a row is on."""
         return next((airborne for airborne in self._airborne if row in airborne.flight.rows), None)
 

@@ -15,10 +15,10 @@ from functools import partial
 
 import torch
 
-from ..ensemble import Ensemble, Flight
 from ..errors import MemberLate, TwinferError
-from ..rows import Answer, Policy, Row
+from ..executor import Ensemble, Flight
 from ..settings import ServerSettings
+from ..types import Policy, Request, Response
 from .air import Air
 from .boarding import Boarding
 from .landing import judge_between, judge_late, land
@@ -34,7 +34,7 @@ LOOK_SECONDS = 0.25
 HOLD_SECONDS = 10.0
 """How long a change that needs the air to be clear waits for it."""
 
-OnAnswers = Callable[[Sequence[Row], Sequence[Answer | TwinferError]], None]
+OnAnswers = Callable[[Sequence[Request], Sequence[Response | TwinferError]], None]
 
 
 class Batcher:
@@ -71,7 +71,7 @@ class Batcher:
         if self._waiters is not None:
             self._waiters.close()
 
-    def put(self, rows: Sequence[Row]) -> None:
+    def put(self, rows: Sequence[Request]) -> None:
         """Let prepared rows wait for their flights."""
         with self._changed:
             for row in rows:
@@ -212,7 +212,7 @@ class Batcher:
         stuck = [run.member.name for run in flight.runs if run.is_claimed and not run.done.is_done()]
         logger.warning("a flight of %d rows is overdue; lanes not done: %s", len(flight.rows), ", ".join(stuck) or "none")
         if not flight.is_launched:
-            flight.rescue(self._ensemble.plans["lanes"])
+            flight.rescue(self._ensemble.plans["streams"])
             self._replace_launcher()
 
     # --- landing -------------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Batcher:
         except Exception:
             logger.exception("recording a flight failed")
 
-    def fuse_late(self, row: Row) -> tuple[list[Row], list[Answer | TwinferError]] | None:
+    def fuse_late(self, row: Request) -> tuple[list[Request], list[Response | TwinferError]] | None:
         """Answer `row`, and those of its flight that are as late, from the members so far; None if it is not in the air."""
         with self._changed:  # held while fusing: the slots, where outputs lie, are not freed meanwhile
             airborne = self._air.find_carrying(row)

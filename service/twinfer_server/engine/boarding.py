@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..ensemble import Bucket, Ensemble, Flight, Run, make_blank_row, pending_members
 from ..errors import MemberLate, MemberOff, TwinferError
-from ..rows import Policy, Row
+from ..executor import Bucket, Ensemble, Flight, Run, make_blank_row, pending_members
+from ..types import Policy, Request
 from .queue import RowQueue
 from .switchboard import Switchboard
 from .traffic import LaneTraffic
@@ -20,10 +20,10 @@ PATIENCE_SECONDS = 0.02
 class _Manifest:
     """Who boards, and who must stay; `left_out` says, by (row number, member index), why a member flies without a row."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Request] = field(default_factory=list)
     left_out: dict[tuple[int, int], TwinferError] = field(default_factory=dict)
-    staying: list[Row] = field(default_factory=list)
-    refused: list[tuple[Row, dict[int, MemberOff]]] = field(default_factory=list)
+    staying: list[Request] = field(default_factory=list)
+    refused: list[tuple[Request, dict[int, MemberOff]]] = field(default_factory=list)
 
 
 class Boarding:
@@ -31,15 +31,15 @@ class Boarding:
 
     def __init__(self, ensemble: Ensemble, switchboard: Switchboard) -> None:
         """Begin with no rows, and every lane free."""
-        self.queue = RowQueue(ensemble.spec.batching.max_rows, _find_full_seconds(ensemble))
-        self.refused: list[tuple[Row, dict[int, MemberOff]]] = []
+        self.queue = RowQueue(ensemble.spec.batching.max_batch_size, _find_full_seconds(ensemble))
+        self.refused: list[tuple[Request, dict[int, MemberOff]]] = []
         """Rows that cannot fly because of members that are off, by index; for the batcher to answer."""
         self._switchboard = switchboard
         self.lead_seconds = 0.0
         """How long before a lane gets free the next flight is to be launched."""
         self._ensemble = ensemble
         self._traffic = [LaneTraffic(member) for member in ensemble.members]
-        self._max_rows = ensemble.spec.batching.max_rows
+        self._max_rows = ensemble.spec.batching.max_batch_size
         self._max_delay_seconds = ensemble.spec.batching.max_delay_ms / 1000
         self._held_until = 0.0
         self._numbers = itertools.count(1)
@@ -60,7 +60,7 @@ class Boarding:
                 rows = []
         for row in manifest.staying:
             self.queue.put(row)
-        return self._take_off(rows, manifest.left_out, now, "lanes" if is_beside_stuck else None) if rows else None
+        return self._take_off(rows, manifest.left_out, now, "streams" if is_beside_stuck else None) if rows else None
 
     def board_probe(self, now: float) -> Flight | None:
         """Make a flight of made-up input for a member that is to be tried; None if there is none, or its lane is not free."""
@@ -69,7 +69,7 @@ class Boarding:
             if breaker.seconds_to_probe(now) == 0 and traffic.has_slot and traffic.wait_seconds(now) == 0:
                 breaker.is_probing = True
                 # On a lane of its own: if it gets stuck it holds nobody else.
-                return self._take_off([make_blank_row(self._ensemble, index)], {}, now, "lanes")
+                return self._take_off([make_blank_row(self._ensemble, index)], {}, now, "streams")
         return None
 
     def seconds_to_next_probe(self, now: float) -> float | None:
@@ -146,16 +146,18 @@ class Boarding:
         if times is None:
             return 0.0
         smallest = Bucket(1, self._ensemble.members[index].token_sizes[0])
-        return min(times.alone_seconds(plan, index, smallest) for plan in self._ensemble.plans)
+        return min(times.solo_seconds(execution, index, smallest) for execution in self._ensemble.plans)
 
-    def _take_off(self, rows: list[Row], left_out: dict[tuple[int, int], TwinferError], now: float, plan: str | None) -> Flight:
+    def _take_off(
+        self, rows: list[Request], left_out: dict[tuple[int, int], TwinferError], now: float, execution: str | None
+    ) -> Flight:
         flying = {index for n, row in enumerate(rows) for index in row.crew if (n, index) not in left_out}
         # Slots of one number where there are some: a captured flight has its own in each lane.
         common = set.intersection(*(self._traffic[index].free_numbers for index in flying))
         number = min(common, default=None)
         slots = {index: self._traffic[index].take_slot(number) for index in sorted(flying)}
-        flight = self._ensemble.board(rows, slots, left_out, plan)
-        for run, seconds in zip(flight.runs, flight.alone_seconds, strict=True):
+        flight = self._ensemble.board(rows, slots, left_out, execution)
+        for run, seconds in zip(flight.runs, flight.solo_seconds, strict=True):
             self._traffic[run.member.index].take_off(run, now, seconds)
         flight.number, flight.boarded_at = next(self._numbers), now
         self.queue.block(now)
@@ -167,14 +169,14 @@ class Boarding:
             return math.inf
         return max((soonest[index] for index in crew), default=math.inf)
 
-    def _find_missing(self, row: Row, soonest: Sequence[float], now: float) -> dict[int, TwinferError]:
+    def _find_missing(self, row: Request, soonest: Sequence[float], now: float) -> dict[int, TwinferError]:
         """Say, by member index, who cannot fly for the row and why: switched off, too late, or fed by somebody who is."""
         missing: dict[int, TwinferError] = {}
         for index in row.crew:
             member, off = self._ensemble.members[index], self._switchboard.why_off(index)
-            fed_by = next((missing[feeder] for feeder in member.feeders if feeder in missing), None)
-            if fed_by is not None:
-                missing[index] = type(fed_by)(f"it is fed by the member {fed_by.member}: {fed_by.text}", member=member.name)
+            upstream = next((missing[feeder] for feeder in member.feeders if feeder in missing), None)
+            if upstream is not None:
+                missing[index] = type(upstream)(f"it is fed by the member {upstream.member}: {upstream.text}", member=member.name)
             elif off is not None:
                 missing[index] = off
             elif now + soonest[index] >= row.reply_by:  # even if nothing else came between
@@ -189,4 +191,4 @@ def _find_full_seconds(ensemble: Ensemble) -> float:
     if times is None:
         return 0.0
     fullest = [Bucket(member.max_samples, member.token_sizes[-1]) for member in ensemble.members]
-    return sum(times.alone_seconds("serial", index, bucket) for index, bucket in enumerate(fullest))
+    return sum(times.solo_seconds("serial", index, bucket) for index, bucket in enumerate(fullest))

@@ -19,7 +19,7 @@ MAX_PROBE_SECONDS = 60.0
 
 
 class Switch(IntEnum):
-    """Whether a member takes part in flights, with the numbers of `twinfer.v1.MemberSwitch`."""
+    """Whether a member takes part in flights, with the numbers of `twinfer.v1.BreakerState`."""
 
     ON = 1
     TRIPPED = 2

@@ -7,7 +7,7 @@ from functools import partial
 
 from ..errors import InternalError, Stage, TwinferError
 from ..inputs import Intake
-from ..rows import Row
+from ..types import Request
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -18,8 +18,8 @@ TURN_SECONDS = 0.005
 SHARE_BYTES = 64 * 1024
 """For every so many bytes of a request another thread is asked to decode some of its rows."""
 
-OnReady = Callable[[Sequence[Row]], None]
-OnFailure = Callable[[Row, TwinferError], None]
+OnReady = Callable[[Sequence[Request]], None]
+OnFailure = Callable[[Request, TwinferError], None]
 
 
 class Decoder:
@@ -33,7 +33,7 @@ class Decoder:
         self._on_failure = on_failure
         self._workers = Workers("decode", threads)
 
-    def decode(self, rows: Sequence[Row], size_bytes: int) -> None:
+    def decode(self, rows: Sequence[Request], size_bytes: int) -> None:
         """Queue the rows of one request, for as many threads as its size is worth; event loop.
 
         Rows in which there is nothing to decode are made ready at once: handing them to a thread would take longer.
@@ -49,7 +49,7 @@ class Decoder:
         """End the threads behind what is queued."""
         self._workers.close()
 
-    def _take_turn(self, rows: Sequence[Row]) -> None:
+    def _take_turn(self, rows: Sequence[Request]) -> None:
         """Decode rows until they are done or the turn is over; the others go behind what has come meanwhile."""
         ends = time.monotonic() + TURN_SECONDS
         ready = []
@@ -62,7 +62,7 @@ class Decoder:
         if ready:
             self._on_ready(ready)
 
-    def _prepare(self, row: Row) -> bool:
+    def _prepare(self, row: Request) -> bool:
         """Make a row ready to fly; whether that went well."""
         began = time.monotonic()
         try:

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..ensemble import BucketTimes, Ensemble, FusionVersion, Member
+from ..executor import BucketTimes, Ensemble, FusionVersion, Member
 from ..fusion import METHODS
 from ..inputs import InputKind
-from ..rows import Policy
 from ..settings import ServerSettings
+from ..types import Policy
 from .breaker import SwitchState
 
 
@@ -50,12 +50,12 @@ class MemberDescription:
     output_shape: tuple[int, ...]
     """Of its prediction for one row; -1 where it depends on the request, or on how members are fused."""
     parameter_bytes: int
-    not_captured: str
-    capture_bytes: int
+    no_cuda_graph_reason: str
+    cuda_graph_bytes: int
     staging_bytes: int
     activation_bytes: int
     shared_bytes: int
-    fed_by: tuple[str, ...]
+    upstream: tuple[str, ...]
     switch: SwitchState
 
 
@@ -96,7 +96,7 @@ class Description:
     compared: str
     """The input that brings what a similarity compares with; empty for other tasks."""
     limits: ServerSettings
-    max_flight_rows: int
+    max_batch_size: int
     times: tuple[BucketTimes, ...]
 
 
@@ -119,7 +119,7 @@ def describe(ensemble: Ensemble, settings: ServerSettings, switches: Sequence[Sw
         fused_shape=_find_fused_shape(ensemble),
         compared=_find_compared(ensemble),
         limits=settings,
-        max_flight_rows=spec.batching.max_rows,
+        max_batch_size=spec.batching.max_batch_size,
         times=ensemble.times.measured if ensemble.times else (),
     )
 
@@ -164,12 +164,12 @@ def _describe_member(ensemble: Ensemble, member: Member, switch: SwitchState) ->
         output=member.spec.output.kind,
         output_shape=_find_output_shape(member),
         parameter_bytes=member.model.parameter_bytes,
-        not_captured=member.why_not_captured,
-        capture_bytes=member.capture_bytes,
+        no_cuda_graph_reason=member.why_not_captured,
+        cuda_graph_bytes=member.cuda_graph_bytes,
         staging_bytes=memory.staging if memory else 0,
         activation_bytes=memory.activations if memory else 0,
         shared_bytes=member.shared_bytes,
-        fed_by=tuple(ensemble.members[feeder].name for feeder in member.feeders),
+        upstream=tuple(ensemble.members[feeder].name for feeder in member.feeders),
         switch=switch,
     )
 

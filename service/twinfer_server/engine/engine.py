@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from ..ensemble import Ensemble
 from ..errors import Cancelled, MemberLate, Overloaded, TwinferError
-from ..rows import Answer, Policy, Request, Row
+from ..executor import Ensemble
 from ..settings import ServerSettings
+from ..types import InferRequest, Policy, Request, Response
 from .batcher import Batcher
 from .description import Description
 from .operations import Operations
@@ -51,7 +51,7 @@ class LocalEngine(Reception):
         self._loop = asyncio.get_running_loop()
         self._batcher.start()
 
-    def take(self, row: Row) -> None:
+    def take(self, row: Request) -> None:
         """Take in hand a row that has been checked and decoded elsewhere; raises TwinferError.
 
         Its `answer` is there, belongs to this event loop, and is set in the end; who cancels it gives the row up.
@@ -66,7 +66,7 @@ class LocalEngine(Reception):
         row.answer.add_done_callback(partial(self._let_go, row, self._watch([row])))
         self._put([row])
 
-    def _let_go(self, row: Row, watch: Watch, answer: "asyncio.Future[Answer]") -> None:
+    def _let_go(self, row: Request, watch: Watch, answer: "asyncio.Future[Response]") -> None:
         """Let go of a row that `take` took in hand, now that it is answered or given up."""
         watch.cancel()
         self._admission.leave(row.size_bytes)
@@ -100,13 +100,13 @@ class LocalEngine(Reception):
         self.operations.note_switches()
         self._batcher.on_flight = (recorder.on_flight,)
 
-    def note_reply(self, request: Request, answer: Answer, began: float) -> None:
+    def note_reply(self, request: InferRequest, answer: Response, began: float) -> None:
         """Note, for whoever listens, that an answer has been written since `began`."""
         if self._timeline is not None:
             self._timeline.add_encoding(request, Span(began, time.monotonic()))
         self.note_answer(answer, time.monotonic() - request.arrived_at)
 
-    def note_answer(self, answer: Answer, seconds: float) -> None:
+    def note_answer(self, answer: Response, seconds: float) -> None:
         """Note, for whoever listens, that a row has been answered so long after its arrival."""
         if self._recorder is not None:
             self._recorder.on_answer(answer, seconds)
@@ -168,23 +168,23 @@ class LocalEngine(Reception):
         standing = self._batcher.standing_seconds()
         return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
 
-    def _check(self, request: Request) -> Policy:
+    def _check(self, request: InferRequest) -> Policy:
         """Check a request, all but its inputs; give the policy that it is answered under. Raises TwinferError."""
         policy = self._ensemble.check(request)
         self._batcher.switchboard.check(policy)
         return policy
 
-    def _watch(self, rows: Sequence[Row]) -> Watch:
+    def _watch(self, rows: Sequence[Request]) -> Watch:
         """Start a clock for rows that have been taken in hand."""
         return Watch(rows, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
 
-    def _give_up(self, rows: Sequence[Row]) -> None:
+    def _give_up(self, rows: Sequence[Request]) -> None:
         """Let go of rows whose caller went away, and whose answers are cancelled."""
         for _ in rows:
             self.note_failure(Cancelled("the caller went away"))
         self._batcher.discard_answered()
 
-    def _put(self, rows: Sequence[Row]) -> None:
+    def _put(self, rows: Sequence[Request]) -> None:
         """Let prepared rows wait for their flights; any thread."""
         for row in rows:
             row.crew = self._ensemble.first_crew(row.samples)
@@ -192,11 +192,11 @@ class LocalEngine(Reception):
 
     # --- time --------------------------------------------------------------------------------------------------------------
 
-    def _on_time_up(self, row: Row) -> None:
+    def _on_time_up(self, row: Request) -> None:
         """Answer a row whose time is up: from the members so far if it is in the air and its policy allows, else with an error."""
         self._late.do(partial(self._answer_late, row))
 
-    def _answer_late(self, row: Row) -> None:
+    def _answer_late(self, row: Request) -> None:
         late = self._batcher.fuse_late(row)
         if late is None:
             error: TwinferError = row.without_flight
@@ -214,11 +214,11 @@ class LocalEngine(Reception):
 
     # --- answers -----------------------------------------------------------------------------------------------------------
 
-    def _fail_soon(self, row: Row, error: TwinferError) -> None:
+    def _fail_soon(self, row: Request, error: TwinferError) -> None:
         """Have the event loop end a row with an error; any thread."""
         self._answer_soon([row], [error])
 
-    def _answer_soon(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError]) -> None:
+    def _answer_soon(self, rows: Sequence[Request], answers: Sequence[Response | TwinferError]) -> None:
         """Have the event loop hand out answers; any thread."""
         assert self._loop is not None
         try:
@@ -226,7 +226,7 @@ class LocalEngine(Reception):
         except RuntimeError:  # the loop has ended, and with it every caller
             logger.info("%d answers came after the end", len(rows))
 
-    def _answer(self, rows: Sequence[Row], answers: Sequence[Answer | TwinferError], since: float) -> None:
+    def _answer(self, rows: Sequence[Request], answers: Sequence[Response | TwinferError], since: float) -> None:
         self._margin.note(time.monotonic() - since)
         for row, answer in zip(rows, answers, strict=True):
             if row.is_answered or row.answer is None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import TwinferError
-from ..rows import Answer, Request
+from ..types import InferRequest, Response
 from .description import Description
 from .operations import Operations
 
@@ -17,11 +17,11 @@ class Engine(Protocol):
         """What is served, as it is now."""
         ...
 
-    async def infer(self, request: Request, size_bytes: int) -> Answer:
+    async def infer(self, request: InferRequest, size_bytes: int) -> Response:
         """Answer one row; raises TwinferError. `size_bytes` is what it takes in memory until it is answered."""
         ...
 
-    async def infer_batch(self, requests: Sequence[Request], size_bytes: int) -> list[Answer | TwinferError]:
+    async def infer_batch(self, requests: Sequence[InferRequest], size_bytes: int) -> list[Response | TwinferError]:
         """Answer many rows, each with its answer or its error, in their order; raises TwinferError if none can be taken in hand.
 
         `size_bytes` is what they take together.
@@ -32,7 +32,7 @@ class Engine(Protocol):
         """Raise UnknownEnsemble unless the name and version are served."""
         ...
 
-    def note_reply(self, request: Request, answer: Answer, began: float) -> None:
+    def note_reply(self, request: InferRequest, answer: Response, began: float) -> None:
         """Note that the answer to a request has been written since `began`, a time of `time.monotonic()`."""
         ...
 

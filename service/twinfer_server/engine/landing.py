@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..ensemble import Ensemble, Flight, answer_rows, fusion_failure
 from ..errors import InternalError, TwinferError
+from ..executor import Ensemble, Flight, answer_rows, fusion_failure
 from ..fusion import Fused
-from ..rows import Answer, Policy, Row
+from ..types import Policy, Request, Response
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +18,9 @@ class Landing:
     """A flight that has landed: the rows that are answered now, with their answers, and those that a cascade sends on."""
 
     flight: Flight
-    rows: Sequence[Row]
-    answers: Sequence[Answer | TwinferError]
-    going_on: Sequence[Row]
+    rows: Sequence[Request]
+    answers: Sequence[Response | TwinferError]
+    going_on: Sequence[Request]
     fused: Fused | None
 
     def find_failures(self) -> dict[int, str]:
@@ -56,7 +56,7 @@ def land(flight: Flight, ensemble: Ensemble, seconds: float) -> Landing:
     return Landing(flight, [rows[place] for place in staying], [answers[place] for place in staying], going_on, fused)
 
 
-def judge_late(flight: Flight, ensemble: Ensemble, rows: Sequence[Row], now: float) -> list[Answer | TwinferError]:
+def judge_late(flight: Flight, ensemble: Ensemble, rows: Sequence[Request], now: float) -> list[Response | TwinferError]:
     """Judge rows that cannot wait for the landing, from the members so far; the slots must not be freed meanwhile."""
     if not rows:
         return []
@@ -69,7 +69,7 @@ def judge_late(flight: Flight, ensemble: Ensemble, rows: Sequence[Row], now: flo
         return [InternalError("the fusion raised an error; the server's log has it") for _ in rows]
 
 
-def judge_between(ensemble: Ensemble, row: Row, errors: Mapping[int, TwinferError]) -> Answer | TwinferError:
+def judge_between(ensemble: Ensemble, row: Request, errors: Mapping[int, TwinferError]) -> Response | TwinferError:
     """Answer a row that waits for its second flight from what its first one gave; a flight that never takes off does it.
 
     `errors` say, by member index, what keeps each member of the second one from it.
@@ -80,12 +80,12 @@ def judge_between(ensemble: Ensemble, row: Row, errors: Mapping[int, TwinferErro
     return answer_rows(flight, [row], flight.fuse_now([row]), 0.0)[0]
 
 
-def _find_going_on(flight: Flight, ensemble: Ensemble, answers: Sequence[Answer | TwinferError]) -> list[Row]:
+def _find_going_on(flight: Flight, ensemble: Ensemble, answers: Sequence[Response | TwinferError]) -> list[Request]:
     """Find the rows that a cascade sends on to its other members, for what the first one says is not enough."""
     unsure = ensemble.cascade.find_unsure(flight, flight.rows) if ensemble.cascade else []
     # Under REQUIRE_ALL a failure of the first member is the end already.
     return [
         flight.rows[place]
         for place in unsure
-        if isinstance(answers[place], Answer) or flight.rows[place].policy is Policy.BEST_EFFORT
+        if isinstance(answers[place], Response) or flight.rows[place].policy is Policy.BEST_EFFORT
     ]

@@ -1,8 +1,8 @@
 """The reply margin: how long before its deadline a row is answered, for the reply has a way to go, too."""
 
 from ..errors import DeadlinePassed, InvalidOption
-from ..rows import Request
 from ..settings import ServerSettings
+from ..types import InferRequest
 
 REPLY_SECONDS_PER_ROW = 0.0002
 """What every further row of a reply takes to be written."""
@@ -14,14 +14,14 @@ class ReplyMargin:
     def __init__(self, settings: ServerSettings) -> None:
         """Begin with the margin of the settings, which is also the least."""
         self._settings = settings
-        self._seconds = settings.reply_margin_seconds
+        self._seconds = settings.reply_slack_seconds
 
     def note(self, late_seconds: float) -> None:
         """Learn that the event loop has handed out an answer so long after it was there."""
         # What the loop was late is what a reply needs on its way out; a peak is remembered for some hundred flights.
-        self._seconds = max(self._settings.reply_margin_seconds, 2 * late_seconds, 0.99 * self._seconds)
+        self._seconds = max(self._settings.reply_slack_seconds, 2 * late_seconds, 0.99 * self._seconds)
 
-    def reply_by(self, request: Request, count: int) -> float:
+    def reply_by(self, request: InferRequest, count: int) -> float:
         """Find the time by which the row must be answered: its earliest deadline, less the margin for the reply of `count` rows.
 
         Raises InvalidOption and DeadlinePassed.

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from ..ensemble import Ensemble, FusionChange, FusionVersions
 from ..errors import UnknownMember, quote
+from ..executor import Ensemble, FusionChange, FusionVersions
 from ..settings import ServerSettings
 from .batcher import Batcher
 from .description import Description, describe

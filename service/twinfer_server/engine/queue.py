@@ -4,7 +4,7 @@ import heapq
 import itertools
 from collections.abc import Iterator
 
-from ..rows import Priority, Row
+from ..types import Priority, Request
 
 AGEING_SECONDS = {Priority.HIGH: -1.0, Priority.NORMAL: 0.0, Priority.LOW: 1.0}
 """How much later than it came a row counts as having come: a low row lets the normal ones of the next second pass, no more."""
@@ -16,18 +16,18 @@ CROWD_SECONDS = 1.0
 class RowQueue:
     """A priority queue of rows. Not thread-safe: the batcher's lock guards it."""
 
-    def __init__(self, flight_rows: int, flight_seconds: float) -> None:
+    def __init__(self, batch_size: int, flight_seconds: float) -> None:
         """Begin empty; a flight carries so many rows and takes about so long."""
-        self._flight_rows = flight_rows
+        self._flight_rows = batch_size
         self._flight_seconds = flight_seconds
-        self._heap: list[tuple[float, int, Row]] = []
+        self._heap: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
 
     def __len__(self) -> int:
         """Count the rows, those answered meanwhile included."""
         return len(self._heap)
 
-    def put(self, row: Row) -> None:
+    def put(self, row: Request) -> None:
         """Let a row wait from its `ready_at` on."""
         rank = row.ready_at + AGEING_SECONDS[row.request.priority]
         if row.place >= self._flight_rows:
@@ -35,7 +35,7 @@ class RowQueue:
             rank += max(CROWD_SECONDS, row.place // self._flight_rows * self._flight_seconds)
         heapq.heappush(self._heap, (rank, next(self._order), row))
 
-    def take_in_order(self) -> Iterator[Row]:
+    def take_in_order(self) -> Iterator[Request]:
         """Take rows out, first in rank first; rows that somebody has answered meanwhile are dropped."""
         while self._heap:
             row = heapq.heappop(self._heap)[2]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..device import usable_cores
 from ..errors import TwinferError
 from ..inputs import Intake
-from ..rows import Answer, Policy, Request, Row
 from ..settings import ServerSettings
+from ..types import InferRequest, Policy, Request, Response
 from .admission import Admission
 from .decoder import Decoder
 from .margin import ReplyMargin
@@ -31,46 +31,46 @@ class Reception(ABC):
         self._decoder = Decoder(intake, decode_threads or usable_cores(), self._put, self._fail_soon)
 
     @abstractmethod
-    def _check(self, request: Request) -> Policy:
+    def _check(self, request: InferRequest) -> Policy:
         """Check a request, all but its inputs; give the policy that it is answered under. Raises TwinferError."""
 
     @abstractmethod
-    def _put(self, rows: Sequence[Row]) -> None:
+    def _put(self, rows: Sequence[Request]) -> None:
         """Have prepared rows computed; any thread."""
 
     @abstractmethod
-    def _fail_soon(self, row: Row, error: TwinferError) -> None:
+    def _fail_soon(self, row: Request, error: TwinferError) -> None:
         """Have the event loop end a row with an error; any thread."""
 
     @abstractmethod
-    def _watch(self, rows: Sequence[Row]) -> Watch:
+    def _watch(self, rows: Sequence[Request]) -> Watch:
         """Start a clock for rows that have been taken in hand."""
 
     @abstractmethod
-    def _give_up(self, rows: Sequence[Row]) -> None:
+    def _give_up(self, rows: Sequence[Request]) -> None:
         """Let go of rows whose caller went away, and whose answers are cancelled."""
 
     def check_served(self, ensemble: str, version: int) -> None:
         """Raise UnknownEnsemble unless the name and version are served."""
         self._intake.check_served(ensemble, version)
 
-    async def infer(self, request: Request, size_bytes: int) -> Answer:
+    async def infer(self, request: InferRequest, size_bytes: int) -> Response:
         """Answer one row; raises TwinferError."""
         [answer] = await self.infer_batch([request], size_bytes)
         if isinstance(answer, TwinferError):
             raise answer
         return answer
 
-    async def infer_batch(self, requests: Sequence[Request], size_bytes: int) -> list[Answer | TwinferError]:
+    async def infer_batch(self, requests: Sequence[InferRequest], size_bytes: int) -> list[Response | TwinferError]:
         """Answer many rows, each with its answer or its error, in their order; raises TwinferError if none can be taken in hand."""
         count = len(requests)
         self._admission.enter(size_bytes, count)
         try:
             made = [self._make_row(request, size_bytes // count, place, count) for place, request in enumerate(requests)]
-            rows = [row for row in made if isinstance(row, Row)]
+            rows = [row for row in made if isinstance(row, Request)]
             if rows:
                 await self._answer_together(rows, size_bytes)
-            return [row.outcome if isinstance(row, Row) else row for row in made]
+            return [row.outcome if isinstance(row, Request) else row for row in made]
         finally:
             self._admission.leave(size_bytes, count)
 
@@ -80,7 +80,7 @@ class Reception(ABC):
         while self._admission.rows:
             await asyncio.sleep(0.01)
 
-    def _make_row(self, request: Request, size_bytes: int, place: int, count: int) -> Row | TwinferError:
+    def _make_row(self, request: InferRequest, size_bytes: int, place: int, count: int) -> Request | TwinferError:
         """Check a request, all but its inputs, and make its row; it is answered together with `count` rows in all."""
         try:
             policy = self._check(request)
@@ -89,9 +89,9 @@ class Reception(ABC):
         except TwinferError as error:
             return error.alone()
         answer = asyncio.get_running_loop().create_future()
-        return Row(request, policy, weights, reply_by, answer, size_bytes=size_bytes, place=place)
+        return Request(request, policy, weights, reply_by, answer, size_bytes=size_bytes, place=place)
 
-    async def _answer_together(self, rows: Sequence[Row], size_bytes: int) -> None:
+    async def _answer_together(self, rows: Sequence[Request], size_bytes: int) -> None:
         """Have rows decoded, and wait until the last of them is answered."""
         replies = [row.answer for row in rows if row.answer is not None]
         watch = self._watch(rows)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..device import Event
-from ..ensemble import Bucket, Flight
 from ..errors import TwinferError
-from ..rows import Answer
+from ..executor import Bucket, Flight
+from ..types import Response
 from .breaker import Switch
 
 
@@ -36,8 +36,8 @@ class MemberRecord:
     samples: int
     bucket: Bucket
     span: Span | None
-    alone_seconds: float
-    was_captured: bool
+    solo_seconds: float
+    used_cuda_graph: bool
     has_failed: bool
 
 
@@ -45,13 +45,13 @@ class MemberRecord:
 class FlightRecord:
     """A flight that has landed.
 
-    `slot_wait_seconds` is the longest that one of its rows waited although it was ready, from when lanes or slots were busy to its
+    `buffer_wait_seconds` is the longest that one of its rows waited although it was ready, from when lanes or slots were busy to its
     boarding; 0 if none had to. `copy` includes the host's writing to the staging buffers, and `fusion` the copy out. What cannot
     be seen is None: the parts of a captured flight, of which there is only `graph`; all of a broken one.
     """
 
     number: int
-    plan: str
+    execution: str
     rows: int
     boarded_at: float
     launch: Span
@@ -61,7 +61,7 @@ class FlightRecord:
     graph: Span | None
     members: tuple[MemberRecord, ...]
     overlap_ratio: float | None
-    slot_wait_seconds: float
+    buffer_wait_seconds: float
 
 
 OnFlight = Callable[[FlightRecord], None]
@@ -75,7 +75,7 @@ class Recorder(Protocol):
         """Note a landing; on the thread that lands the flight."""
         ...
 
-    def on_answer(self, answer: Answer, seconds: float) -> None:
+    def on_answer(self, answer: Response, seconds: float) -> None:
         """Note that a row has been answered, `seconds` after its arrival."""
         ...
 
@@ -104,16 +104,16 @@ def record_flight(flight: Flight, landed_at: float) -> FlightRecord:
             samples=len(run.rows),
             bucket=run.bucket,
             span=Span(at(run.started), at(run.done)) if is_seen else None,
-            alone_seconds=alone,
-            was_captured=run.was_captured,
+            solo_seconds=alone,
+            used_cuda_graph=run.used_cuda_graph,
             has_failed=run.error is not None,
         )
-        for run, alone in zip(flight.runs, flight.alone_seconds, strict=True)
+        for run, alone in zip(flight.runs, flight.solo_seconds, strict=True)
     )
     blocked = [row.blocked_at for row in flight.rows if row.blocked_at]
     return FlightRecord(
         number=flight.number,
-        plan=flight.plan.name,
+        execution=flight.execution.name,
         rows=len(flight.rows),
         boarded_at=flight.boarded_at,
         launch=Span(flight.launched_at, flight.launch_ended_at or landed_at),
@@ -123,5 +123,5 @@ def record_flight(flight: Flight, landed_at: float) -> FlightRecord:
         graph=Span(at(flight.started), anchor) if is_whole and not is_seen else None,
         members=members,
         overlap_ratio=flight.overlap_ratio,
-        slot_wait_seconds=flight.boarded_at - min(blocked) if blocked else 0.0,
+        buffer_wait_seconds=flight.boarded_at - min(blocked) if blocked else 0.0,
     )

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from ..ensemble import Ensemble, Flight, Run
 from ..errors import MemberOff
-from ..rows import Policy
+from ..executor import Ensemble, Flight, Run
 from ..settings import ServerSettings
+from ..types import Policy
 from .breaker import Breaker
 
 SLOW_FACTOR = 4.0
@@ -84,13 +84,13 @@ class Switchboard:
                     self.breakers[index].note_flight(failure)
                     continue
                 # A probe that was stuck and came back in the end would be followed by rows that are.
-                is_slow = seconds >= self._stall_seconds + SLOW_FACTOR * sum(flight.alone_seconds)
+                is_slow = seconds >= self._stall_seconds + SLOW_FACTOR * sum(flight.solo_seconds)
                 self.breakers[index].note_probe(failure or (f"it took {seconds:.1f} s" if is_slow else ""))
 
     def _find_computing(self, flights: Iterable[Flight], now: float) -> Iterator[tuple[Run, float, float]]:
         """Find the runs that have begun and not ended: with what they take alone, and since when they are known to compute."""
         for flight in flights:
-            for run, alone in zip(flight.runs, flight.alone_seconds, strict=True):
+            for run, alone in zip(flight.runs, flight.solo_seconds, strict=True):
                 began = flight.started if run.is_in_capture else run.started
                 if began.is_done() and not run.done.is_done():
                     yield run, alone, self._computing_since.setdefault(run, began.done_at or now)

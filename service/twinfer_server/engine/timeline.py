@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..rows import Request, Row
+from ..types import InferRequest, Request
 from .record import FlightRecord, Span
 
 MAX_BARS = 50_000
@@ -32,18 +32,18 @@ class Timeline:
 
     def add_flight(self, record: FlightRecord) -> None:
         """Add what a flight did on its lanes."""
-        facts: dict[str, object] = {"flight": record.number, "plan": record.plan, "rows": record.rows}
-        facts |= {"overlap_ratio": record.overlap_ratio, "slot_wait_ms": record.slot_wait_seconds * 1e3}
+        facts: dict[str, object] = {"flight": record.number, "execution": record.execution, "rows": record.rows}
+        facts |= {"overlap_ratio": record.overlap_ratio, "slot_wait_ms": record.buffer_wait_seconds * 1e3}
         self._add("launch", "stage and launch", record.launch, facts)
         self._add("copy", "copy in", record.copy, facts)
         self._add("graph", "flight", record.graph, facts)
         for member in record.members:
-            own = {"samples": member.samples, "alone_ms": member.alone_seconds * 1e3, "captured": member.was_captured}
+            own = {"samples": member.samples, "alone_ms": member.solo_seconds * 1e3, "captured": member.used_cuda_graph}
             own |= {"failed": True} if member.has_failed else {}
             self._add(f"member {member.name}", member.name, member.span, facts | own)
         self._add("fusion", "fuse", record.fusion, facts)
 
-    def add_row(self, row: Row, launched_at: float) -> None:
+    def add_row(self, row: Request, launched_at: float) -> None:
         """Add a row's way to its flight."""
         facts = {"request_id": row.request.caller.request_id}
         decoding_at = row.ready_at - row.decode_seconds
@@ -51,7 +51,7 @@ class Timeline:
         self._add("decode", "decode", Span(decoding_at, row.ready_at), facts)
         self._add("queue", "queue", Span(row.ready_at, launched_at), facts)
 
-    def add_encoding(self, request: Request, encoding: Span) -> None:
+    def add_encoding(self, request: InferRequest, encoding: Span) -> None:
         """Add the writing of an answer."""
         self._add("encode", "encode", encoding, {"request_id": request.caller.request_id})
 

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
-from ..ensemble import Member, Run, Slot
+from ..executor import Member, Run, Slot
 
 BEHIND_FACTOR = 4.0
 
@@ -50,10 +50,10 @@ class LaneTraffic:
         self._free.remove(slot)
         return slot
 
-    def take_off(self, run: Run, now: float, alone_seconds: float) -> None:
+    def take_off(self, run: Run, now: float, solo_seconds: float) -> None:
         """Note that `run` is about to be launched."""
         begins = max(now, self._air[-1].expected_end) if self._air else now
-        self._air.append(_Airborne(run, begins + alone_seconds))
+        self._air.append(_Airborne(run, begins + solo_seconds))
 
     def free(self, run: Run) -> None:
         """Free the slot that `run` held on this lane, unless that has been done already."""

@@ -4,14 +4,14 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from ..rows import Row
+from ..types import Request
 
 
 class Watch:
     """Looks after stuck flights while rows wait, and rings for each whose time is up. Event loop only."""
 
     def __init__(
-        self, rows: Sequence[Row], stall_seconds: float, look_for_stuck: Callable[[], float], on_time_up: Callable[[Row], None]
+        self, rows: Sequence[Request], stall_seconds: float, look_for_stuck: Callable[[], float], on_time_up: Callable[[Request], None]
     ) -> None:  # fmt: skip
         """Start the clock, for at least one row. `look_for_stuck` gives the seconds after which another look may help."""
         self._rows = rows

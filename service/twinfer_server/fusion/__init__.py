@@ -3,12 +3,12 @@
 Everything here is captured with the flight: no code in this folder waits for the device or lets a value decide a shape.
 """
 
+from .attribution import moved
 from .boxes import best_boxes, measure_overlaps, nms, weighted_boxes_fusion
 from .disagreement import measure_disagreement
 from .embedding import concatenation
 from .fitted import FITTED_FILE, Fitted, read_fitted, read_fitted_method, use_fitted, write_fitted
 from .fusion import Fused, Fusion
-from .influence import moved
 from .method import METHODS, Method, build_fusion, find_method
 from .opinion import ROUNDING, OpinionFusion, flatten_questions
 from .pool import log_opinion_pool, maximum, reciprocal_rank, sharpen, weighted_mean

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..rows import Samples
 from ..spec import CropsInputSpec, OutputInputSpec
+from ..types import Samples
 from .staging import Staging
 
 

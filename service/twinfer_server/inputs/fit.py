@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..rows import Array
 from ..spec import ImageInputSpec
+from ..types import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..rows import Array, RawInput, Samples
 from ..spec import ImageInputSpec
+from ..types import Array, RawInput, Samples
 from .fit import place
 from .kind import IN_FULL, InputLimits, Size, describe, refuse
 from .picture import FORMATS, NoPicture, Picture, check_size, read_picture

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput, InvalidOption, MissingInput, UnknownEnsemble, UnknownInput, UnknownMember, quote
-from ..rows import Policy, Request, Samples
 from ..spec import EnsembleSpec
+from ..types import InferRequest, Policy, Samples
 from .kind import InputKind
 
 
@@ -71,7 +71,7 @@ class Intake:
                 "or empty and 0"
             )
 
-    def check(self, request: Request, needs: Collection[int], classes: int) -> Policy:
+    def check(self, request: InferRequest, needs: Collection[int], classes: int) -> Policy:
         """Check a request against the ensemble, without looking into its inputs; give the policy that it is answered under.
 
         The fusion `needs` the members of these indexes; an answer chooses among so many `classes`, 0 where the task knows none.
@@ -116,7 +116,7 @@ class Intake:
         normalised: NDArray[np.float64] = weights / weights.sum()
         return normalised
 
-    def is_light(self, request: Request) -> bool:
+    def is_light(self, request: InferRequest) -> bool:
         """Whether `prepare` takes so little that the event loop may do it: there is nothing to decode."""
         for name, value in request.inputs.items():
             for _, kind in self._takers[name]:
@@ -124,7 +124,7 @@ class Intake:
                     return False
         return True
 
-    def prepare(self, request: Request) -> dict[int, Samples]:
+    def prepare(self, request: InferRequest) -> dict[int, Samples]:
         """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool.
 
         A member takes part only if all its inputs are there.

@@ -3,7 +3,7 @@
 import simplejpeg
 from PIL import Image
 
-from ..rows import Array
+from ..types import Array
 from .kind import Size
 
 SCALES = (8, 4, 2)

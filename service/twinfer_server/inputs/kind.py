@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInput, quote
-from ..rows import RawInput, Samples
+from ..types import RawInput, Samples
 from .staging import Staging
 
 Decoded = TypeVar("Decoded")

@@ -19,7 +19,7 @@ import torch
 from PIL import ExifTags, Image
 from torch.nn import functional
 
-from ..rows import Array
+from ..types import Array
 from .jpeg import decode_jpeg
 from .kind import Size
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..rows import Array, RawInput, Samples
 from ..spec import TensorInputSpec
+from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, InputLimits, Size, describe, refuse
 from .staging import Staging
 

@@ -10,8 +10,8 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from ..errors import InvalidEnsemble, quote
-from ..rows import Array, RawInput, Samples
 from ..spec import TextInputSpec
+from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, InputLimits, Size, describe, refuse
 from .staging import Staging
 

@@ -6,11 +6,11 @@ from concurrent.futures import Executor
 import grpc
 
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
-from twinfer.v1.ensemble_pb2 import MEMBER_SWITCH_OFF, MEMBER_SWITCH_ON
+from twinfer.v1.ensemble_pb2 import BREAKER_STATE_CLOSED, BREAKER_STATE_DISABLED
 
 from ..engine import OperableEngine
-from ..ensemble import FusionChange
 from ..errors import InvalidOption, Loading
+from ..executor import FusionChange
 from .boundary import Context, unary
 from .describing import write_fusion, write_member
 
@@ -72,8 +72,10 @@ class EnsembleAdminService:
 
     async def _set_member(self, message: pb.SetMemberRequest, size_bytes: int, context: Context) -> pb.SetMemberResponse:
         engine = self._ready_engine()
-        if message.switch not in (MEMBER_SWITCH_ON, MEMBER_SWITCH_OFF):
-            raise InvalidOption(f"switch: found {message.switch}; allowed: {MEMBER_SWITCH_ON} (ON), {MEMBER_SWITCH_OFF} (OFF)")
-        await engine.operations.set_member(message.member, message.switch == MEMBER_SWITCH_ON)
+        if message.breaker_state not in (BREAKER_STATE_CLOSED, BREAKER_STATE_DISABLED):
+            raise InvalidOption(
+                f"switch: found {message.breaker_state}; allowed: {BREAKER_STATE_CLOSED} (ON), {BREAKER_STATE_DISABLED} (OFF)"
+            )
+        await engine.operations.set_member(message.member, message.breaker_state == BREAKER_STATE_CLOSED)
         member = next(member for member in engine.description.members if member.name == message.member)
         return pb.SetMemberResponse(member=write_member(member))

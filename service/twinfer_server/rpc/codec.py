@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from twinfer.v1 import ensemble_service_pb2, error_pb2, tensor_pb2
 
 from ..errors import InvalidInput, InvalidOption, TwinferError, quote
-from ..rows import Array, Caller, Policy, Priority, RawInput, Request
+from ..types import Array, Caller, InferRequest, Policy, Priority, RawInput
 
 E = TypeVar("E", Policy, Priority)
 
@@ -62,7 +62,7 @@ _NO_OPTIONS = _Options()
 def read_request(
     message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, traceparent: str = "",
     large: Mapping[str, memoryview] = MappingProxyType({}),
-) -> Request:  # fmt: skip
+) -> InferRequest:  # fmt: skip
     """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept.
 
     `large` has the data of tensors that are not in the message, by the name of the input.
@@ -72,7 +72,7 @@ def read_request(
         raise InvalidOption(f"request_id: found {len(request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
     # Most requests have none, or an empty message of them.
     options = _read_options(message.options) if message.options.ByteSize() else _NO_OPTIONS
-    return Request(
+    return InferRequest(
         inputs={name: _read_input(name, value, large.get(name)) for name, value in message.inputs.items()},
         arrived_at=arrived_at,
         deadline=deadline,

@@ -1,18 +1,14 @@
 """What is served, as messages."""
 
-from collections.abc import Sequence
-
 from twinfer.v1 import ensemble_pb2
 
 from ..engine import Description, FusionDescription, MemberDescription
-from ..ensemble import BucketTimes
 from .codec import DTYPE_OF_NAME, make_duration
 
 
 def write_description(description: Description) -> ensemble_pb2.Ensemble:
     """Turn the facts about an ensemble into their message."""
     limits = description.limits
-    names = [member.name for member in description.members]
     cascade = description.cascade
     return ensemble_pb2.Ensemble(
         name=description.name,
@@ -41,23 +37,11 @@ def write_description(description: Description) -> ensemble_pb2.Ensemble:
             max_message_bytes=limits.max_message_bytes,
             max_image_pixels=limits.max_image_pixels,
             max_text_bytes=limits.max_text_bytes,
-            max_flight_rows=description.max_flight_rows,
-            max_waiting_rows=limits.max_waiting_rows,
-            max_batch_rows=limits.batch_rows,
+            max_batch_size=description.max_batch_size,
+            max_in_flight_requests=limits.max_in_flight_requests,
+            max_batch_requests=limits.batch_rows,
             default_timeout=make_duration(limits.default_timeout_seconds),
         ),
-        plans=[_write_plan(times, names) for times in description.times],
-    )
-
-
-def _write_plan(times: BucketTimes, names: Sequence[str]) -> ensemble_pb2.BucketPlan:
-    return ensemble_pb2.BucketPlan(
-        rows=times.bucket.samples,
-        tokens=times.bucket.tokens,
-        plan=times.plan,
-        times={plan: make_duration(seconds) for plan, seconds in times.plan_seconds.items()},
-        alone_times={name: make_duration(seconds) for name, seconds in zip(names, times.alone_seconds[times.plan], strict=True)},
-        overlap_ratio=times.overlap_ratio,
     )
 
 
@@ -68,17 +52,16 @@ def write_member(member: MemberDescription) -> ensemble_pb2.Member:
         loader=member.loader,
         precision=member.precision,
         acceleration=member.acceleration,
-        speed_up=member.speed_up,
         largest_error=member.largest_error,
         device=member.device,
         inputs=member.inputs,
         output=member.output,
         parameter_bytes=member.parameter_bytes,
-        not_captured=member.not_captured,
-        capture_bytes=member.capture_bytes,
-        switch=int(member.switch.switch),  # type: ignore[arg-type]  # the numbers are the contract's own
-        switch_reason=member.switch.reason,
-        fed_by=member.fed_by,
+        no_cuda_graph_reason=member.no_cuda_graph_reason,
+        cuda_graph_bytes=member.cuda_graph_bytes,
+        breaker_state=int(member.switch.switch),  # type: ignore[arg-type]
+        breaker_reason=member.switch.reason,
+        upstream=member.upstream,
         staging_bytes=member.staging_bytes,
         activation_bytes=member.activation_bytes,
         shared_bytes=member.shared_bytes,

@@ -11,7 +11,7 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 
 from ..engine import Engine
 from ..errors import InvalidOption, Loading, TwinferError
-from ..rows import Answer, Request
+from ..types import InferRequest, Response
 from .answer_writer import AnswerWriter
 from .boundary import Context, describe_error, find_arrival, parse, unary
 from .codec import MAX_REQUEST_ID_BYTES, read_request, write_error
@@ -27,12 +27,12 @@ RESULTS_AT_A_TIME = 16
 class EnsembleService:
     """Translates between the contract and an engine, which comes when it has loaded."""
 
-    def __init__(self, pool: Executor, max_stream_rows: int, max_batch_rows: int) -> None:
-        """`pool` parses large messages; a stream may have `max_stream_rows` in hand, a batch `max_batch_rows`."""
+    def __init__(self, pool: Executor, max_stream_requests: int, max_batch_requests: int) -> None:
+        """`pool` parses large messages; a stream may have `max_stream_requests` in hand, a batch `max_batch_requests`."""
         self.engine: Engine | None = None
         self._pool = pool
-        self._max_batch_rows = max_batch_rows
-        self._streams = Streams(self._answer_row, max_stream_rows, is_in_order=False)
+        self._max_batch_rows = max_batch_requests
+        self._streams = Streams(self._answer_row, max_stream_requests, is_in_order=False)
         self._writer = AnswerWriter()
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -88,15 +88,15 @@ class EnsembleService:
             raise InvalidOption(f"requests: found {count} rows; allowed: 1 to {self._max_batch_rows}")
         arrival = find_arrival(context)
         rows = [_read_row(row, *arrival) for row in message.requests]
-        readable = [row for row in rows if isinstance(row, Request)]
+        readable = [row for row in rows if isinstance(row, InferRequest)]
         answers = iter(await engine.infer_batch(readable, size_bytes) if readable else ())
         reply = pb.BatchInferResponse()
         for row in rows:
             if len(reply.results) % RESULTS_AT_A_TIME == RESULTS_AT_A_TIME - 1:
                 await asyncio.sleep(0)  # else a large batch would hold up everybody
             result = reply.results.add()
-            answer = next(answers) if isinstance(row, Request) else row
-            if isinstance(row, Request) and isinstance(answer, Answer):
+            answer = next(answers) if isinstance(row, InferRequest) else row
+            if isinstance(row, InferRequest) and isinstance(answer, Response):
                 began = time.monotonic()
                 self._writer.write(result.response, answer, row, engine.description)
                 engine.note_reply(row, answer, began)
@@ -121,7 +121,7 @@ class EnsembleService:
         return reply.SerializeToString()
 
 
-def _read_row(message: pb.InferRequest, arrived_at: float, deadline: float | None, traceparent: str) -> Request | TwinferError:
+def _read_row(message: pb.InferRequest, arrived_at: float, deadline: float | None, traceparent: str) -> InferRequest | TwinferError:
     """Read a row of many, which fails alone."""
     try:
         return read_request(message, arrived_at, deadline, traceparent)

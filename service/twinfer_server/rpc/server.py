@@ -71,7 +71,7 @@ class RpcServer:
         If it `is_one_of_several`, other processes listen on the same port, and each gets some of the connections.
         """
         self.health = Health((SERVICE, INFERENCE_SERVICE))
-        self.ensemble_service = EnsembleService(pool, settings.max_stream_rows, settings.batch_rows)
+        self.ensemble_service = EnsembleService(pool, settings.max_stream_requests, settings.batch_rows)
         self.inference_service = InferenceService(pool, settings)
         self._address = settings.listen
         self._is_one_of_several = is_one_of_several

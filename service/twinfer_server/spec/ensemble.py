@@ -17,7 +17,7 @@ Task = Literal["classification", "multi_label", "embedding", "similarity", "dete
 class BatchingSpec(Strict):
     """How rows share flights."""
 
-    max_rows: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     max_delay_ms: Annotated[FiniteFloat, Field(ge=0, le=1000)] = 0.0
     """How long a lone row may wait for company when the lanes are idle; 0 launches at once."""
 
@@ -37,7 +37,7 @@ class EnsembleSpec(Strict):
     task: Task
     labels: FolderFile | None = None
     policy: Literal["require_all", "best_effort"] = "require_all"
-    plan: Literal["auto", "serial", "lanes", "graph"] = "auto"
+    execution: Literal["auto", "serial", "streams", "graph"] = "auto"
     deterministic: bool = False
     """Run every flight at one bucket, so that a row's answer at its place is the same to the bit whatever its neighbours.
 

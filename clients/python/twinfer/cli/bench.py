@@ -77,20 +77,20 @@ def bench(
         requests, origin = _make_requests(load, ensemble, values, data, image_size, seed)
         client.infer(requests[0])  # what fails without any load is said at once
     agreement = load.Agreement(tolerance) if check else None
-    plan = load.Load(address, requests, span, warm_up, timeout, batch, stream, max_in_flight, seed, agreement)
-    title = f"{ensemble.name} version {ensemble.version} at {address}: {plan.method}, {origin}"
+    execution = load.Load(address, requests, span, warm_up, timeout, batch, stream, max_in_flight, seed, agreement)
+    title = f"{ensemble.name} version {ensemble.version} at {address}: {execution.method}, {origin}"
     typer.echo(title)
     measurements: list[Any] = []
     is_interrupted = False
     with Progress(warm_up + span) as progress:
         try:
-            load.run(plan, points, repeats, measurements, progress.begin)
+            load.run(execution, points, repeats, measurements, progress.begin)
         except KeyboardInterrupt:
             is_interrupted = True
     measured = [one for one in measurements if one.rates]
     print_measurements(measured, tolerance if check else None)
     if json_file is not None:
-        json_file.write_text(json.dumps(load.describe(plan, title, measured), indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(load.describe(execution, title, measured), indent=2) + "\n", encoding="utf-8")
     if picture is not None and any(one.tally.answered for one in measured):
         load.draw(measured, title, picture)
     if is_interrupted:

@@ -16,7 +16,7 @@ def describe(
     timeout: Timeout = DEFAULT_TIMEOUT,  # type: ignore[assignment] # typer sends defaults through the parser too
     as_json: Json = False,
 ) -> None:
-    """Describe the ensemble that a server serves: inputs, members, fusion, limits, plans."""
+    """Describe the ensemble that a server serves: inputs, members, fusion, limits."""
     with failures_reported(as_json), Client(server) as client:
         ensemble = client.describe(timeout=timeout)
     if as_json:
@@ -43,10 +43,6 @@ def _print(ensemble: ensemble_pb2.Ensemble) -> None:
     if ensemble.HasField("cascade"):
         typer.echo(f"cascade: {ensemble.cascade.first} answers alone from a confidence of {ensemble.cascade.gate:.4f}")
     print_table(["limit", ""], [[name, f"{value:,}"] for name, value in described.get("limits", {}).items()])
-    if ensemble.plans:
-        print_table(
-            ["rows", "tokens", "plan", "times, ms", "alone, ms", "overlap"], [_plan_row(plan) for plan in described["plans"]]
-        )
 
 
 def _print_members(members: Sequence[ensemble_pb2.Member]) -> None:
@@ -66,15 +62,17 @@ def _print_members(members: Sequence[ensemble_pb2.Member]) -> None:
         ],
     )
     for one in members:
-        if one.not_captured:
-            typer.echo(f"{one.name} is not captured: {one.not_captured}")
-        elif one.capture_bytes:
-            typer.echo(f"{one.name} is captured, in {one.capture_bytes / 1e6:,.1f} MB")
+        if one.no_cuda_graph_reason:
+            typer.echo(f"{one.name} is not captured: {one.no_cuda_graph_reason}")
+        elif one.cuda_graph_bytes:
+            typer.echo(f"{one.name} is captured, in {one.cuda_graph_bytes / 1e6:,.1f} MB")
     for one in members:
-        if one.switch != ensemble_pb2.MEMBER_SWITCH_ON:
-            typer.secho(f"{one.name} is switched {plain(one)['switch'].lower()}, {one.switch_reason}", fg=typer.colors.YELLOW)
-        if one.fed_by:
-            typer.echo(f"{one.name} is fed by {', '.join(one.fed_by)}")
+        if one.breaker_state != ensemble_pb2.BREAKER_STATE_CLOSED:
+            typer.secho(
+                f"{one.name} is switched {plain(one)['breaker_state'].lower()}, {one.breaker_reason}", fg=typer.colors.YELLOW
+            )
+        if one.upstream:
+            typer.echo(f"{one.name} is fed by {', '.join(one.upstream)}")
 
 
 def describe_fusion(fusion: ensemble_pb2.Fusion) -> str:
@@ -95,12 +93,3 @@ def _notes(spec: dict[str, Any]) -> str:
     if spec["max_samples"] > 1:
         notes.append(f"at most {spec['max_samples']} samples")
     return ", ".join(notes)
-
-
-def _spans(spans: dict[str, float]) -> str:
-    return ", ".join(f"{name} {span:.2f}" for name, span in spans.items())
-
-
-def _plan_row(plan: dict[str, Any]) -> list[str]:
-    spans = _spans(plan["times_ms"]), _spans(plan["alone_times_ms"])
-    return [str(plan["rows"]), str(plan["tokens"] or ""), plan["plan"], *spans, f"{plan['overlap_ratio']:.2f}"]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twinfer.answers import Answer, MemberAnswer
+from twinfer.answers import MemberResult, Response
 from twinfer.cli.inputs import Image, Inputs, Text, read_inputs
 from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
 from twinfer.cli.predictions import says, tables
@@ -54,14 +54,14 @@ def infer(
         _print(answer, members or explain, explain)
 
 
-def _summary(answer: Answer) -> dict[str, Any]:
+def _summary(answer: Response) -> dict[str, Any]:
     """Return what most programs want, so that they need not know the contract."""
     if not answer.prediction.classes:
         return {}
     return {"label": answer.label, "probability": answer.probability}
 
 
-def _print(answer: Answer, with_members: bool, is_explained: bool) -> None:
+def _print(answer: Response, with_members: bool, is_explained: bool) -> None:
     typer.secho(says(answer.prediction), bold=True)
     if answer.degraded:
         absent = [f"{name} {member.state}" for name, member in answer.members.items() if member.error is not None]
@@ -76,19 +76,19 @@ def _print(answer: Answer, with_members: bool, is_explained: bool) -> None:
     overlap = "" if timings.overlap_ratio is None else f"; overlap {timings.overlap_ratio:.2f}"
     if answer.disagreement is not None:
         typer.echo(f"disagreement {answer.disagreement:.3f}")
-    plan = f", plan {timings.plan}" if timings.plan else ""
-    typer.echo(f"{timings.total_ms:.2f} ms on the server: {parts}; rows in the flight: {timings.flight_rows}{plan}{overlap}")
+    execution = f", plan {timings.execution}" if timings.execution else ""
+    typer.echo(f"{timings.total_ms:.2f} ms on the server: {parts}; rows in the flight: {timings.batch_size}{execution}{overlap}")
     typer.echo(f"{answer.ensemble} version {answer.version}, fusion version {answer.fusion_version}")
 
 
-def _member_row(member: MemberAnswer, with_prediction: bool, is_explained: bool, with_error: bool) -> list[str]:
+def _member_row(member: MemberResult, with_prediction: bool, is_explained: bool, with_error: bool) -> list[str]:
     row = [member.name, member.state, f"{member.weight:.3f}"]
     row.append("" if member.device_ms is None else f"{member.device_ms:.2f} ms")
     if with_prediction:
         row.append("" if member.prediction is None else says(member.prediction))
     if is_explained:
-        influence = member.influence
-        row += ["", ""] if influence is None else [f"{influence.moved:.4f}", says(influence.without)]
+        attribution = member.attribution
+        row += ["", ""] if attribution is None else [f"{attribution.delta:.4f}", says(attribution.without)]
     if with_error:
         row.append("" if member.error is None else member.error.text)
     return row

@@ -82,4 +82,4 @@ def _counts(measurement: "Measurement") -> list[str]:
     tally = measurement.tally
     counts = [f"{count:,}" for count in (tally.failed, tally.degraded, tally.wrong, tally.not_sent)]
     server = f"{tally.server_milliseconds()['total']:.2f}" if tally.answered else ""
-    return [str(measurement.point), *counts, f"{tally.flight_rows():.1f}", server, f"{tally.loop_share:.0%}"]
+    return [str(measurement.point), *counts, f"{tally.batch_size():.1f}", server, f"{tally.loop_share:.0%}"]

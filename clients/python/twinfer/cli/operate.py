@@ -77,23 +77,25 @@ def rollback(
 @member.command("on")
 def on(name: str, server: Admin, as_json: Json = False) -> None:
     """Let a member take part in flights again."""
-    _switch(name, ensemble_pb2.MEMBER_SWITCH_ON, server, as_json)
+    _switch(name, ensemble_pb2.BREAKER_STATE_CLOSED, server, as_json)
 
 
 @member.command("off")
 def off(name: str, server: Admin, as_json: Json = False) -> None:
     """Keep a member out of flights until it is switched on again."""
-    _switch(name, ensemble_pb2.MEMBER_SWITCH_OFF, server, as_json)
+    _switch(name, ensemble_pb2.BREAKER_STATE_DISABLED, server, as_json)
 
 
-def _switch(name: str, switch: ensemble_pb2.MemberSwitch, server: str, as_json: bool) -> None:
-    request = pb.SetMemberRequest(member=name, switch=switch)
+def _switch(name: str, switch: ensemble_pb2.BreakerState, server: str, as_json: bool) -> None:
+    request = pb.SetMemberRequest(member=name, breaker_state=switch)
     found: ensemble_pb2.Member = _call(server, as_json, lambda stub: stub.SetMember(request, timeout=TIMEOUT_SECONDS).member)
     described = plain(found)
     if as_json:
         print_json(described)
     else:
-        typer.echo(f"{name} is switched {described['switch'].lower()}{', ' * bool(found.switch_reason)}{found.switch_reason}")
+        typer.echo(
+            f"{name} is switched {described['breaker_state'].lower()}{', ' * bool(found.breaker_reason)}{found.breaker_reason}"
+        )
 
 
 def _show(found: ensemble_pb2.Fusion, as_json: bool) -> None:

@@ -51,7 +51,7 @@ class Tally:
         self.answered += 1
         self.degraded += answer.degraded
         self.wrong += not is_right
-        self._flight_rows += answer.timings.flight_rows
+        self._flight_rows += answer.timings.batch_size
         for name in SPANS:
             span: Duration = getattr(answer.timings, name)
             self._spans[name] += span.seconds * 10**9 + span.nanos
@@ -111,7 +111,7 @@ class Tally:
         """Give the mean of each span that the answers report."""
         return {name: total / self.answered / 1e6 for name, total in self._spans.items()} if self.answered else {}
 
-    def flight_rows(self) -> float:
+    def batch_size(self) -> float:
         """Give the mean, over the answers, of the rows that shared their flight."""
         return self._flight_rows / self.answered if self.answered else 0.0
 
@@ -141,7 +141,7 @@ class Tally:
             "errors": dict(self.errors),
             "error_examples": self.examples,
             "not_sent": self.not_sent,
-            "flight_rows": self.flight_rows(),
+            "batch_size": self.batch_size(),
             "server_ms": self.server_milliseconds(),
             "client_loop_share": self.loop_share,
             "client_cpu_cores": self.cpu_seconds / self.seconds if self.seconds else 0.0,

@@ -66,12 +66,12 @@ class RollbackFusionResponse(_message.Message):
     def __init__(self, fusion: _Optional[_Union[_ensemble_pb2.Fusion, _Mapping]] = ...) -> None: ...
 
 class SetMemberRequest(_message.Message):
-    __slots__ = ("member", "switch")
+    __slots__ = ("member", "breaker_state")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
-    SWITCH_FIELD_NUMBER: _ClassVar[int]
+    BREAKER_STATE_FIELD_NUMBER: _ClassVar[int]
     member: str
-    switch: _ensemble_pb2.MemberSwitch
-    def __init__(self, member: _Optional[str] = ..., switch: _Optional[_Union[_ensemble_pb2.MemberSwitch, str]] = ...) -> None: ...
+    breaker_state: _ensemble_pb2.BreakerState
+    def __init__(self, member: _Optional[str] = ..., breaker_state: _Optional[_Union[_ensemble_pb2.BreakerState, str]] = ...) -> None: ...
 
 class SetMemberResponse(_message.Message):
     __slots__ = ("member",)

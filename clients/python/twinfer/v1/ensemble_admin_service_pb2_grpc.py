@@ -85,7 +85,7 @@ class EnsembleAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetMember(self, request, context):
-        """Switches a member off, or on again. Safe to retry.
+        """Disables a member, or enables it again. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

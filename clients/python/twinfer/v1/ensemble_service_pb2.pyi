@@ -220,54 +220,54 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class MemberResult(_message.Message):
-    __slots__ = ("name", "state", "weight", "device_time", "prediction", "error", "alone_time", "captured", "influence")
+    __slots__ = ("name", "state", "weight", "device_time", "prediction", "error", "solo_latency", "cuda_graph", "attribution")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    ALONE_TIME_FIELD_NUMBER: _ClassVar[int]
-    CAPTURED_FIELD_NUMBER: _ClassVar[int]
-    INFLUENCE_FIELD_NUMBER: _ClassVar[int]
+    SOLO_LATENCY_FIELD_NUMBER: _ClassVar[int]
+    CUDA_GRAPH_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: MemberState
     weight: float
     device_time: _duration_pb2.Duration
     prediction: Prediction
     error: _error_pb2.Error
-    alone_time: _duration_pb2.Duration
-    captured: bool
-    influence: Influence
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., weight: _Optional[float] = ..., device_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., alone_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., captured: bool = ..., influence: _Optional[_Union[Influence, _Mapping]] = ...) -> None: ...
+    solo_latency: _duration_pb2.Duration
+    cuda_graph: bool
+    attribution: Attribution
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., weight: _Optional[float] = ..., device_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., solo_latency: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., cuda_graph: bool = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ...) -> None: ...
 
-class Influence(_message.Message):
-    __slots__ = ("moved", "without")
-    MOVED_FIELD_NUMBER: _ClassVar[int]
+class Attribution(_message.Message):
+    __slots__ = ("delta", "without")
+    DELTA_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_FIELD_NUMBER: _ClassVar[int]
-    moved: float
+    delta: float
     without: Prediction
-    def __init__(self, moved: _Optional[float] = ..., without: _Optional[_Union[Prediction, _Mapping]] = ...) -> None: ...
+    def __init__(self, delta: _Optional[float] = ..., without: _Optional[_Union[Prediction, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("decode", "queue", "device", "total", "flight_rows", "overlap_ratio", "plan", "slot_wait")
+    __slots__ = ("decode", "queue", "device", "total", "batch_size", "overlap_ratio", "execution", "buffer_wait")
     DECODE_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
-    FLIGHT_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_RATIO_FIELD_NUMBER: _ClassVar[int]
-    PLAN_FIELD_NUMBER: _ClassVar[int]
-    SLOT_WAIT_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
+    BUFFER_WAIT_FIELD_NUMBER: _ClassVar[int]
     decode: _duration_pb2.Duration
     queue: _duration_pb2.Duration
     device: _duration_pb2.Duration
     total: _duration_pb2.Duration
-    flight_rows: int
+    batch_size: int
     overlap_ratio: float
-    plan: str
-    slot_wait: _duration_pb2.Duration
-    def __init__(self, decode: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., flight_rows: _Optional[int] = ..., overlap_ratio: _Optional[float] = ..., plan: _Optional[str] = ..., slot_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    execution: str
+    buffer_wait: _duration_pb2.Duration
+    def __init__(self, decode: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., batch_size: _Optional[int] = ..., overlap_ratio: _Optional[float] = ..., execution: _Optional[str] = ..., buffer_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class InferStreamRequest(_message.Message):
     __slots__ = ("request",)

@@ -72,14 +72,14 @@ class EnsembleServiceServicer(object):
     """
 
     def Infer(self, request, context):
-        """Answers one row. The gRPC deadline and `InferOptions.timeout` are both kept, the earlier wins.
+        """Answers one request. The gRPC deadline and `InferOptions.timeout` are both kept, the earlier wins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def InferStream(self, request_iterator, context):
-        """Answers many rows over one stream; answers come as they are ready, in any order, and carry their request's id.
+        """Answers many requests over one RPC stream; answers come as they are ready, in any order, and carry their request's id.
         A request that fails gets an `Error` as its own answer and the stream lives on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -87,10 +87,10 @@ class EnsembleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchInfer(self, request, context):
-        """Answers many rows in one call: a result for each, in their order; cheaper for both sides than as many calls of Infer. A row that
-        fails gets an `Error` as its own result. The call itself fails for what concerns all of its rows: none or too many of them
+        """Answers many requests in one call: a result for each, in their order; cheaper for both sides than as many calls of Infer. One that
+        fails gets an `Error` as its own result. The call itself fails for what concerns all of its requests: none or too many of them
         (INVALID_ARGUMENT), an ensemble that is not served, overload, a server that loads or drains. The gRPC deadline holds for every
-        row: one that cannot make it fails alone, a little before, so that the others' answers still arrive.
+        request: one that cannot make it fails alone, a little before, so that the others' answers still arrive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

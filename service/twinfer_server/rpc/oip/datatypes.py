@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...errors import InvalidInput, quote
-from ...rows import Array
+from ...types import Array
 from ..codec import MAX_RANK, MAX_TENSOR_BYTES
 from . import grpc_service_pb2 as pb
 

@@ -24,7 +24,7 @@ def write_config(model: Model) -> pb.ModelConfig:
         name=model.name,
         platform=model.platform,
         backend=model.backend,
-        max_batch_size=model.max_rows,
+        max_batch_size=model.max_batch_size,
         input=[
             pb.ModelInput(name=tensor.name, data_type=_type_of(tensor.datatype), dims=tensor.dims, optional=tensor.is_optional)
             for tensor in model.inputs

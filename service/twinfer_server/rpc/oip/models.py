@@ -69,7 +69,7 @@ class Model:
     version: str
     platform: str
     backend: str
-    max_rows: int
+    max_batch_size: int
     inputs: tuple[InputTensor, ...]
     outputs: tuple[OutputTensor, ...]
     member: int = -1
@@ -121,7 +121,7 @@ def _ensemble_model(description: Description, members: Sequence[Model], fusion: 
         version=str(description.version),
         platform="ensemble",
         backend="",
-        max_rows=_max_rows(description),
+        max_batch_size=_max_rows(description),
         inputs=_publish_inputs(description, [member.name for member in description.members]),
         outputs=tuple(outputs),
         steps=tuple(steps),
@@ -132,7 +132,7 @@ def _member_model(description: Description, index: int) -> Model:
     facts = description.members[index]
     chain = [facts.name]
     for name in chain:  # grows: whoever feeds it, and whoever feeds those
-        chain += [feeder for feeder in _find(description, name).fed_by if feeder not in chain]
+        chain += [feeder for feeder in _find(description, name).upstream if feeder not in chain]
     is_voter = facts.output != "features"
     outputs = [OutputTensor(STATE, BYTES, (1,), Role.STATE, index)]
     if is_voter:
@@ -143,7 +143,7 @@ def _member_model(description: Description, index: int) -> Model:
         version=str(description.version),
         platform=f"twinfer_{facts.loader}",
         backend="twinfer",
-        max_rows=_max_rows(description),
+        max_batch_size=_max_rows(description),
         inputs=_publish_inputs(description, chain, is_by_itself=True),
         outputs=tuple(outputs),
         member=index,
@@ -165,7 +165,7 @@ def _fusion_model(description: Description, members: Sequence[Model]) -> Model:
         version=str(description.version),
         platform="twinfer_fusion",
         backend="twinfer",
-        max_rows=_max_rows(description),
+        max_batch_size=_max_rows(description),
         inputs=tuple(voters),
         outputs=(
             OutputTensor(PREDICTION, "FP32", description.fused_shape, Role.FUSED, is_scores=is_scores),
@@ -193,7 +193,7 @@ def _find(description: Description, name: str) -> MemberDescription:
 
 
 def _max_rows(description: Description) -> int:
-    return min(description.max_flight_rows, description.limits.max_waiting_rows)
+    return min(description.max_batch_size, description.limits.max_in_flight_requests)
 
 
 def _publish_inputs(description: Description, takers: Collection[str], is_by_itself: bool = False) -> tuple[InputTensor, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...errors import InvalidInput, InvalidOption, UnknownInput, quote
-from ...rows import Caller, Policy, Priority, RawInput, Request
+from ...types import Caller, InferRequest, Policy, Priority, RawInput
 from ..boundary import Arrival
 from ..codec import MAX_REQUEST_ID_BYTES
 from . import grpc_service_pb2 as pb
@@ -33,7 +33,7 @@ class Call:
 
     model: Model
     request_id: str
-    make_row: Callable[[Mapping[str, RawInput]], Request]
+    make_row: Callable[[Mapping[str, RawInput]], InferRequest]
     wanted: tuple[Wanted, ...]
 
 
@@ -65,7 +65,7 @@ def read_call(message: pb.ModelInferRequest, model: Model, regions: Regions, arr
     wanted = _read_wanted(message, model, regions)
     timeout = read_whole("parameters", options, "timeout")
     make_row = partial(
-        Request,
+        InferRequest,
         arrived_at=arrival.at,
         deadline=arrival.deadline,
         # A member by itself has only its own inputs, whatever the others would need.
@@ -111,13 +111,13 @@ def find_sources(message: pb.ModelInferRequest, model: Model, regions: Regions, 
     return sources
 
 
-def read_rows(call: Call, sources: Sequence[Source]) -> list[Request]:
+def read_rows(call: Call, sources: Sequence[Source]) -> list[InferRequest]:
     """Cut the inputs into rows, as many as the first sizes of their shapes say; raises InvalidRequest. Any thread."""
     kinds = {tensor.name: tensor.kind for tensor in call.model.inputs}
     for source in sources:
         check_shape(source.field, source.tensor.datatype, source.tensor.shape)
     counts = {source.tensor.name: source.tensor.shape[0] for source in sources}
-    rows, most = next(iter(counts.values()), 1), call.model.max_rows
+    rows, most = next(iter(counts.values()), 1), call.model.max_batch_size
     if len(set(counts.values())) > 1 or not 1 <= rows <= most:
         raise InvalidInput(f"inputs: found {counts} rows; allowed: 1 to {most}, as many of each")
     columns = {source.tensor.name: _read_column(source, kinds[source.tensor.name]) for source in sources}

@@ -11,8 +11,8 @@ from google.protobuf.message import Message
 
 from ...engine import Engine
 from ...errors import Loading, TwinferError, Unsupported
-from ...rows import Answer, Request
 from ...settings import ServerSettings
+from ...types import InferRequest, Response
 from ..boundary import SMALL_MESSAGE_BYTES, Arrival, Context, describe_error, find_arrival, parse, summarize, unary
 from ..codec import MAX_REQUEST_ID_BYTES
 from ..streams import Streams
@@ -44,7 +44,7 @@ class InferenceService:
         self._settings = settings
         self._regions = Regions(settings.shared_memory)
         self._statistics = Statistics()
-        self._streams = Streams(self._respond, settings.max_stream_rows, is_in_order=True)
+        self._streams = Streams(self._respond, settings.max_stream_requests, is_in_order=True)
         self._is_draining = False
         self._is_serving = False
         self._switches: Mapping[str, bool] = {}
@@ -191,13 +191,13 @@ class InferenceService:
         return response.SerializeToString()
 
 
-async def _infer(engine: Engine, requests: Sequence[Request], size_bytes: int, member: int) -> list[Answer]:
+async def _infer(engine: Engine, requests: Sequence[InferRequest], size_bytes: int, member: int) -> list[Response]:
     """Answer rows together; raises the error of the first that failed, with its number where there are several.
 
     Of a `member` (-1: all of them) asked by itself, its own failure fails the row.
     """
     if len(requests) == 1:
-        found: Sequence[Answer | TwinferError] = [await engine.infer(requests[0], size_bytes)]
+        found: Sequence[Response | TwinferError] = [await engine.infer(requests[0], size_bytes)]
     else:
         found = await engine.infer_batch(requests, size_bytes)
     errors = {number: error for number, answer in enumerate(found) if (error := _find_error(answer, member)) is not None}
@@ -205,10 +205,10 @@ async def _infer(engine: Engine, requests: Sequence[Request], size_bytes: int, m
         engine.note_failure(errors[number])  # the first is noted with the call
     for number, error in errors.items():
         raise error.within(f"row {number}: ") if len(found) > 1 else error
-    return cast(list[Answer], found)
+    return cast(list[Response], found)
 
 
-def _find_error(answer: Answer | TwinferError, member: int) -> TwinferError | None:
+def _find_error(answer: Response | TwinferError, member: int) -> TwinferError | None:
     if isinstance(answer, TwinferError):
         return answer
     return answer.members[member].error if member >= 0 else None

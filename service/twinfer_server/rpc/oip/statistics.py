@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ...rows import Answer
+from ...types import Response
 from . import grpc_service_pb2 as pb
 from .models import Model
 
@@ -87,7 +87,7 @@ class Statistics:
         """Begin at 0."""
         self._counts: defaultdict[str, ModelCounts] = defaultdict(ModelCounts)
 
-    def note_answers(self, model: Model, parts: Iterable[Model], answers: Sequence[Answer], reply: float, total: float) -> None:
+    def note_answers(self, model: Model, parts: Iterable[Model], answers: Sequence[Response], reply: float, total: float) -> None:
         """Count a request to `model` that was answered after so many seconds, `reply` of them for writing.
 
         `parts` are the models that an ensemble is made of; they all count, so that their counts agree.

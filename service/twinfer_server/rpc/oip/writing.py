@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...rows import Answer, Array
+from ...types import Array, Response
 from . import grpc_service_pb2 as pb
 from .datatypes import BYTES, Elements, join_elements
 from .models import OutputTensor, Role
@@ -16,7 +16,7 @@ Values = NDArray[np.float32] | None
 """What an output holds for one row; None where there is nothing."""
 
 
-def write_response(call: Call, answers: Sequence[Answer], labels: Sequence[str]) -> pb.ModelInferResponse:
+def write_response(call: Call, answers: Sequence[Response], labels: Sequence[str]) -> pb.ModelInferResponse:
     """Write the answers to a call's rows; raises InvalidOption where an output does not fit its place in shared memory."""
     response = pb.ModelInferResponse(model_name=call.model.name, model_version=call.model.version, id=call.request_id)
     for wanted in call.wanted:
@@ -31,7 +31,7 @@ def write_response(call: Call, answers: Sequence[Answer], labels: Sequence[str])
     return response
 
 
-def _write_output(wanted: Wanted, answers: Sequence[Answer], labels: Sequence[str]) -> tuple[str, Sequence[int], bytes]:
+def _write_output(wanted: Wanted, answers: Sequence[Response], labels: Sequence[str]) -> tuple[str, Sequence[int], bytes]:
     """Give an output's datatype, shape and bytes."""
     output = wanted.output
     if output.role is Role.DEGRADED:
@@ -47,7 +47,7 @@ def _write_output(wanted: Wanted, answers: Sequence[Answer], labels: Sequence[st
     return output.datatype, stacked.shape, stacked.astype("<f4", copy=False).tobytes()
 
 
-def _find_values(output: OutputTensor, answer: Answer) -> Values:
+def _find_values(output: OutputTensor, answer: Response) -> Values:
     return answer.fused if output.role is Role.FUSED else answer.members[output.member].output
 
 
