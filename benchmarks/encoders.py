@@ -112,7 +112,7 @@ def write_pair(folder: Path, size: str, max_batch_size: int, execution: str = "a
 name = "{size}-pair"
 version = 1
 task = "embedding"
-plan = "{execution}"
+execution = "{execution}"
 
 [members.vision]
 model = "python:benchmarks.encoders:make_{size}_vision"

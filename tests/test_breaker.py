@@ -68,7 +68,7 @@ class Served:
 @contextmanager
 def serving(folder: Path, policy: str = "best_effort", **settings: Any) -> Iterator[Served]:
     sick, well = Opinion(), Opinion()
-    write_members(folder, {"sick": sick, "well": well}, f'policy = "{policy}"\nplan = "lanes"')
+    write_members(folder, {"sick": sick, "well": well}, f'policy = "{policy}"\nexecution = "streams"')
     addresses = {"admin_listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"}
     with (
         running(folder, trust_code=True, **({"breaker_probe_seconds": NEVER} | addresses | settings)) as server,

@@ -62,7 +62,7 @@ TOML = """
     version = 1
     task = "classification"
     policy = "best_effort"
-    plan = "{execution}"
+    execution = "{execution}"
 
     [members.encoder]
     model = "{encoder}"

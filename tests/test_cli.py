@@ -63,8 +63,8 @@ EXPLAINED = ensemble_service_pb2.InferResponse(
             "state": "MEMBER_STATE_OK",
             "weight": weight,
             "prediction": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": belief}]}},
-            "influence": {
-                "moved": moved,
+            "attribution": {
+                "delta": moved,
                 "without": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": without}]}},
             },
         }
@@ -197,8 +197,8 @@ def test_an_explained_answer_is_json_too(service: DigitsService) -> None:
     service.answer = EXPLAINED
     answer = json.loads(run("infer", "--text", "fve", "--server", service.address, "--explain", "--json").stdout)
     assert answer["fusion_version"] == 7
-    assert answer["members"][0]["influence"]["moved"] == 0.125
-    assert answer["members"][0]["influence"]["without"]["multi_label"]["labels"][0]["probability"] == 0.875
+    assert answer["members"][0]["attribution"]["delta"] == 0.125
+    assert answer["members"][0]["attribution"]["without"]["multi_label"]["labels"][0]["probability"] == 0.875
 
 
 def test_a_tensor_is_base64_for_programs_and_its_first_numbers_for_people(service: DigitsService) -> None:

@@ -266,7 +266,7 @@ def test_an_explained_answer_reads_as_plain_values(caller: Caller) -> None:
         prediction={"multi_label": {"labels": two}},
         members=[
             {"name": "vision", "prediction": {"tensor": {"dtype": "DATA_TYPE_FP32", "shape": [1, 2], "data": b"\0" * 8}}},
-            {"name": "language", "influence": {"moved": 0.25, "without": {"multi_label": {"labels": one}}}},
+            {"name": "language", "attribution": {"delta": 0.25, "without": {"multi_label": {"labels": one}}}},
         ],
         fusion_version=7,
     )

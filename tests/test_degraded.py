@@ -127,7 +127,7 @@ def beliefs(answers: Sequence[Response], name: str) -> Tensor:
 def test_under_load_no_call_fails_and_the_other_members_answers_are_those_of_a_clean_run(
     tmp_path: Path, sickness: Sickness, execution: str, deterministic: bool, breakers: dict[str, Any]
 ) -> None:
-    head = f'plan = "{execution}"\ndeterministic = {str(deterministic).lower()}'
+    head = f'execution = "{execution}"\ndeterministic = {str(deterministic).lower()}'
     errors = {"FAILED": sickness.error, "LATE": MemberLate, "OFF": MemberOff}
     with serving(tmp_path, head, **breakers) as served:
         clean = served.ask_all(1.0)

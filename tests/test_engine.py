@@ -12,7 +12,7 @@ import pytest
 
 from tests.models import Opinion, chance, load_members, number, write_members
 from twinfer_server.device import CpuDevice
-from twinfer_server.engine import LocalEngine
+from twinfer_server.engine import Engine
 from twinfer_server.errors import (
     Code,
     DeadlinePassed,
@@ -44,7 +44,7 @@ class Pair:
     def __init__(self, ensemble: Ensemble, left: Opinion, right: Opinion) -> None:
         self.ensemble = ensemble
         self.left, self.right = left, right
-        self.engine: LocalEngine
+        self.engine: Engine
 
     async def ask(self, policy: Policy | None = None, *, size_bytes: int = 1, **options: Any) -> Response:
         """Ask with a number for each member among `options`."""
@@ -69,7 +69,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
 async def serving(pair: Pair, **settings: Any) -> AsyncIterator[None]:
     # Nobody looks for stuck members: these ones are held on purpose.
     read = ServerSettings(**({"default_timeout_seconds": 1e6, "stall_seconds": 1e6} | settings))
-    pair.engine = LocalEngine(pair.ensemble, read)
+    pair.engine = Engine(pair.ensemble, read)
     pair.engine.start()
     try:
         yield

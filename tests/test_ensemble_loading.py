@@ -186,7 +186,7 @@ def test_a_range_that_the_member_does_not_bear_shows_when_it_is_probed(tmp_path:
 @pytest.mark.parametrize("execution", ["serial", "streams"])
 def test_three_members_fly_together(tmp_path: Path, execution: str) -> None:
     models = {"one": Opinion(), "two": Opinion(), "three": Opinion()}
-    folder = write_members(tmp_path, models, f'plan = "{execution}"\npolicy = "best_effort"')
+    folder = write_members(tmp_path, models, f'execution = "{execution}"\npolicy = "best_effort"')
     with running(folder, trust_code=True) as server, Client(server.address) as client:
         whole = client.infer({"one": number(1), "two": number(2), "three": number(-3)}, timeout=60)
         assert whole.prediction.best.probability == pytest.approx(chance(1, 2, -3), abs=1e-6)
@@ -272,11 +272,11 @@ MEASURE = """
     from twinfer_server.executor.bucket import Bucket
 
     torch.set_num_threads(1)
-    ensemble = load_members(Path(sys.argv[1]), "lanes")
+    ensemble = load_members(Path(sys.argv[1]), "streams")
     ratios = []
     with torch.inference_mode():
         for _ in range(25):
-            both, left, right = (fly_blank(ensemble, "lanes", Bucket(1), crew) for crew in ((0, 1), (0,), (1,)))
+            both, left, right = (fly_blank(ensemble, "streams", Bucket(1), crew) for crew in ((0, 1), (0,), (1,)))
             ratios.append((left.wall_seconds + right.wall_seconds) / both.wall_seconds)
     print(statistics.median(ratios))
 """

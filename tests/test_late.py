@@ -37,7 +37,9 @@ class Pair:
     def __init__(self, folder: Path, execution: str, order: Sequence[str]) -> None:
         self.stuck, self.free = Opinion(), Opinion()
         models = {"stuck": self.stuck, "free": self.free}
-        self.folder = write_members(folder, {name: models[name] for name in order}, f'plan = "{execution}"', max_batch_size=CALLERS)
+        self.folder = write_members(
+            folder, {name: models[name] for name in order}, f'execution = "{execution}"', max_batch_size=CALLERS
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,7 @@ STICKING = """
 
 
 def test_a_process_with_a_stuck_member_ends_on_sigterm_with_exit_code_0(tmp_path: Path, execution: str) -> None:
-    folder = write_members(tmp_path, {"stuck": "python:model.py:sticking", "free": Opinion()}, f'plan = "{execution}"')
+    folder = write_members(tmp_path, {"stuck": "python:model.py:sticking", "free": Opinion()}, f'execution = "{execution}"')
     (folder / "model.py").write_text(dedent(STICKING), encoding="utf-8")
     (folder / "ensemble.toml").write_text(
         re.sub('"python:tests.*"', '"python:model.py:sticking"', (folder / "ensemble.toml").read_text())

@@ -49,7 +49,7 @@ class Outbox:
 @pytest.mark.parametrize("execution", ["serial", "streams"])
 def test_answers_come_as_they_are_ready_and_not_in_the_order_of_the_rows(folder: Path, gate: Gate, execution: str) -> None:
     toml = folder / "ensemble.toml"
-    toml.write_text(toml.read_text().replace('execution = "serial"', f'plan = "{execution}"'))
+    toml.write_text(toml.read_text().replace('execution = "serial"', f'execution = "{execution}"'))
     outbox = Outbox()
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         answers = stream(channel, outbox)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from .engine import FlightRecord, LocalEngine, Switch
+from .engine import Engine, FlightRecord, Switch
 from .errors import TwinferError
 from .row_book import RowBook
 from .rpc import PortTaken
@@ -72,7 +72,7 @@ class Metrics:
             server.shutdown()
             server.server_close()
 
-    def watch(self, engine: LocalEngine) -> None:
+    def watch(self, engine: Engine) -> None:
         """Keep the books of `engine` from now on."""
         self._waiting.set_function(lambda: engine.rows_waiting)
         self._in_hand.set_function(lambda: engine.rows_in_hand)

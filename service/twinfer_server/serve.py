@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .device import FreedMemory, open_device
-from .engine import LocalEngine
+from .engine import Engine
 from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
 from .inputs import InputLimits
 from .rpc import AdminServer, RpcServer
@@ -101,7 +101,7 @@ async def serve(folder: Path, settings: ServerSettings, observer: Observer, stop
             ensemble = await _load(folder, settings, observer, stopping)
             if ensemble is None:
                 return
-            engine = LocalEngine(ensemble, settings)
+            engine = Engine(ensemble, settings)
             engine.start()
             if metrics is not None:
                 metrics.watch(engine)
@@ -140,7 +140,7 @@ async def _load(
     return loading.result() if loading.done() else None
 
 
-async def _look_after(server: RpcServer, engine: LocalEngine, stopping: asyncio.Event) -> None:
+async def _look_after(server: RpcServer, engine: Engine, stopping: asyncio.Event) -> None:
     """Keep health true to the lanes, and memory small while nobody asks, until the server is told to stop."""
     told = (True, engine.operations.switches)
     freed_memory = FreedMemory()
@@ -162,7 +162,7 @@ async def _look_after(server: RpcServer, engine: LocalEngine, stopping: asyncio.
             continue
 
 
-async def _drain(server: RpcServer, admin: AdminServer, engine: LocalEngine, drain_seconds: float) -> None:
+async def _drain(server: RpcServer, admin: AdminServer, engine: Engine, drain_seconds: float) -> None:
     """Refuse new work, answer what is in hand, end streams and watches; at the latest after `drain_seconds`."""
     logger.info("draining, for at most %g s", drain_seconds)
     until = time.monotonic() + drain_seconds

@@ -36,7 +36,7 @@ def nobody_in_the_air() -> Iterator[None]:
 @pytest.mark.parametrize("execution", PLANS)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_changed_fusion_answers_like_the_cpus_and_goes_back(tmp_path: Path, execution: str, change: dict[str, Any]) -> None:
-    folder = copy_digits(tmp_path / "digits", f'plan = "{execution}"')
+    folder = copy_digits(tmp_path / "digits", f'execution = "{execution}"')
     ours, theirs = load(folder, cuda()), load(copy_digits(tmp_path / "other", 'execution = "serial"'), CpuDevice(lanes=2))
     before = fly(ours, make_rows(ours, MIX))
     versions = [FusionVersions(ensemble, nobody_in_the_air) for ensemble in (ours, theirs)]
@@ -54,7 +54,7 @@ def test_a_changed_fusion_answers_like_the_cpus_and_goes_back(tmp_path: Path, ex
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="it takes two GPUs, and torch finds fewer")
 @pytest.mark.parametrize("execution", ["serial", "streams"])
 def test_a_member_on_another_gpu_answers_like_one_at_home(tmp_path: Path, execution: str) -> None:
-    folder = copy_digits(tmp_path / "digits", f'plan = "{execution}"')
+    folder = copy_digits(tmp_path / "digits", f'execution = "{execution}"')
     spec = folder / "ensemble.toml"
     text = spec.read_text(encoding="utf-8")
     spec.write_text(text.replace("[members.language]", '[members.language]\ndevice = "cuda:1"', 1), encoding="utf-8")

@@ -42,7 +42,7 @@ def execution(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def on_gpu(execution: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ensemble]:
-    ensemble = load(copy_digits(tmp_path_factory.mktemp(execution) / "digits", f'plan = "{execution}"'), cuda())
+    ensemble = load(copy_digits(tmp_path_factory.mktemp(execution) / "digits", f'execution = "{execution}"'), cuda())
     yield ensemble
     ensemble.close()
 
@@ -117,7 +117,7 @@ def write_small(folder: Path, left: str, right: str, head: str) -> Path:
 
 @pytest.mark.parametrize("execution", ["streams", "graph"], indirect=True)
 def test_two_members_that_leave_the_gpu_half_empty_overlap(tmp_path: Path, execution: str) -> None:
-    ensemble = load(write_small(tmp_path, "Small", "Small", f'plan = "{execution}"'), cuda())
+    ensemble = load(write_small(tmp_path, "Small", "Small", f'execution = "{execution}"'), cuda())
     ratios = []
     with torch.inference_mode():
         for _ in range(30):
@@ -129,7 +129,7 @@ def test_two_members_that_leave_the_gpu_half_empty_overlap(tmp_path: Path, execu
 
 @pytest.mark.parametrize("execution", ["streams"], indirect=True)
 def test_members_start_after_their_copy_and_the_fusion_after_both(tmp_path: Path, execution: str) -> None:
-    ensemble = load(write_small(tmp_path, "Small", "Small", f'plan = "{execution}"'), cuda())
+    ensemble = load(write_small(tmp_path, "Small", "Small", f'execution = "{execution}"'), cuda())
     rows = [
         Request(
             InferRequest({}, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=float("inf"),
@@ -153,7 +153,7 @@ def test_members_start_after_their_copy_and_the_fusion_after_both(tmp_path: Path
 
 @pytest.mark.parametrize("execution", ["streams", "graph"], indirect=True)
 def test_a_row_that_cannot_wait_is_answered_while_the_other_member_still_runs(tmp_path: Path, execution: str) -> None:
-    ensemble = load(write_small(tmp_path, "Dawdling", "Small", f'plan = "{execution}"'), cuda())
+    ensemble = load(write_small(tmp_path, "Dawdling", "Small", f'execution = "{execution}"'), cuda())
     rows = [
         Request(
             InferRequest({}, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=float("inf"),

@@ -2,8 +2,7 @@
 
 from .breaker import Switch
 from .description import CascadeDescription, Description, FusionDescription, InputDescription, MemberDescription, describe
-from .engine import LocalEngine
-from .interface import Engine, OperableEngine
+from .engine import Engine
 from .reception import Reception
 from .record import FlightRecord, Recorder, Span
 from .watch import Watch
@@ -15,9 +14,7 @@ __all__ = [
     "FlightRecord",
     "FusionDescription",
     "InputDescription",
-    "LocalEngine",
     "MemberDescription",
-    "OperableEngine",
     "Reception",
     "Recorder",
     "Span",

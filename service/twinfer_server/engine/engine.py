@@ -22,7 +22,7 @@ from .workers import Workers
 logger = logging.getLogger(__name__)
 
 
-class LocalEngine(Reception):
+class Engine(Reception):
     """An engine that computes in this process. All methods belong to the event loop."""
 
     def __init__(self, ensemble: Ensemble, settings: ServerSettings) -> None:

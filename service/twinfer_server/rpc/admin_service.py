@@ -8,7 +8,7 @@ import grpc
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
 from twinfer.v1.ensemble_pb2 import BREAKER_STATE_CLOSED, BREAKER_STATE_DISABLED
 
-from ..engine import OperableEngine
+from ..engine import Engine
 from ..errors import InvalidOption, Loading
 from ..executor import FusionChange
 from .boundary import Context, unary
@@ -23,7 +23,7 @@ class EnsembleAdminService:
 
     def __init__(self, pool: Executor) -> None:
         """`pool` parses large messages."""
-        self.engine: OperableEngine | None = None
+        self.engine: Engine | None = None
         self._pool = pool
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -38,7 +38,7 @@ class EnsembleAdminService:
             },
         )
 
-    def _ready_engine(self) -> OperableEngine:
+    def _ready_engine(self) -> Engine:
         if self.engine is None:
             raise Loading("the ensemble is loading")
         return self.engine

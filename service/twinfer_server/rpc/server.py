@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2
 
 from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
-from ..engine import Engine, OperableEngine
+from ..engine import Engine
 from ..errors import Overloaded, TwinferError
 from ..http2 import Limits, Server, Status
 from ..settings import ServerSettings
@@ -47,7 +47,7 @@ class AdminServer:
             return ""
         return await self._server.start(self._address)
 
-    def open(self, engine: OperableEngine) -> None:
+    def open(self, engine: Engine) -> None:
         """Let calls reach the engine; from now on the service serves, whatever becomes of the callers'."""
         self._service.engine = engine
         self._health.report(is_serving=True)
