@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..errors import InternalError, Stage, TwinferError
-from ..inputs import Intake
+from ..inputs import RequestProcessor
 from ..types import Request
 from .workers import Workers
 
@@ -25,7 +25,7 @@ OnFailure = Callable[[Request, TwinferError], None]
 class Decoder:
     """Decodes the inputs of rows; the event loop waits for nothing and hears of it only where that fails."""
 
-    def __init__(self, intake: Intake, threads: int, on_ready: OnReady, on_failure: OnFailure) -> None:
+    def __init__(self, intake: RequestProcessor, threads: int, on_ready: OnReady, on_failure: OnFailure) -> None:
         """Start the threads, on which, mostly, `on_ready` is told of rows that can fly, and `on_failure` of one that cannot."""
         self._intake = intake
         self._threads = threads

@@ -141,11 +141,14 @@ def _describe_inputs(ensemble: Ensemble) -> tuple[InputDescription, ...]:
             members=tuple(takers[name]),
             is_needed=ensemble.is_required(name, Policy.BEST_EFFORT),
             is_optional=not ensemble.is_required(name, Policy[spec.policy.upper()]),
-            max_tokens=takes[0].max_tokens,
+            max_tokens=getattr(specs[0], "max_tokens", 0),
             max_samples=min(kind.max_samples for kind in takes),
-            is_pair=any(kind.is_pair for kind in takes),
+            is_pair=any(getattr(given, "pair", False) for given in specs),
         )
-        for name, takes in ((name, list(by_member.values())) for name, by_member in takers.items())
+        for name, takes, specs in (
+            (name, list(by_member.values()), [spec.members[member].input[name] for member in by_member])
+            for name, by_member in takers.items()
+        )
     )
 
 
@@ -190,7 +193,7 @@ def _describe_fusion(version: FusionVersion) -> FusionDescription:
 
 def _find_member_shape(takes: Sequence[InputKind[Any]]) -> tuple[int, ...]:
     """Find the shape of a ready tensor that none of the members resizes."""
-    shapes = [kind.staging[0].shape if kind.at_least != (0, 0) else kind.tensor_shape for kind in takes]
+    shapes = [kind.buffers[0].shape if kind.min_size != (0, 0) else kind.tensor_shape for kind in takes]
     if len({len(shape) for shape in shapes}) > 1:  # ready ids, with token types and without: one tensor cannot be both
         return takes[0].tensor_shape
     return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..device import usable_cores
 from ..errors import TwinferError
-from ..inputs import Intake
+from ..inputs import RequestProcessor
 from ..settings import ServerSettings
 from ..types import InferRequest, Policy, Request, Response
 from .admission import Admission
@@ -22,7 +22,7 @@ class Reception(ABC):
     flies on.
     """
 
-    def __init__(self, intake: Intake, settings: ServerSettings, decode_threads: int) -> None:
+    def __init__(self, intake: RequestProcessor, settings: ServerSettings, decode_threads: int) -> None:
         """Begin with nothing in hand; decode on so many threads, 0 for as many as there are cores."""
         self._intake = intake
         self._settings = settings
@@ -84,7 +84,7 @@ class Reception(ABC):
         """Check a request, all but its inputs, and make its row; it is answered together with `count` rows in all."""
         try:
             policy = self._check(request)
-            weights = self._intake.row_weights(request.fusion_weights)
+            weights = self._intake.read_weights(request.fusion_weights)
             reply_by = self._margin.reply_by(request, count)
         except TwinferError as error:
             return error.alone()

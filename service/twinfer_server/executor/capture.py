@@ -250,7 +250,7 @@ class FlightCapture:
         slot, bucket = self._slots[member.index], self._buckets[member.index]
         for index in member.feeders:
             feeder = self._crew.members[index]
-            feed = feeder.feed(self._slots[index], self._buckets[index], outputs[index])
+            feed = feeder.feed(outputs[index])
             member.take_feed(slot, index, feed, bucket.samples)
         outputs.append(member.compute_all(slot, bucket))
         slot.copy_out(outputs[-1][0])

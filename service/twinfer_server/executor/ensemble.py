@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..device import Device, Event, Lane
-from ..inputs import FedCount, FedInput, Intake, MemberInputs
+from ..inputs import RequestProcessor
 from ..spec import EnsembleSpec
 from ..types import InferRequest, Policy, Request, Samples
 from .bucket import Bucket, round_up
@@ -44,7 +44,7 @@ class Ensemble:
         """By slot number and bucket: whole flights that are faster as one graph."""
         self.captured_fusion = CapturedFusion(crew.version)
         self.cascade = Cascade(list(spec.members).index(spec.cascade.first)) if spec.cascade else None
-        self.intake = Intake(spec, [_list_inputs(member) for member in crew.members])
+        self.intake = RequestProcessor(spec, [member.inputs for member in crew.members])
         self._fusion_lanes: dict[Lane, Event | None] = {self.plans["streams"].fusion: None}
         """The plan `lanes` has several, each with the landing of its last flight; one for each flight in the air, as it comes."""
 
@@ -126,9 +126,3 @@ class Ensemble:
         for execution in self.plans.values():
             for lane in {*execution.members, execution.copy, execution.fusion, *self._fusion_lanes}:
                 lane.close()
-
-
-def _list_inputs(member: Member) -> MemberInputs:
-    return [
-        FedCount(kind.name, kind.feeder, kind.samples_per_sample) if isinstance(kind, FedInput) else kind for kind in member.inputs
-    ]

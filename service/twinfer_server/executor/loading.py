@@ -9,7 +9,7 @@ from ..errors import InvalidEnsemble
 from ..fusion import find_method
 from ..inputs import InputLimits, make_input
 from ..loaders import SharedStorages, load
-from ..spec import EnsembleSpec, FedInputSpec, MemberSpec, check_classes, read_labels, read_spec
+from ..spec import EnsembleSpec, MemberSpec, OutputInputSpec, check_classes, read_labels, read_spec
 from ..trust import Trust
 from ..tuning import Tuner
 from .chain import find_taps, make_fed_input
@@ -40,15 +40,13 @@ def load_ensemble(
     members: list[Member] = []
     storages = SharedStorages()
     for index, (name, member_spec) in enumerate(spec.members.items()):
+        place = _find_place(name, member_spec, device)
         inputs = [
             make_fed_input(f"members.{name}.input.{input_name}", input_name, input_spec, members)
-            if isinstance(input_spec, FedInputSpec)
-            else make_input(name, input_name, input_spec, folder, limits)
+            if isinstance(input_spec, OutputInputSpec)
+            else make_input(name, input_name, input_spec, folder, limits, place.torch_device)
             for input_name, input_spec in member_spec.input.items()
         ]
-        place = _find_place(name, member_spec, device)
-        for kind in inputs:
-            kind.to(place.torch_device)
         model = load(member_spec, folder, place.torch_device, trust, f"members.{name}")
         member = Member(
             index, name, member_spec, model, inputs, max_batch_size=spec.batching.max_batch_size, taps=find_taps(name, spec),

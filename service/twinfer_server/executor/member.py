@@ -1,12 +1,12 @@
 """Members: one model each, with the inputs it takes and the slots of its lane."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..device import Device
-from ..inputs import FedInput, Feed, InputKind, Staging
+from ..inputs import BufferSpec, InputKind, OutputInput
 from ..loaders import LoadedModel
 from ..spec import MemberSpec
 from ..tuning import ProbeSamples, Tuned, Tuner
@@ -20,7 +20,7 @@ class Member:
     """One model of the ensemble, ready to compute on the device."""
 
     def __init__(
-        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any] | FedInput], *,
+        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any] | OutputInput], *,
         max_batch_size: int, taps: Sequence[int | str] = (), is_deterministic: bool, device: Device,
     ) -> None:  # fmt: skip
         """Give the member its slots; `is_deterministic` pads every flight to the one largest bucket.
@@ -35,22 +35,19 @@ class Member:
         self.tuned = Tuned(model)
         """The model as it computes: as it was loaded, or at another precision."""
         self.inputs = tuple(inputs)
-        self.stagings: tuple[Staging, ...] = tuple(staging for kind in self.inputs for staging in kind.staging)
-        self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, FedInput))
-        self.fed_inputs = tuple(kind for kind in inputs if isinstance(kind, FedInput))
+        self.stagings: tuple[BufferSpec, ...] = tuple(staging for kind in self.inputs for staging in kind.buffers)
+        self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, OutputInput))
+        self.fed_inputs = tuple(kind for kind in inputs if isinstance(kind, OutputInput))
         self.is_voter = spec.output.kind != "features"
         """Whether its output takes part in the fusion, and does not only feed others."""
         self.taps = tuple(taps)
-        self.feeders = tuple(dict.fromkeys(kind.feeder for kind in self.fed_inputs))
+        self.feeders = tuple(dict.fromkeys(kind.upstream for kind in self.fed_inputs))
         """The indexes of the members that feed it; they stand before it."""
-        fixed = max((kind.samples_per_sample for kind in self.fed_inputs), default=1)
-        self.samples_per_row = max(fixed, *(getattr(kind, "max_samples", 1) for kind in inputs))
+        self.samples_per_row = max(kind.max_samples for kind in inputs)
         """The most samples that one row may give it."""
-        self.has_fixed_samples = self.samples_per_row == fixed
+        self.has_fixed_samples = self.samples_per_row == 1
         """Whether every row gives it just as many."""
-        self.max_samples = (
-            max_batch_size * self.samples_per_row if self.has_fixed_samples else max(max_batch_size, self.samples_per_row)
-        )
+        self.max_samples = max(max_batch_size, self.samples_per_row)
         self.is_deterministic = is_deterministic
         self.slots = [Slot(number, device, self.stagings, self.max_samples) for number in range(SLOTS_PER_LANE)]
         self.row_sizes: tuple[int, ...] = ()
@@ -92,7 +89,7 @@ class Member:
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make one sample of random content, as many tokens long as asked, for probing and warm-up."""
-        return tuple(array for kind in self.inputs for array in kind.example(seed, min(tokens, kind.max_tokens)))
+        return tuple(array for kind in self.inputs for array in kind.example(seed, tokens))
 
     def compute(self, slot: Slot, bucket: Bucket, *, is_checked: bool = False) -> Tensor:
         """Compute the member on what `slot` holds: float32 [samples, ...]. Runs on the member's lane.
@@ -111,7 +108,7 @@ class Member:
         staged = slot.staged(bucket)
         arguments: list[Tensor] = []
         for kind in self.inputs:
-            count = len(kind.staging)
+            count = len(kind.buffers)
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
         return tuple(arguments)
@@ -122,17 +119,15 @@ class Member:
         taps = [select_output(key, outputs, select).float() for select in self.taps]
         return [read_output(self.name, self.spec, outputs), *taps]
 
-    def feed(self, slot: Slot, bucket: Bucket, outputs: Sequence[Tensor], samples: Tensor | None = None) -> Feed:
-        """Give what members are fed with, of what `compute_all` has made of `slot`, in the order of `samples` (None: as it is)."""
-        images = [buffer for buffer, staging in zip(slot.staged(bucket), self.stagings, strict=True) if staging.name == "pixels"]
-        picked = [*outputs, *images] if samples is None else [values.index_select(0, samples) for values in (*outputs, *images)]
-        taps = dict(zip(self.taps, picked[1 : 1 + len(self.taps)], strict=True))
-        return Feed(picked[0], taps, picked[-1] if len(images) == 1 else None)
+    def feed(self, outputs: Sequence[Tensor], samples: Tensor | None = None) -> dict[int | str, Tensor]:
+        """Give what members are fed with, of what `compute_all` has made, in the order of `samples` (None: as it is)."""
+        picked = [values if samples is None else values.index_select(0, samples) for values in outputs[1:]]
+        return dict(zip(self.taps, picked, strict=True))
 
-    def take_feed(self, slot: Slot, feeder: int, feed: Feed, total: int) -> None:
+    def take_feed(self, slot: Slot, feeder: int, feed: Mapping[int | str, Tensor], total: int) -> None:
         """Copy what the member with the index `feeder` gave into `slot`, `total` samples; on the device, on this member's lane."""
         position = 0
         for kind in self.inputs:
-            if isinstance(kind, FedInput) and kind.feeder == feeder:
-                slot.receive(position, kind.take(feed)[:total])
-            position += len(kind.staging)
+            if isinstance(kind, OutputInput) and kind.upstream == feeder:
+                slot.receive(position, feed[kind.select][:total])
+            position += len(kind.buffers)

@@ -129,9 +129,7 @@ class Run:
             wanted = [first for row in self.rows for first in range(feeder.firsts[row], feeder.firsts[row] + feeder.sizes[row])]
             device = feeder.outputs[0].device
             picked = None if wanted == list(range(len(wanted))) else to_device(torch.tensor(wanted), device)
-            self.member.take_feed(
-                self.slot, index, feeder.member.feed(feeder.slot, feeder.bucket, feeder.outputs, picked), self.total
-            )
+            self.member.take_feed(self.slot, index, feeder.member.feed(feeder.outputs, picked), self.total)
         return True
 
     def _compute(self) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..device import Device
-from ..inputs import Staging
+from ..inputs import BufferSpec
 from ..types import Samples
 from .bucket import Bucket
 
@@ -23,7 +23,7 @@ class Slot:
     On a CPU the two sides are one tensor.
     """
 
-    def __init__(self, number: int, device: Device, stagings: Sequence[Staging], max_samples: int) -> None:
+    def __init__(self, number: int, device: Device, stagings: Sequence[BufferSpec], max_samples: int) -> None:
         """Make room for `max_samples` samples of every staging buffer."""
         self.number = number
         self.captures: dict[Bucket, MemberCapture] = {}
@@ -42,7 +42,7 @@ class Slot:
         are left to `receive`.
         """
         for staging, array, position in zip(self._stagings, self._host_arrays, range(len(self._stagings)), strict=True):
-            if is_fed and staging.is_fed:
+            if is_fed and staging.is_upstream:
                 continue
             first = 0
             if staging.is_ragged:
@@ -64,7 +64,7 @@ class Slot:
         cut, which holds up the host and breaks off a capture.
         """
         for staging, host, twin in zip(self._stagings, self._host, self._device, strict=True):
-            if host is not twin and not (is_fed and staging.is_fed):
+            if host is not twin and not (is_fed and staging.is_upstream):
                 twin[: bucket.samples].copy_(host[: bucket.samples], non_blocking=True)
 
     def receive(self, position: int, values: Tensor) -> None:
@@ -91,6 +91,6 @@ class Slot:
         self.host_outputs = device.staging((self._host[0].shape[0], *output_shape), torch.float32)[0]
 
     @staticmethod
-    def _view(buffer: Tensor, staging: Staging, bucket: Bucket) -> Tensor:
+    def _view(buffer: Tensor, staging: BufferSpec, bucket: Bucket) -> Tensor:
         rows = buffer[: bucket.samples]
         return rows[:, : bucket.tokens] if staging.is_ragged else rows
