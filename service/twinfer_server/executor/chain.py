@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..errors import InvalidEnsemble, quote
-from ..inputs import OutputInput
+from ..inputs import UpstreamInput
 from ..spec import EnsembleSpec, OutputInputSpec
 from .member import Member
 
@@ -14,10 +14,11 @@ def find_taps(name: str, spec: EnsembleSpec) -> list[int | str]:
     return list(dict.fromkeys(fed.select for fed in inputs if isinstance(fed, OutputInputSpec) and fed.member == name))
 
 
-def make_fed_input(key: str, name: str, spec: OutputInputSpec, members: Sequence[Member]) -> OutputInput:
+def make_fed_input(key: str, name: str, spec: OutputInputSpec, members: Sequence[Member]) -> UpstreamInput:
     """Make a fed input of the member that comes behind `members`, which have been probed; raises InvalidEnsemble."""
     feeder = next((member for member in members if member.name == spec.member), None)
     if feeder is None:
         allowed = ", ".join(repr(member.name) for member in members) or "none, this is the first member"
         raise InvalidEnsemble(f"{key}.member: found {quote(spec.member)}; allowed: a member before this one: {allowed}")
-    return OutputInput(name, spec, feeder.index, feeder.tap_shapes[feeder.taps.index(spec.select)], feeder.samples_per_row)
+    shape = feeder.tap_shapes[feeder.taps.index(spec.select)]
+    return UpstreamInput(name, feeder.index, spec.select, shape, feeder.samples_per_row)

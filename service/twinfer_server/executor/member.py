@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..device import Device
-from ..inputs import BufferSpec, InputKind, OutputInput
+from ..inputs import BufferSpec, InputKind, UpstreamInput
 from ..loaders import LoadedModel
 from ..spec import MemberSpec
 from ..tuning import ProbeSamples, Tuned, Tuner
@@ -20,7 +20,7 @@ class Member:
     """One model of the ensemble, ready to compute on the device."""
 
     def __init__(
-        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any] | OutputInput], *,
+        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any] | UpstreamInput], *,
         max_batch_size: int, taps: Sequence[int | str] = (), is_deterministic: bool, device: Device,
     ) -> None:  # fmt: skip
         """Give the member its slots; `is_deterministic` pads every flight to the one largest bucket.
@@ -36,8 +36,8 @@ class Member:
         """The model as it computes: as it was loaded, or at another precision."""
         self.inputs = tuple(inputs)
         self.stagings: tuple[BufferSpec, ...] = tuple(staging for kind in self.inputs for staging in kind.buffers)
-        self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, OutputInput))
-        self.fed_inputs = tuple(kind for kind in inputs if isinstance(kind, OutputInput))
+        self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, UpstreamInput))
+        self.fed_inputs = tuple(kind for kind in inputs if isinstance(kind, UpstreamInput))
         self.is_voter = spec.output.kind != "features"
         """Whether its output takes part in the fusion, and does not only feed others."""
         self.taps = tuple(taps)
@@ -128,6 +128,6 @@ class Member:
         """Copy what the member with the index `feeder` gave into `slot`, `total` samples; on the device, on this member's lane."""
         position = 0
         for kind in self.inputs:
-            if isinstance(kind, OutputInput) and kind.upstream == feeder:
+            if isinstance(kind, UpstreamInput) and kind.upstream == feeder:
                 slot.receive(position, feed[kind.select][:total])
             position += len(kind.buffers)

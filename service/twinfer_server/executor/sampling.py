@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..inputs import InputKind, OutputInput
+from ..inputs import InputKind, UpstreamInput
 from ..tuning import ProbeSamples
 from ..types import Samples
 from .bucket import Bucket
@@ -43,7 +43,7 @@ def make_probe_samples(member: Member, rows: Sequence[Samples] = ()) -> ProbeSam
     )
 
 
-def _list_growing(member: Member, slot: Slot, kind: InputKind[Any] | OutputInput) -> list[tuple[int, ...]]:
+def _list_growing(member: Member, slot: Slot, kind: InputKind[Any] | UpstreamInput) -> list[tuple[int, ...]]:
     """List, for each argument that an input gives, the dimensions that grow: samples, and tokens where they do."""
     if member.is_deterministic:
         dimensions: tuple[int, ...] = ()

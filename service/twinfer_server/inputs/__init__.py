@@ -10,7 +10,7 @@ from ..spec import ImageInputSpec, TensorInputSpec, TextInputSpec
 from .image import ImageInput
 from .kind import BufferSpec, InputKind, InputLimits
 from .request import RequestProcessor
-from .tensor import OutputInput, TensorInput
+from .tensor import TensorInput, UpstreamInput
 from .text import TextInput
 
 INPUT_KINDS: Mapping[str, Callable[[str, str, Any, Path, InputLimits, torch.device], InputKind[Any]]] = {
@@ -32,4 +32,4 @@ def make_input(
     return INPUT_KINDS[spec.kind](f"members.{member}.input.{name}", name, spec, folder, limits, device)
 
 
-__all__ = ["INPUT_KINDS", "BufferSpec", "InputKind", "InputLimits", "OutputInput", "RequestProcessor", "make_input"]
+__all__ = ["INPUT_KINDS", "BufferSpec", "InputKind", "InputLimits", "RequestProcessor", "UpstreamInput", "make_input"]

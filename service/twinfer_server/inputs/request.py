@@ -11,7 +11,7 @@ from ..errors import InvalidInput, InvalidOption, MissingInput, UnknownEnsemble,
 from ..spec import EnsembleSpec
 from ..types import InferRequest, Policy, Samples
 from .kind import InputKind
-from .tensor import OutputInput
+from .tensor import UpstreamInput
 
 LIGHT_BYTES = 65536
 """The largest ready tensor that is prepared in less time than a change of threads takes."""
@@ -20,7 +20,7 @@ LIGHT_BYTES = 65536
 class RequestProcessor:
     """Checks an ensemble's requests and turns their inputs into samples. Safe to call from several threads."""
 
-    def __init__(self, spec: EnsembleSpec, inputs: Sequence[Sequence[InputKind[Any] | OutputInput]]) -> None:
+    def __init__(self, spec: EnsembleSpec, inputs: Sequence[Sequence[InputKind[Any] | UpstreamInput]]) -> None:
         """Take the inputs of each member, in the members' order and in that in which a member is called with them."""
         self._spec = spec
         self._inputs = [tuple(kinds) for kinds in inputs]
@@ -31,7 +31,7 @@ class RequestProcessor:
         """By input name, the members that take it, and how."""
         for index, kinds in enumerate(inputs):
             for kind in kinds:
-                if not isinstance(kind, OutputInput):
+                if not isinstance(kind, UpstreamInput):
                     self._takers[kind.name].append((index, kind))
         self._min_sizes = {
             name: (max(kind.min_size[0] for _, kind in takers), max(kind.min_size[1] for _, kind in takers))
@@ -123,7 +123,7 @@ class RequestProcessor:
         for index, kinds in enumerate(self._inputs):
             parts: dict[str, Samples] = {}
             for kind in kinds:
-                if not isinstance(kind, OutputInput):
+                if not isinstance(kind, UpstreamInput):
                     if kind.name in decoded:
                         parts[kind.name] = kind.prepare(decoded[kind.name])
                 elif kind.upstream in samples:

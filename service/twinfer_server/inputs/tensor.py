@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..spec import OutputInputSpec, TensorInputSpec
+from ..spec import TensorInputSpec
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 
@@ -90,17 +90,17 @@ class TensorInput:
             raise refuse(self.name, f"the number {least if is_below else most!s}", allowed)
 
 
-class OutputInput:
+class UpstreamInput:
     """An output of another member of the same batch, copied on the device: one sample for each of that member's.
 
-    `upstream` is that member's index and `select` which of its outputs it is, as its model names or numbers them.
+    `upstream` is that member's index, and `select` the output's name or position there.
     """
 
-    def __init__(self, name: str, spec: OutputInputSpec, upstream: int, shape: tuple[int, ...], max_samples: int = 1) -> None:
+    def __init__(self, name: str, upstream: int, select: int | str, shape: tuple[int, ...], max_samples: int) -> None:
         """Take samples float32 of `shape`; of one request the upstream member has up to `max_samples`."""
         self.name = name
         self.upstream = upstream
-        self.select = spec.select
+        self.select = select
         self.max_samples = max_samples
         self.buffers: tuple[BufferSpec, ...] = (BufferSpec("values", torch.float32, shape, is_upstream=True),)
 
