@@ -33,7 +33,7 @@ def write_times(cache: Path, folder: Path, ensemble: Ensemble) -> None:
 
 def _find_file(cache: Path, folder: Path, ensemble: Ensemble) -> KeptFile[KeptTimes] | None:
     """Name the file after all that the times depend on; None where nothing says what a member computes."""
-    digests = [member.model.digest or member.model.workload for member in ensemble.members]
+    digests = [member.model.digest for member in ensemble.members]
     if not all(digests):
         return None
     parts = [
