@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..inputs import FedInput, InputKind
+from ..inputs import InputKind, UpstreamInput
 from ..tuning import ProbeSamples
 from ..types import Samples
 from .bucket import Bucket
@@ -43,14 +43,14 @@ def make_probe_samples(member: Member, rows: Sequence[Samples] = ()) -> ProbeSam
     )
 
 
-def _list_growing(member: Member, slot: Slot, kind: InputKind[Any] | FedInput) -> list[tuple[int, ...]]:
+def _list_growing(member: Member, slot: Slot, kind: InputKind[Any] | UpstreamInput) -> list[tuple[int, ...]]:
     """List, for each argument that an input gives, the dimensions that grow: samples, and tokens where they do."""
     if member.is_deterministic:
         dimensions: tuple[int, ...] = ()
-    elif len(member.token_sizes) > 1 and any(staging.is_ragged for staging in kind.staging):
+    elif len(member.token_sizes) > 1 and any(staging.is_ragged for staging in kind.buffers):
         dimensions = (0, 1)
     else:
         dimensions = (0,)
-    first = sum(len(other.staging) for other in member.inputs[: member.inputs.index(kind)])
-    staged = slot.staged(Bucket(1, member.token_sizes[0]))[first : first + len(kind.staging)]
+    first = sum(len(other.buffers) for other in member.inputs[: member.inputs.index(kind)])
+    staged = slot.staged(Bucket(1, member.token_sizes[0]))[first : first + len(kind.buffers)]
     return [dimensions] * len(kind.arguments(staged))

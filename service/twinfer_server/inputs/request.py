@@ -1,8 +1,7 @@
-"""The intake: checks requests and makes the members' samples of them. It needs the spec and the inputs, and no models."""
+"""The request processor: checks requests and makes the members' samples of them, before any model is called."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,41 +11,33 @@ from ..errors import InvalidInput, InvalidOption, MissingInput, UnknownEnsemble,
 from ..spec import EnsembleSpec
 from ..types import InferRequest, Policy, Samples
 from .kind import InputKind
+from .tensor import UpstreamInput
+
+LIGHT_BYTES = 65536
+"""The largest ready tensor that is prepared in less time than a change of threads takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class FedCount:
-    """What the host knows of a fed input: `samples_per_sample` of it for each sample of the member with the index `feeder`."""
+class RequestProcessor:
+    """Checks an ensemble's requests and turns their inputs into samples. Safe to call from several threads."""
 
-    name: str
-    feeder: int
-    samples_per_sample: int
-
-
-MemberInputs = Sequence[InputKind[Any] | FedCount]
-"""One member's inputs, in the order in which it is called with them."""
-
-
-class Intake:
-    """What stands at an ensemble's door."""
-
-    def __init__(self, spec: EnsembleSpec, inputs: Sequence[MemberInputs]) -> None:
-        """Take the inputs of each member, in the members' order."""
+    def __init__(self, spec: EnsembleSpec, inputs: Sequence[Sequence[InputKind[Any] | UpstreamInput]]) -> None:
+        """Take the inputs of each member, in the members' order and in that in which a member is called with them."""
         self._spec = spec
         self._inputs = [tuple(kinds) for kinds in inputs]
         self._names = list(spec.members)
-        self._voters = [name for name, member in spec.members.items() if member.output.kind != "features"]
+        self._fused = [name for name, member in spec.members.items() if member.output.kind != "features"]
         self._default_policy = Policy[spec.policy.upper()]
         self._takers: dict[str, list[tuple[int, InputKind[Any]]]] = {name: [] for _, name, _ in spec.walk_inputs()}
+        """By input name, the members that take it, and how."""
         for index, kinds in enumerate(inputs):
             for kind in kinds:
-                if not isinstance(kind, FedCount):
+                if not isinstance(kind, UpstreamInput):
                     self._takers[kind.name].append((index, kind))
-        self._at_least = {
-            name: (max(kind.at_least[0] for _, kind in takers), max(kind.at_least[1] for _, kind in takers))
+        self._min_sizes = {
+            name: (max(kind.min_size[0] for _, kind in takers), max(kind.min_size[1] for _, kind in takers))
             for name, takers in self._takers.items()
         }
-        """By input name, how many pixels the most demanding member needs to see of a picture: height and width."""
+        """By input name, how much of a picture the most demanding member needs to see."""
         self._required = {name for _, name, input_spec in spec.walk_inputs() if input_spec.required}
 
     @property
@@ -55,7 +46,7 @@ class Intake:
         return list(self._takers)
 
     def is_required(self, input_name: str, policy: Policy, needs: Collection[int]) -> bool:
-        """Whether a request under `policy` must carry the input; the fusion `needs` the members of these indexes."""
+        """Return whether a request under `policy` must carry the input; the fusion `needs` the members of these indexes."""
         return (
             policy is Policy.REQUIRE_ALL
             or input_name in self._required
@@ -72,9 +63,9 @@ class Intake:
             )
 
     def check(self, request: InferRequest, needs: Collection[int], classes: int) -> Policy:
-        """Check a request against the ensemble, without looking into its inputs; give the policy that it is answered under.
+        """Check everything in a request but the content of its inputs; return the policy that it is answered under.
 
-        The fusion `needs` the members of these indexes; an answer chooses among so many `classes`, 0 where the task knows none.
+        The fusion `needs` the members of these indexes. `classes` is how many a response chooses among, 0 where the task has none.
         """
         self.check_served(request.ensemble, request.version)
         policy = request.policy or self._default_policy
@@ -86,7 +77,7 @@ class Intake:
         return policy
 
     def _check_names(self, found: Collection[str], policy: Policy, needs: Collection[int]) -> None:
-        """Refuse inputs that nobody takes, and requests without those that are needed."""
+        """Refuse inputs that no member takes, and requests without those that are needed."""
         for name in found:
             if name not in self._takers:
                 raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {self.input_names}")
@@ -96,18 +87,16 @@ class Intake:
         if not found:
             raise MissingInput(f"inputs: none found; required: at least one of {self.input_names}")
 
-    def row_weights(self, overrides: Mapping[str, float]) -> NDArray[np.float64] | None:
-        """Give a row's weights, float64 [members], summing to 1, or None where it brings none and the fusion's own count."""
+    def read_weights(self, overrides: Mapping[str, float]) -> NDArray[np.float64] | None:
+        """Return a request's own weights, float64 [members], summing to 1; None where it brings none and the fusion's count."""
         if not overrides:
             return None
         for name, weight in overrides.items():
             if name not in self._names:
                 raise UnknownMember(f"options.fusion_weights[{quote(name)}]: no such member; allowed: {self._names}")
-            if name not in self._voters:
-                raise InvalidOption(
-                    f"options.fusion_weights[{quote(name)}]: its output is of kind 'features'; "
-                    f"allowed: members that vote, {self._voters}"
-                )
+            if name not in self._fused:
+                allowed = f"fused members, {self._fused}"
+                raise InvalidOption(f"options.fusion_weights[{quote(name)}]: its output is of kind 'features'; allowed: {allowed}")
             if not 0 <= weight <= 1e9:  # also refuses NaN
                 raise InvalidOption(f"options.fusion_weights[{quote(name)}]: found {weight}; allowed: 0 to 1e9")
         weights = np.array([overrides.get(name, 0.0) for name in self._names])
@@ -117,29 +106,28 @@ class Intake:
         return normalised
 
     def is_light(self, request: InferRequest) -> bool:
-        """Whether `prepare` takes so little that the event loop may do it: there is nothing to decode."""
-        for name, value in request.inputs.items():
-            for _, kind in self._takers[name]:
-                if not kind.is_light(value):
-                    return False
-        return True
+        """Return whether `prepare` takes less time than a change of threads: there is nothing to decode or tokenize."""
+        return all(
+            isinstance(value, np.ndarray) and value.nbytes <= LIGHT_BYTES and not any(self._min_sizes[name])
+            for name, value in request.inputs.items()
+        )
 
     def prepare(self, request: InferRequest) -> dict[int, Samples]:
-        """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool.
+        """Decode a request's inputs, each once, and return the samples by member index; raises InvalidInput.
 
-        A member takes part only if all its inputs are there.
+        A member takes part only if all its inputs are there. What comes from an upstream member has only a count here: its values
+        never leave the device.
         """
-        decoded = {name: self._takers[name][0][1].decode(value, self._at_least[name]) for name, value in request.inputs.items()}
+        decoded = {name: self._takers[name][0][1].decode(value, self._min_sizes[name]) for name, value in request.inputs.items()}
         samples: dict[int, Samples] = {}
         for index, kinds in enumerate(self._inputs):
             parts: dict[str, Samples] = {}
             for kind in kinds:
-                if kind.name in decoded:
-                    parts[kind.name] = kind.prepare(decoded[kind.name])  # type: ignore[union-attr]  # no request has a fed input
-                elif isinstance(kind, FedCount) and kind.feeder in samples:
-                    # What it computes on comes from its feeder, on the device; here it only counts.
-                    count = kind.samples_per_sample * len(samples[kind.feeder][0])
-                    parts[kind.name] = (np.empty((count, 0), dtype=np.float32),)
+                if not isinstance(kind, UpstreamInput):
+                    if kind.name in decoded:
+                        parts[kind.name] = kind.prepare(decoded[kind.name])
+                elif kind.upstream in samples:
+                    parts[kind.name] = (np.empty((len(samples[kind.upstream][0]), 0), dtype=np.float32),)
             if len(parts) == len(kinds):
                 samples[index] = self._join(index, parts)
         if not samples:
@@ -148,7 +136,7 @@ class Intake:
 
     def _join(self, index: int, parts: Mapping[str, Samples]) -> Samples:
         """Put a member's inputs next to each other; raises InvalidInput where some have more samples than others."""
-        if len(parts) > 1 and len({len(part[0]) for part in parts.values()}) > 1:
-            counts = {name: len(part[0]) for name, part in parts.items()}
+        counts = {name: len(part[0]) for name, part in parts.items()}
+        if len(set(counts.values())) > 1:
             raise InvalidInput(f"inputs: found {counts} samples for member {self._names[index]!r}; allowed: as many of each")
         return tuple(itertools.chain.from_iterable(parts.values()))

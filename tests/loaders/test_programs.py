@@ -26,7 +26,7 @@ from twinfer_server.device import CpuDevice
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
 from twinfer_server.executor import load_ensemble
 from twinfer_server.inputs import InputLimits
-from twinfer_server.loaders.compiled import CUDA_RUNNERS, CompiledPackage
+from twinfer_server.loaders.programs import CUDA_RUNNERS, open_package
 from twinfer_server.trust import Trust, format_trust_list
 
 ANSWER = torch.tensor([111.0, 122.0, 133.0])
@@ -142,7 +142,7 @@ def test_a_compiled_package_computes_what_its_model_did_at_any_number_of_rows(pa
 
 @pytest.mark.parametrize("runners", [1, CUDA_RUNNERS])
 def test_a_compiled_package_may_run_in_several_threads_at_once(package: Path, runners: int) -> None:
-    compiled = CompiledPackage(package.read_bytes(), runners)
+    compiled = open_package(package.read_bytes(), runners)
     start = threading.Barrier(4)
     wrong: list[Tensor] = []
 

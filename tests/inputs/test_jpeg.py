@@ -1,7 +1,6 @@
-"""JPEG: decoded by libjpeg-turbo itself and at a part of its size where that is enough, and seen as Pillow would see it."""
+"""JPEGs are decoded at a part of their size where that is enough, and seen as Pillow would see them in full."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 from sklearn.datasets import load_sample_image
-from torch import Tensor, nn
 
-from tests.models import load_members, register
 from tests.pictures import encode, make_kind, see
-from tests.servers import write_ensemble
 from twinfer_server.inputs.picture import Picture
-from twinfer_server.types import Array, InferRequest
+from twinfer_server.types import Array
 
 
 @pytest.fixture(scope="module")
@@ -30,38 +26,12 @@ def error(seen: Array, reference: Image.Image) -> Array:
     return difference
 
 
-OPTIONS = {
-    "with all its colours": {"subsampling": 0},
-    "with a quarter of its colours": {"subsampling": 2},
-    "progressive": {"progressive": True},
-    "of low quality": {"quality": 20},
-    "with restart markers": {"restart_marker_rows": 1},
-}
-
-
-@pytest.mark.parametrize("color", ["rgb", "gray"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_jpeg_that_is_not_scaled_has_pillows_pixels(photograph: Image.Image, options: Any, mode: str, color: str) -> None:
-    content = encode(photograph.convert(mode), "JPEG", **options)
-    reference = Image.open(io.BytesIO(content)).convert("RGB").convert("L" if color == "gray" else "RGB")
-    for kind in (make_kind(size=(427, 640), color=color), make_kind(size=(427, 640), color=color, scaled_decoding=False)):
-        assert not error(see(kind, content, kind.at_least), reference).any()
-
-
-class Corner(nn.Module):
-    """Answers the first two pixels."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return pixels.flatten(1)[:, :2]
-
-
 @given(width=st.integers(1, 40), height=st.integers(1, 40), subsampling=st.sampled_from([0, 1, 2]), seed=st.integers(0, 9))
 def test_a_small_jpeg_of_any_size_has_pillows_pixels(width: int, height: int, subsampling: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     content = encode(Image.fromarray(pixels), "JPEG", subsampling=subsampling)
     kind = make_kind(size=(height, width))
-    assert not error(see(kind, content, kind.at_least), Image.open(io.BytesIO(content))).any()
+    assert not error(see(kind, content, kind.min_size), Image.open(io.BytesIO(content))).any()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +40,7 @@ def test_a_small_jpeg_of_any_size_has_pillows_pixels(width: int, height: int, su
 )
 def test_it_is_decoded_at_the_smallest_size_that_leaves_enough(photograph: Image.Image, size: tuple[int, int], scale: int) -> None:
     kind = make_kind(size=size)
-    decoded: Picture = kind.decode(encode(photograph, "JPEG"), kind.at_least)
+    decoded: Picture = kind.decode(encode(photograph, "JPEG"), kind.min_size)
     assert (decoded.scale, decoded.height, decoded.width) == (scale, 427, 640)
     assert decoded.pixels.shape == (-(-427 // scale), -(-640 // scale), 3)
 
@@ -80,7 +50,18 @@ def test_it_is_decoded_at_the_smallest_size_that_leaves_enough(photograph: Image
 )
 def test_it_is_decoded_in_full_where_that_is_asked_for_or_needed(photograph: Image.Image, keys: dict[str, Any]) -> None:
     kind = make_kind(size=(20, 20), **keys)
-    assert kind.decode(encode(photograph, "JPEG"), kind.at_least).scale == 1
+    assert kind.decode(encode(photograph, "JPEG"), kind.min_size).scale == 1
+
+
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_jpegs_of_every_sort_are_scaled_too(photograph: Image.Image, options: Any, mode: str, color: str) -> None:
+    content = encode(photograph.convert(mode), "JPEG", **options)
+    kind = make_kind(size=(106, 160), color=color)
+    assert kind.decode(content, kind.min_size).scale == 2
+    reference = Image.open(io.BytesIO(content)).convert("RGB").convert("L" if color == "gray" else "RGB")
+    assert error(see(kind, content, kind.min_size), reference.resize((160, 106), Image.Resampling.BILINEAR)).mean() <= 1.0
 
 
 @pytest.mark.parametrize("resize", ["bilinear", "hamming", "bicubic", "lanczos"])
@@ -90,9 +71,9 @@ def test_scaled_it_is_within_1_on_average_of_the_one_in_full(name: str, size: tu
     content = encode(Image.fromarray(load_sample_image(name)), "JPEG", quality=90)
     size = size if resize != "hamming" else (size[0] * 4 // 5, size[1] * 4 // 5)
     kind = make_kind(size=size, resize=resize)
-    assert kind.decode(content, kind.at_least).scale == scale
+    assert kind.decode(content, kind.min_size).scale == scale
     reference = Image.open(io.BytesIO(content)).resize((size[1], size[0]), Image.Resampling[resize.upper()])
-    difference = error(see(kind, content, kind.at_least), reference)
+    difference = error(see(kind, content, kind.min_size), reference)
     assert difference.mean() <= 1.0
     assert difference.max() <= 24
 
@@ -105,22 +86,7 @@ def test_scaled_and_turned_it_is_upright_and_in_its_place(photograph: Image.Imag
     content = encode(photograph.crop(crop), "JPEG", exif=exif, quality=90)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     kind = make_kind(size=(52, 52))
-    decoded: Picture = kind.decode(content, kind.at_least)
+    decoded: Picture = kind.decode(content, kind.min_size)
     assert (decoded.width, decoded.height) == upright.size
     assert decoded.scale == (4 if orientation == 1 or crop[2] == 632 else 1)
-    assert error(see(kind, content, kind.at_least), upright.resize((52, 52), Image.Resampling.BILINEAR)).mean() <= 1.0
-
-
-def test_it_is_decoded_for_the_most_demanding_of_its_members(photograph: Image.Image, tmp_path: Path) -> None:
-    toml = ['name = "shared"', "version = 1", 'task = "classification"', "[fusion]", 'method = "weighted_mean"']
-    for name, shape in (("small", [28, 28]), ("tall", [112, 20]), ("wide", [20, 168])):
-        model = register(Corner())
-        toml += [f"[members.{name}]", f'model = "{model}"', f"[members.{name}.input.image]", 'kind = "image"', f"size = {shape}"]
-    ensemble = load_members(write_ensemble(tmp_path, "\n".join(toml)))
-    content = encode(photograph, "JPEG")
-    samples = ensemble.prepare(InferRequest({"image": content}, arrived_at=0.0))
-    half = make_kind(size=(28, 28)).decode(content, (213, 320))
-    assert half.scale == 2
-    sizes: list[tuple[int, int]] = [(28, 28), (112, 20), (20, 168)]
-    for index, wanted in enumerate(sizes):
-        assert np.array_equal(samples[index][0], make_kind(size=wanted).prepare(half)[0])
+    assert error(see(kind, content, kind.min_size), upright.resize((52, 52), Image.Resampling.BILINEAR)).mean() <= 1.0

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from tests.pictures import encode, make_kind, see
 from twinfer_server.errors import InvalidInput
-from twinfer_server.inputs import InputLimits, Staging
+from twinfer_server.inputs import BufferSpec, InputLimits
 from twinfer_server.types import RawInput
 
 ORANGE = (200, 100, 48)
@@ -35,12 +35,10 @@ def wide(dtype: str, value: float) -> Image.Image:
 
 def write_png(width: int, height: int) -> bytes:
     """Write a PNG whose header promises more pixels than its few bytes hold."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(1000)))]
-    body = b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in [*chunks, (b"IEND", b"")]
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
+    parts = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 PICTURES = {
@@ -95,25 +93,19 @@ def test_pixels_without_an_agreed_range_are_refused(mode: str) -> None:
         make().decode(encode(orange("L").convert(mode), "TIFF"))
 
 
+CAMERA_TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270"]
+"""What the camera did to the upright picture, for the EXIF orientations from 2; of 6 and 8 the reader undoes the other turn."""
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_taken_with_a_turned_camera_is_turned_upright(format: str, orientation: int) -> None:
     upright = Image.new("L", (16, 8), "black")
     upright.paste(255, (0, 0, 8, 4))  # white in the upper left quarter alone
-    turns = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,  # the camera's turn, undone by ROTATE_270
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    turn = turns[orientation]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    content = encode(upright if turn is None else upright.transpose(turn), format, exif=exif)
+    turned = upright if orientation == 1 else upright.transpose(Image.Transpose[CAMERA_TURNS[orientation - 2]])
+    content = encode(turned, format, exif=exif)
     seen = see(make(size=[8, 16], color="gray"), content)[:, :, 0]
     assert np.abs(seen.astype(int) - np.asarray(upright)).max() <= 8
 
@@ -169,7 +161,6 @@ def test_the_member_gets_float32_planes_scaled_and_normalised(color: str, is_nor
     channels = 3 if color == "rgb" else 1
     mean, std = [0.5, 0.25, 0.125][:channels], [0.5, 2.0, 1.0][:channels]
     kind = make(color=color, mean=mean if is_normalised else [], std=std if is_normalised else [])
-    kind.to(torch.device("cpu"))
     staged = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 6, 8, channels), dtype=np.uint8))
     before = staged.clone()
     [argument] = kind.arguments([staged])
@@ -178,13 +169,13 @@ def test_the_member_gets_float32_planes_scaled_and_normalised(color: str, is_nor
         expected = (expected - np.array(mean, np.float32)) / np.array(std, np.float32)
     assert (argument.dtype, argument.shape, argument.is_contiguous()) == (torch.float32, (4, channels, 6, 8), True)
     np.testing.assert_allclose(argument.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-6, atol=1e-7)
-    assert torch.equal(staged, before), "staging belongs to the flight"
+    assert torch.equal(staged, before), "the buffer belongs to the batch"
 
 
-def test_it_tells_the_flight_and_the_callers_what_it_takes() -> None:
+def test_it_tells_the_batch_and_the_callers_what_it_takes() -> None:
     kind = make(color="gray")
-    assert kind.staging == (Staging("pixels", torch.uint8, (6, 8, 1)),)
-    assert (kind.tensor_dtype, kind.tensor_shape, kind.max_tokens) == ("uint8", (-1, -1, 1), 0)
+    assert kind.buffers == (BufferSpec("pixels", torch.uint8, (6, 8, 1)),)
+    assert (kind.tensor_dtype, kind.tensor_shape) == ("uint8", (-1, -1, 1))
 
 
 @pytest.mark.parametrize(

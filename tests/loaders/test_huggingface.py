@@ -192,7 +192,7 @@ def test_a_vit_and_a_bert_of_directories_alone_are_served_together(folder: Path,
         f'[members.{name}]\nmodel = "hf:{name}"\n{given.format(name=name)}' for name, given in (("vit", IMAGE), ("bert", TEXT))
     ]
     head = 'name = "both"\nversion = 1\ntask = "classification"'
-    write_ensemble(folder, "\n".join([head, *tables, '[fusion]\nmethod = "weighted_mean"\n[batching]\nmax_rows = 4']))
+    write_ensemble(folder, "\n".join([head, *tables, '[fusion]\nmethod = "weighted_mean"\n[batching]\nmax_batch_size = 4']))
     expected = (classify_images(folder, models["vit"])[:3] + classify_texts(folder, models["bert"])[:3]) / 2
     with running(folder) as server, Client(server.address) as client:
         for row in range(3):
