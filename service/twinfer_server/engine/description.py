@@ -177,7 +177,7 @@ def _describe_member(ensemble: Ensemble, member: Member, switch: SwitchState) ->
 def _describe_fusion(version: FusionVersion) -> FusionDescription:
     fusion, members = version.spec.fusion, list(version.spec.members)
     takes = METHODS[fusion.method].takes
-    voters = [members[index] for index in version.fusion.voters]
+    voters = [members[index] for index in version.fusion.fused_members]
     weights = dict(zip(members, version.weights.tolist(), strict=True))
     return FusionDescription(
         method=fusion.method,
@@ -203,7 +203,7 @@ def _find_output_shape(member: Member) -> tuple[int, ...]:
 
 
 def _find_fused_shape(ensemble: Ensemble) -> tuple[int, ...]:
-    voter = ensemble.members[ensemble.crew.version.fusion.voters[0]]
+    voter = ensemble.members[ensemble.crew.version.fusion.fused_members[0]]
     shapes = {"embedding": (-1,), "similarity": (-1, 2), "detection": (-1, 6)}
     return shapes.get(ensemble.spec.task, voter.output_shape)
 
@@ -213,7 +213,7 @@ def _find_compared(ensemble: Ensemble) -> str:
     if ensemble.spec.task != "similarity":
         return ""
     query = ensemble.spec.fusion.query or next(iter(ensemble.spec.members))
-    voters = [ensemble.members[index] for index in ensemble.crew.version.fusion.voters]
+    voters = [ensemble.members[index] for index in ensemble.crew.version.fusion.fused_members]
     member = next(member for member in voters if member.name != query)
     while not member.request_inputs:
         member = ensemble.members[member.feeders[0]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import InternalError, TwinferError
 from ..executor import Ensemble, Flight, answer_rows, fusion_failure
-from ..fusion import Fused
+from ..fusion import FusionResult
 from ..types import Policy, Request, Response
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class Landing:
     rows: Sequence[Request]
     answers: Sequence[Response | TwinferError]
     going_on: Sequence[Request]
-    fused: Fused | None
+    fused: FusionResult | None
 
     def find_failures(self) -> dict[int, str]:
         """Say, by member index, what was wrong with a member, or nothing; one that failed for want of its feeder is left out.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InternalError, MemberFailed, MemberLate, MemberOff, NotFinite, NothingToFuse, TwinferError
-from ..fusion import Fused
+from ..fusion import FusionResult
 from ..types import DEGRADING, Attribution, MemberResult, Policy, Request, Response, State, Timings
 from .attribution import find_influences
 from .flight import Flight
@@ -32,7 +32,7 @@ class _Facts(NamedTuple):
 
 
 def answer_rows(
-    flight: Flight, rows: Sequence[Request], fused: Fused, device_seconds: float, done: Collection[int] | None = None,
+    flight: Flight, rows: Sequence[Request], fused: FusionResult, device_seconds: float, done: Collection[int] | None = None,
     unsure: Collection[int] = (),
 ) -> list[Response | TwinferError]:  # fmt: skip
     """Judge `rows` of `flight` by `fused`, which has them in the same order: each gets an answer, or the error it ends with.
@@ -84,7 +84,7 @@ def fusion_failure(flight: Flight) -> list[Response | TwinferError]:
 def _cut(flight: Flight, row: Request, prediction: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cut off the places, of a likeness to several texts, that only other rows of the flight have."""
     counts = {index: len(samples[0]) for index, samples in row.samples.items()}
-    return prediction[: flight.crew.version.host_fusion.count_places(counts)]
+    return prediction[: flight.crew.version.host_fusion.prediction_length(counts)]
 
 
 def _judge_row(
@@ -172,6 +172,6 @@ def _believe(facts: _Facts, row: Request, index: int) -> NDArray[np.float32]:
     """Give the member's own calibrated prediction for a row, float32 [...], or [samples, ...] where it may have several."""
     flight, part = facts.flight, row.parts.get(index)
     output = part.output if part else facts.runs[index].sample_of(flight.number_of(row))
-    belief = flight.crew.version.host_fusion.belief(index, torch.from_numpy(output)).numpy()
+    belief = flight.crew.version.host_fusion.member_prediction(index, torch.from_numpy(output)).numpy()
     values: NDArray[np.float32] = belief if flight.crew.members[index].samples_per_row > 1 else belief[0]
     return values

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from ..fusion import Fused, moved
+from ..fusion import FusionResult, attribution_delta
 from ..types import Attribution, Request
 from .flight import Flight
 
 
 def find_influences(
-    flight: Flight, rows: Sequence[Request], fused: Fused, places: Sequence[int]
+    flight: Flight, rows: Sequence[Request], fused: FusionResult, places: Sequence[int]
 ) -> dict[tuple[int, int], Attribution]:
     """Fuse the rows at `places` once more without each member in turn, on the host.
 
@@ -30,7 +30,7 @@ def find_influences(
         if not any(is_judged):
             continue
         without = flight.fuse_now(chosen, without=member.index).prediction
-        distances = moved(task, fused.prediction[list(places)], without).tolist()
+        distances = attribution_delta(task, fused.prediction[list(places)], without).tolist()
         for place, is_it, distance, prediction in zip(places, is_judged, distances, without.numpy(), strict=True):
             if is_it:
                 found[place, member.index] = Attribution(distance, prediction)

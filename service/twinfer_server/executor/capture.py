@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..device import Device, Event, Graph, Lane
 from ..errors import InvalidEnsemble
-from ..fusion import Fused
+from ..fusion import FusionResult
 from .bucket import Bucket
 from .execution import Plan
 from .slot import Slot
@@ -48,7 +48,7 @@ def capture_member(member: "Member", buckets: Sequence[Bucket], lane: Lane, devi
 
     Raises InvalidEnsemble where a capture breaks off: the allocator cannot be trusted after that, so the process has to end.
     """
-    if not member.spec.capture:
+    if not member.spec.cuda_graph:
         return "cuda_graph = false in the ensemble's file"
     if not member.model.is_capturable:
         return f"the loader {member.model.loader!r} cannot be captured"
@@ -205,9 +205,9 @@ class FlightCapture:
         self._plan.copy.record(self.written)
         self._plan.copy.run(self._graph.replay)
 
-    def read_fused(self, rows: int) -> Fused:
+    def read_fused(self, rows: int) -> FusionResult:
         """Copy the fused output of the first `rows` rows from the buffers, once the flight has landed."""
-        return Fused(*(part[:rows].clone() for part in self._fused_host))
+        return FusionResult(*(part[:rows].clone() for part in self._fused_host))
 
     def _work(self) -> list[Tensor]:
         """Do what a flight does; every lane forks from the copy lane, where the capture begins, and joins it again."""

@@ -38,7 +38,7 @@ class Cascade:
         if not outputs:
             return pending
         version = flight.crew.version
-        beliefs = version.host_fusion.belief(self._first, torch.cat(outputs))
+        beliefs = version.host_fusion.member_prediction(self._first, torch.cat(outputs))
         # What is not finite is not sure.
         is_sure = dict(zip(asked, (beliefs.amax(-1) >= version.gate).tolist(), strict=True))
         return [place for place in pending if not is_sure.get(place, False)]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..device import Device
 from ..errors import InvalidEnsemble
-from ..fusion import Fused, Fusion, build_fusion, read_fitted, use_fitted
+from ..fusion import Fusion, FusionResult, build_fusion, read_fitted, use_fitted
 from ..spec import EnsembleSpec
 from .member import Member
 
@@ -36,14 +36,14 @@ class FusionVersion:
     weights: NDArray[np.float64]
     gate: float
 
-    def fuse(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor, *, on_host: bool = False) -> Fused:
+    def fuse(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor, *, on_host: bool = False) -> FusionResult:
         """Fuse rows on the device, or on the host; see `Fusion.forward`.
 
         In a deterministic ensemble as if there were as many as a flight can have, and whole vectors of them: nobody is present in
         those that are added.
         """
         fusion, rows = self.host_fusion if on_host else self.fusion, len(weights)
-        fused: Fused
+        fused: FusionResult
         if not self.spec.deterministic:
             fused = fusion(outputs, weights, samples)
             return fused
@@ -52,7 +52,7 @@ class FusionVersion:
             functional.pad(values, [0, 0] * (values.ndim - 1) + [0, most - rows]) for values in (*outputs, weights, samples)
         )
         fused = fusion(outputs, weights, samples)
-        return Fused(fused.prediction[:rows], fused.weights[:rows], fused.disagreement[:rows], fused.present[:rows])
+        return FusionResult(fused.prediction[:rows], fused.weights[:rows], fused.disagreement[:rows], fused.present[:rows])
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class Ensemble:
     def classes(self) -> int:
         """How many classes, labels or texts of its own an answer chooses among; 0 where the task knows none."""
         if self.spec.task in ("classification", "multi_label"):
-            return self.members[self.crew.version.fusion.voters[0]].output_shape[0]
+            return self.members[self.crew.version.fusion.fused_members[0]].output_shape[0]
         return self.fusion_builder.texts if self.spec.task == "similarity" else 0
 
     def is_required(self, input_name: str, policy: Policy) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..device import Device
 from ..errors import MemberFailed, TwinferError
-from ..fusion import Fused
+from ..fusion import FusionResult
 from ..types import PartialResult, Request
 from .capture import FlightCapture
 from .crew import Crew
@@ -55,7 +55,7 @@ class Flight:
         self.boarded_at = self.launched_at = self.launch_ended_at = 0.0
         self.solo_seconds: Sequence[float] = ()
         self.is_launched = False
-        self._fused: Fused | None = None
+        self._fused: FusionResult | None = None
         self._kept: set[int] = set()
         self._is_broken = False
         self._home = device
@@ -144,7 +144,7 @@ class Flight:
         return runs
 
     @property
-    def fused(self) -> Fused | None:
+    def fused(self) -> FusionResult | None:
         """The fused output on the host, once the flight has landed; None if that is void, or the fusion raised.
 
         After a flight has broken off, the buffers may still hold the output of the one before.
@@ -181,7 +181,7 @@ class Flight:
         seconds = self.join_seconds
         return sum(self.solo_seconds) / seconds if seconds and len(self.runs) > 1 and self.solo_seconds else None
 
-    def fuse_now(self, rows: Sequence[Request], without: int | None = None) -> Fused:
+    def fuse_now(self, rows: Sequence[Request], without: int | None = None) -> FusionResult:
         """Fuse `rows` on the host from the members that have answered; never waits for the device. Any thread.
 
         The member with the index `without` is taken for absent: what would the others have said?
@@ -212,7 +212,7 @@ class Flight:
             outputs, counts = self._gather(self.rows, self._device)
             weights = to_device(self._weights(self.rows), self._device)
             fused = self.crew.version.fuse(outputs, weights, to_device(torch.from_numpy(counts), self._device))
-            self._fused = Fused(
+            self._fused = FusionResult(
                 to_host(fused.prediction),
                 to_host(fused.weights),
                 to_host(fused.disagreement),

@@ -9,7 +9,7 @@ from ..errors import InvalidEnsemble
 from ..fusion import find_method
 from ..inputs import InputLimits, make_input
 from ..loaders import SharedStorages, load
-from ..spec import EnsembleSpec, FedInputSpec, MemberSpec, check_classes, read_labels, read_spec
+from ..spec import EnsembleSpec, MemberSpec, UpstreamInputSpec, check_classes, read_labels, read_spec
 from ..trust import Trust
 from ..tuning import Tuner
 from .chain import find_taps, make_fed_input
@@ -42,7 +42,7 @@ def load_ensemble(
     for index, (name, member_spec) in enumerate(spec.members.items()):
         inputs = [
             make_fed_input(f"members.{name}.input.{input_name}", input_name, input_spec, members)
-            if isinstance(input_spec, FedInputSpec)
+            if isinstance(input_spec, UpstreamInputSpec)
             else make_input(name, input_name, input_spec, folder, limits)
             for input_name, input_spec in member_spec.input.items()
         ]

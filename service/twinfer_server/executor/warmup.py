@@ -63,7 +63,7 @@ class _WarmUp:
         self._tokens = sorted({size for sizes in ragged for size in sizes}) or [0]
         most = ensemble.spec.batching.max_batch_size
         self._rows = (most,) if ensemble.spec.deterministic else doublings(1, most)
-        wanted = tuple(execution for execution in ensemble.plans if ensemble.spec.execution in ("auto", execution))
+        wanted = tuple(execution for execution in ensemble.plans if ensemble.spec.execution in (None, execution))
         if not wanted:
             raise InvalidEnsemble(
                 f"plan: found {ensemble.spec.execution!r}; allowed on {self._device.torch_device}: auto, {', '.join(ensemble.plans)}"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..spec import CropsInputSpec, EnsembleSpec, FedInputSpec, ImageInputSpec, TensorInputSpec, TextInputSpec
-from .fed import CropsInput, FedInput, Feed, OutputInput
+from ..spec import EnsembleSpec, ImageInputSpec, TensorInputSpec, TextInputSpec, UpstreamInputSpec
+from .fed import FedInput, Feed, OutputInput
 from .image import ImageInput
 from .intake import FedCount, Intake, MemberInputs
 from .kind import InputKind, InputLimits
@@ -38,8 +38,8 @@ def make_intake(spec: EnsembleSpec, folder: Path, limits: InputLimits) -> Intake
         spec,
         [
             [
-                FedCount(name, names.index(kind.member), kind.max_crops if isinstance(kind, CropsInputSpec) else 1)
-                if isinstance(kind, FedInputSpec)
+                FedCount(name, names.index(kind.member), 1)
+                if isinstance(kind, UpstreamInputSpec)
                 else make_input(member, name, kind, folder, limits)
                 for name, kind in member_spec.input.items()
             ]
@@ -50,7 +50,6 @@ def make_intake(spec: EnsembleSpec, folder: Path, limits: InputLimits) -> Intake
 
 __all__ = [
     "INPUT_KINDS",
-    "CropsInput",
     "FedCount",
     "FedInput",
     "Feed",
