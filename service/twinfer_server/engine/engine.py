@@ -118,7 +118,7 @@ class Engine:
         try:
             policy = self.ensemble.check(request)
             self._scheduler.breakers.check(policy)
-            weights = self.ensemble.processor.request_weights(request.fusion_weights)
+            weights = self.ensemble.processor.read_weights(request.fusion_weights)
             reply_by = self._slack.reply_by(request, count)
         except TwinferError as error:
             return error.detached()

@@ -62,9 +62,7 @@ def _load_member(name: str, spec: EnsembleSpec, folder: Path, before: Sequence[M
         if isinstance(input_spec, UpstreamInputSpec):
             inputs.append(_make_upstream_input(f"members.{name}.input.{input_name}", input_name, input_spec, before))
         else:
-            inputs.append(make_input(name, input_name, input_spec, folder, site.limits))
-    for kind in inputs:
-        kind.to(device.torch_device)
+            inputs.append(make_input(name, input_name, input_spec, folder, site.limits, device.torch_device))
     model = load(member_spec, folder, device.torch_device, site.trust, f"members.{name}")
     member = Member(
         len(before), name, member_spec, model, inputs, max_batch_size=spec.batching.max_batch_size,
@@ -106,7 +104,7 @@ def _make_upstream_input(key: str, name: str, spec: UpstreamInputSpec, before: S
         allowed = ", ".join(repr(member.name) for member in before) or "none, this is the first member"
         raise InvalidEnsemble(f"{key}.member: found {quote(spec.member)}; allowed: a member before this one: {allowed}")
     shape = upstream.extra_shapes[upstream.extra_outputs.index(spec.select)]
-    return UpstreamInput(name, spec, upstream.index, shape, upstream.samples_per_request)
+    return UpstreamInput(name, upstream.index, spec.select, shape, upstream.samples_per_request)
 
 
 def _embed_texts(spec: EnsembleSpec, folder: Path, members: Sequence[Member]) -> Tensor | None:

@@ -1,13 +1,13 @@
 """Members: one model each, with the inputs it takes, its stream's staging buffers and its buckets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..device import CannotCapture, Device, Stream
 from ..errors import InvalidEnsemble
-from ..inputs import InputKind, UpstreamInput, UpstreamOutputs
+from ..inputs import InputKind, UpstreamInput
 from ..loaders import LoadedModel
 from ..spec import MemberSpec
 from ..types import Samples
@@ -40,7 +40,7 @@ class Member:
         self.buffer_specs = tuple(buffer for kind in self.inputs for buffer in kind.buffers)
         self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, UpstreamInput))
         self.extra_outputs = tuple(extra_outputs)
-        self.upstream = tuple(dict.fromkeys(kind.member for kind in self.inputs if isinstance(kind, UpstreamInput)))
+        self.upstream = tuple(dict.fromkeys(kind.upstream for kind in self.inputs if isinstance(kind, UpstreamInput)))
         """The indexes of the members whose outputs it takes; they stand before it."""
         self.is_fused = spec.output.kind != "features"
         """Whether its output takes part in the fusion, and is not for downstream members alone."""
@@ -84,7 +84,7 @@ class Member:
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make one sample of seeded random content, as many tokens long as asked, for checks and warm-up."""
-        made = [kind.example(seed, min(tokens, kind.max_tokens)) for kind in self.inputs]
+        made = [kind.example(seed, tokens) for kind in self.inputs]
         return tuple(array[:1] for arrays in made for array in arrays)
 
     def compute(self, buffers: StagingBuffers, bucket: Bucket) -> list[Tensor]:
@@ -115,11 +115,11 @@ class Member:
         extra = [select_output(key, outputs, select).float() for select in self.extra_outputs]
         return [read_output(self.name, self.spec, outputs), *extra]
 
-    def take_upstream(self, buffers: StagingBuffers, upstream: int, outputs: UpstreamOutputs, total: int) -> None:
+    def take_upstream(self, buffers: StagingBuffers, upstream: int, outputs: Mapping[int | str, Tensor], total: int) -> None:
         """Copy what the member with the index `upstream` computed into `buffers`, `total` samples, on this member's stream."""
         position = 0
         for kind in self.inputs:
-            if isinstance(kind, UpstreamInput) and kind.member == upstream:
+            if isinstance(kind, UpstreamInput) and kind.upstream == upstream:
                 buffers.receive(position, outputs[kind.select][:total])
             position += len(kind.buffers)
 

@@ -113,7 +113,7 @@ class _Judge:
         prediction = self._prediction[place]
         if version.spec.task == "similarity":  # of the texts compared, only the request's own
             counts = {member: len(samples[0]) for member, samples in request.samples.items()}
-            prediction = prediction[: version.host_fusion.count_compared(counts)]
+            prediction = prediction[: version.host_fusion.prediction_length(counts)]
         disagreement = self._disagreement[place]
         # NaN where fewer than two members took part. A copy, for the batch's array would live as long as a response does.
         return Response(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..device import Event, Stream
 from ..errors import MemberFailed, TwinferError
-from ..inputs import UpstreamOutputs
 from ..types import Request
 from .buffers import StagingBuffers
 from .member import Member
@@ -124,7 +123,7 @@ class MemberRun:
                 return False
             picked = self._pick(run)
             extra = (values if picked is None else values.index_select(0, picked) for values in run.outputs[1:])
-            outputs: UpstreamOutputs = dict(zip(run.member.extra_outputs, extra, strict=True))
+            outputs = dict(zip(run.member.extra_outputs, extra, strict=True))
             self.member.take_upstream(self.buffers, index, outputs, self.total)
         return True
 
