@@ -41,9 +41,7 @@ class MemberDescription:
     loader: str
     precision: str
     acceleration: str
-    speed_up: float
     largest_error: float
-    refused: Mapping[str, str]
     device: str
     inputs: tuple[str, ...]
     output: str
@@ -150,15 +148,13 @@ def _describe_inputs(ensemble: Ensemble) -> tuple[InputDescription, ...]:
 
 
 def _describe_member(ensemble: Ensemble, member: Member, switch: SwitchState) -> MemberDescription:
-    tuned, memory = member.tuned, ensemble.memory[member.name] if ensemble.memory else None
+    memory = ensemble.memory[member.name] if ensemble.memory else None
     return MemberDescription(
         name=member.name,
         loader=member.model.loader,
-        precision=tuned.choice.precision,
-        acceleration=tuned.choice.acceleration,
-        speed_up=tuned.speed_up,
-        largest_error=tuned.largest_error,
-        refused=tuned.refused,
+        precision=member.spec.precision,
+        acceleration=member.spec.acceleration,
+        largest_error=member.converted.largest_error,
         device=str(member.device.torch_device),
         inputs=tuple(kind.name for kind in member.inputs),
         output=member.spec.output.kind,

@@ -12,7 +12,6 @@ from .member import Member
 from .memory import MEGABYTE, MemberMemory, check_budget, measure_memory
 from .plan_cache import read_times, write_times
 from .run import Run
-from .sampling import make_probe_samples
 from .slot import Slot
 from .times import BucketTimes
 from .trial import Trial, fly_blank, make_blank_row
@@ -41,7 +40,6 @@ __all__ = [
     "fusion_failure",
     "load_ensemble",
     "make_blank_row",
-    "make_probe_samples",
     "measure_memory",
     "pending_members",
     "read_times",

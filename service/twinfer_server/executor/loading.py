@@ -11,25 +11,22 @@ from ..inputs import InputLimits, make_input
 from ..loaders import SharedStorages, load
 from ..spec import EnsembleSpec, FedInputSpec, MemberSpec, check_classes, read_labels, read_spec
 from ..trust import Trust
-from ..tuning import Tuner
 from .chain import find_taps, make_fed_input
 from .crew import Crew, FusionBuilder
 from .ensemble import Ensemble
 from .meaning import check_meaning
 from .member import Member
 from .probe import check_places, probe_member
-from .sampling import make_probe_samples
+from .sampling import make_calibration_samples
 from .texts import embed_texts
 
 
 def load_ensemble(
-    folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None,
-    cache: Path | None = None,
+    folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None
 ) -> Ensemble:  # fmt: skip
     """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared.
 
-    `spec` is what to load instead of what the folder's file says, of the same members. `cache` is where choices of precision and
-    compiled code are kept.
+    `spec` is what to load instead of what the folder's file says, of the same members.
     """
     spec = spec or read_spec(folder)
     find_method(spec)
@@ -57,7 +54,7 @@ def load_ensemble(
         with torch.inference_mode():
             check_meaning(member, spec.task, probe_member(member))
             if member_spec.is_tuned:
-                member.tune(Tuner(place, cache), make_probe_samples(member))
+                member.convert(make_calibration_samples(member))
             if spec.deterministic:
                 check_places(member)
         member.shared_bytes = storages.share(member.model) if place is device else 0

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..device import Device
 from ..inputs import FedInput, Feed, InputKind, Staging
 from ..loaders import LoadedModel
+from ..precision import CalibrationSamples, Converted, convert
 from ..spec import MemberSpec
-from ..tuning import ProbeSamples, Tuned, Tuner
 from ..types import Samples
 from .bucket import MIN_TOKENS, Bucket, doublings, round_up
 from .output import read_output, select_output
@@ -32,7 +32,7 @@ class Member:
         """Where it computes: the ensemble's device, or another GPU."""
         self.name = name
         self.spec = spec
-        self.tuned = Tuned(model)
+        self.converted = Converted(model)
         """The model as it computes: as it was loaded, or at another precision."""
         self.inputs = tuple(inputs)
         self.stagings: tuple[Staging, ...] = tuple(staging for kind in self.inputs for staging in kind.staging)
@@ -84,11 +84,11 @@ class Member:
     @property
     def model(self) -> LoadedModel:
         """The model as it computes."""
-        return self.tuned.model
+        return self.converted.model
 
-    def tune(self, tuner: Tuner, samples: ProbeSamples) -> None:
-        """Give the model the precision and acceleration of the spec; raises InvalidEnsemble. Before the first flight."""
-        self.tuned = tuner.tune(f"members.{self.name}", self.spec, self.model, samples)
+    def convert(self, samples: CalibrationSamples) -> None:
+        """Convert the model to the spec's precision and acceleration; raises InvalidEnsemble. Before the first flight."""
+        self.converted = convert(self.spec, self.model, samples, self.device.torch_device, f"members.{self.name}")
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make one sample of random content, as many tokens long as asked, for probing and warm-up."""

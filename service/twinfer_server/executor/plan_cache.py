@@ -39,7 +39,7 @@ def _find_file(cache: Path, folder: Path, ensemble: Ensemble) -> KeptFile[KeptTi
     parts = [
         ensemble.device.fingerprint,
         *digests,
-        *(str(member.tuned.choice) for member in ensemble.members),
+        *(f"{member.spec.precision} {member.spec.acceleration}" for member in ensemble.members),
         (folder / SPEC_FILE).read_text(encoding="utf-8"),
     ]
     return KeptFile(cache, "plans", KeptTimes, parts)

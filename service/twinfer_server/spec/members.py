@@ -38,14 +38,12 @@ class MemberSpec(Strict):
     """Of an `hf:` directory without a head: how features become one vector. Default: what the directory says."""
     provider: Literal["cpu"] = "cpu"
     """Of an `.onnx` file: where ONNX Runtime computes. Its CUDA provider is not supported yet."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16", "int8_weight_only", "int8_dynamic", "fp8", "auto"] = "fp32"
-    """The numbers that it computes in; `auto` tries what the device has, and keeps the fastest within `tolerance`."""
-    acceleration: Literal["eager", "compile", "tensorrt", "auto"] = "eager"
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "int8_weight_only", "int8_dynamic", "fp8"] = "fp32"
+    """The numbers that it computes in."""
+    acceleration: Literal["eager", "compile", "tensorrt"] = "eager"
     """What makes it fast: nothing, Inductor (which needs a C++ compiler where the server runs), or torch-tensorrt."""
     tolerance: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    """The largest error that counts as agreement with fp32 eager, as a part of the largest absolute output.
-
-    None: whatever it is, where precision and acceleration are named; 1e-4 where one of them is `auto`."""
+    """The largest error against fp32 eager, as a part of the largest absolute output, with which it is loaded. None: any."""
     device: Annotated[str, Field(pattern=r"^cuda:\d+$")] | None = None
     """Another GPU than the one that the ensemble is on, where the fusion is. Default: the ensemble's."""
     capture: bool = True
