@@ -19,7 +19,7 @@ from .checks import check_member, check_positions, embed_texts
 from .ensemble import Ensemble
 from .fusion_versions import FusionBuilder
 from .member import Member
-from .sampling import make_samples
+from .sampling import make_calibration_samples
 
 
 def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None) -> Ensemble:
@@ -69,8 +69,9 @@ def _load_member(name: str, spec: EnsembleSpec, folder: Path, before: Sequence[M
         extra_outputs=_list_extra_outputs(name, spec), is_deterministic=spec.deterministic, device=device,
     )  # fmt: skip
     check_member(member, spec.task)
-    if member_spec.is_converted:
-        member.model, member.largest_error = convert(f"members.{name}", member_spec, model, make_samples(member), device)
+    if (member_spec.precision, member_spec.acceleration) != ("fp32", "eager"):
+        samples = make_calibration_samples(member)
+        member.converted = convert(member_spec, model, samples, device.torch_device, f"members.{name}")
     if spec.deterministic:
         check_positions(member)
     if device is site.device:

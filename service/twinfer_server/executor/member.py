@@ -9,6 +9,7 @@ from ..device import CannotCapture, Device, Stream
 from ..errors import InvalidEnsemble
 from ..inputs import InputKind, UpstreamInput
 from ..loaders import LoadedModel
+from ..precision import Converted
 from ..spec import MemberSpec
 from ..types import Samples
 from .buffers import BUFFER_SETS, MemberGraph, StagingBuffers
@@ -32,10 +33,8 @@ class Member:
         self.spec = spec
         self.device = device
         """Where it computes: the ensemble's device, or another GPU."""
-        self.model = model
-        """The model as it computes: as it was loaded, or at another precision."""
-        self.largest_error = 0.0
-        """How far its outputs are from fp32's, as a part of the largest absolute output."""
+        self.converted = Converted(model)
+        """The model as it computes: as it was loaded, or at another precision, and how far that is from fp32."""
         self.inputs = tuple(inputs)
         self.buffer_specs = tuple(buffer for kind in self.inputs for buffer in kind.buffers)
         self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, UpstreamInput))
@@ -65,6 +64,11 @@ class Member:
         # Without a mask padding would change the outputs, so such a member always sees the full length it was made for.
         takes_mask = all(getattr(spec, "mask", True) for spec in self.spec.input.values())
         return doublings(MIN_TOKENS, longest) if longest > MIN_TOKENS and takes_mask and not self.is_deterministic else (longest,)
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model as it computes."""
+        return self.converted.model
 
     @property
     def largest_bucket(self) -> Bucket:

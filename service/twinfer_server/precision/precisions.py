@@ -1,7 +1,7 @@
-"""Precisions: in which numbers a member computes. One function each, found by name in one table.
+"""Precisions: the numbers that a member computes in. One function each, found by name in one table.
 
-Each is given a copy of the module that it may change, and gives the module to call in its place; inputs stay as they are, and
-the member turns the outputs into float32. `fp32` also lays convolutions out with their channels last, for whatever accelerates it.
+Each takes a copy of the module, which it may change, and returns the module to call in its place; inputs stay as they are, and the
+member turns the outputs into float32. `fp32` also lays convolutions out with their channels last, for what accelerates them.
 """
 
 import functools
@@ -15,16 +15,21 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from ..loaders.source import outline
-from .refusal import Refused
-from .samples import Arguments
 
 logger = logging.getLogger(__name__)
+
+Arguments = tuple[Tensor, ...]
+"""What a model is called with."""
 
 INSTALL = "pip install 'twinfer[quantize]'"
 
 
+class Refused(Exception):
+    """A precision or an acceleration that this model cannot have here; the text says why, and the remedy if there is one."""
+
+
 class Cast(nn.Module):
-    """A module whose parameters have another float dtype; floats are cast to it at the door."""
+    """A module whose parameters have another float dtype, to which floats among its arguments are cast."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Take over a module that has been cast."""
@@ -49,7 +54,7 @@ class Autocast(nn.Module):
 
     def forward(self, *arguments: Tensor) -> object:
         """Call the module inside torch's autocast."""
-        # Its cache of cast weights would be filled during a capture, from memory that only the capture owns.
+        # The cache of cast weights would be filled while a CUDA graph is captured, from memory that only the graph owns.
         with torch.autocast(self.device_type, self.dtype, cache_enabled=False):
             return self.module(*arguments)
 
@@ -57,7 +62,7 @@ class Autocast(nn.Module):
 class TensorFloats(nn.Module):
     """A module whose float32 products CUDA may round to TF32.
 
-    The switch belongs to the process. It is turned around the call, on the one thread that launches; captures keep it.
+    The setting belongs to the process. It is changed around the call, on the launch thread; CUDA graphs keep it.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -77,12 +82,12 @@ class TensorFloats(nn.Module):
 
 
 def use_fp32(module: nn.Module, device: torch.device, example: Arguments) -> nn.Module:
-    """Keep float32."""
+    """Keep float32, with convolutions laid out channels last."""
     return lay_out(module)
 
 
 def use_tf32(module: nn.Module, device: torch.device, example: Arguments) -> nn.Module:
-    """Keep float32, multiplied in TF32; raises Refused where the device has no such products."""
+    """Keep float32 and multiply in TF32; raises Refused where the device has no such products."""
     if device.type != "cuda":
         raise Refused("TF32 is a kind of product that NVIDIA GPUs have; this is a CPU")
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -91,14 +96,14 @@ def use_tf32(module: nn.Module, device: torch.device, example: Arguments) -> nn.
 
 
 def use_half(dtype: torch.dtype, module: nn.Module, device: torch.device, example: Arguments) -> nn.Module:
-    """Cast parameters and inputs to `dtype`; a module that cannot be cast is called under autocast."""
+    """Cast parameters and inputs to `dtype`; call a module that cannot be cast under autocast instead. Raises Refused."""
     try:
         cast = Cast(_cast(module, dtype), dtype)
         cast(*example)
-    except (RuntimeError, NotImplementedError, TypeError) as error:
+    except Exception as error:  # torch's, or the member's own
         why = outline(error)
         if not isinstance(error, RuntimeError) or isinstance(module, torch.jit.ScriptModule):
-            raise Refused(f"it cannot be cast to {dtype}: {why}") from None
+            raise Refused(f"it cannot be cast to {dtype}: {type(error).__name__}: {why}") from None
         logger.info("%s is not cast, but computes under autocast: %s", type(module).__name__, why)
         module.float()  # what was rounded stays so; autocast would round it all the same
         return Autocast(module, dtype, device.type)
@@ -120,13 +125,13 @@ def use_torchao(config: str, module: nn.Module, device: torch.device, example: A
     try:
         quantization.quantize_(module, getattr(quantization, config)(), device=device)
         module(*example)
-    except Exception as error:  # it is somebody else's matter what can go wrong there
+    except Exception as error:  # torchao fails in many ways
         raise Refused(f"torchao cannot quantise it: {type(error).__name__}: {outline(error)}") from None
     return module
 
 
 def lay_out(module: nn.Module) -> nn.Module:
-    """Lay the weights of convolutions out with the channels last, which convolutions of all kinds compute faster with."""
+    """Lay the weights of convolutions out channels last, with which all kinds of convolutions compute faster."""
     if any(parameter.dim() == 4 for parameter in module.parameters()):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stubs lack it
     return module
