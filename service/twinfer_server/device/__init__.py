@@ -6,7 +6,7 @@ import torch
 
 from .cpu import CpuDevice, CpuEvent, InlineStream, ThreadStream, usable_cores
 from .cuda import CudaDevice
-from .device import CannotCapture, Device, Event, Graph, Stream, UnrecordedEvent, Work
+from .device import CannotCapture, Device, Event, Execution, Graph, Stream, UnrecordedEvent, Work
 
 __all__ = [
     "CannotCapture",
@@ -15,6 +15,7 @@ __all__ = [
     "CudaDevice",
     "Device",
     "Event",
+    "Execution",
     "Graph",
     "InlineStream",
     "Stream",

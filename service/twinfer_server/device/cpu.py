@@ -202,7 +202,9 @@ class CpuDevice:
         tensor = torch.zeros(shape, dtype=dtype)
         return tensor, tensor
 
-    def capture(self, stream: Stream, work: Callable[[], list[Tensor]], pool: object | None = None, *, is_serving: bool = False) -> Graph:
+    def capture(
+        self, stream: Stream, work: Callable[[], list[Tensor]], pool: object | None = None, *, is_serving: bool = False
+    ) -> Graph:
         """Refuse: a CPU has no graphs."""
         raise CannotCapture("a CPU has no graphs")
 

@@ -44,7 +44,7 @@ class CudaEvent:
         if not self.is_recorded:
             return False
         try:
-            return self._torch_event.query()
+            return bool(self._torch_event.query())
         except RuntimeError:  # the error sticks: who reads the outputs gets it, and `find_loss` says it once
             return True
 
@@ -123,7 +123,9 @@ class CudaDevice:
         """Make a pinned host tensor and one on the device, so that copies between them do not stop the host."""
         return torch.zeros(shape, dtype=dtype, pin_memory=True), torch.zeros(shape, dtype=dtype, device=self.torch_device)
 
-    def capture(self, stream: Stream, work: Callable[[], list[Tensor]], pool: object | None = None, *, is_serving: bool = False) -> CudaGraph:
+    def capture(
+        self, stream: Stream, work: Callable[[], list[Tensor]], pool: object | None = None, *, is_serving: bool = False
+    ) -> CudaGraph:
         """Warm `work` up on `stream` and capture it; raises CannotCapture where it waits for the device.
 
         While the server `is_serving` nothing is looked for: that takes a switch of the whole process.

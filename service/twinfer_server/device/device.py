@@ -110,7 +110,9 @@ class Device(Protocol):
         """Make a (host, device) pair of staging tensors; the two are one where host and device share memory."""
         ...
 
-    def capture(self, stream: Stream, work: Callable[[], list[Tensor]], pool: object | None = None, *, is_serving: bool = False) -> Graph:
+    def capture(
+        self, stream: Stream, work: Callable[[], list[Tensor]], pool: object | None = None, *, is_serving: bool = False
+    ) -> Graph:
         """Warm `work` up on `stream` and capture it; raises CannotCapture where it waits for the device.
 
         Graphs that never run at the same time may share the memory of a `pool`.

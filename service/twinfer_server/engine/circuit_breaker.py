@@ -106,6 +106,7 @@ class CircuitBreaker:
 
     def _plan_retry(self) -> float:
         """Plan the next trial, and the one after it later; return the seconds until then."""
+        seconds: float
         seconds, self._retry_seconds = self._retry_seconds, min(2 * self._retry_seconds, MAX_RETRY_SECONDS)
         self._retry_at = time.monotonic() + seconds
         return seconds
@@ -132,7 +133,7 @@ class CircuitBreakers:
         self._computing_since: dict[MemberRun, float] = {}
         self._are_all_closed = True
 
-    # --- reading: any thread --------------------------------------------------------------------------------------------------------
+    # --- reading: any thread --------------------------------------------------------------------------------------------------
 
     @property
     def is_on(self) -> dict[str, bool]:
@@ -163,7 +164,7 @@ class CircuitBreakers:
     def _find_lost(self, asked: Iterable[int]) -> dict[int, TwinferError]:
         return spread_loss(self._ensemble, asked, lambda index: self.why_off(index))
 
-    # --- changing: under the scheduler's lock -----------------------------------------------------------------------------------------
+    # --- changing: under the scheduler's lock ---------------------------------------------------------------------------------
 
     def set_by_hand(self, index: int, is_enabled: bool) -> None:
         """Enable or disable a member as an operator wants it."""
@@ -213,7 +214,9 @@ def spread_loss(
         member = ensemble.members[index]
         upstream = next((lost[other] for other in member.upstream if other in lost), None)
         if upstream is not None:
-            lost[index] = type(upstream)(f"it takes the output of the member {upstream.member}: {upstream.text}", member=member.name)
+            lost[index] = type(upstream)(
+                f"it takes the output of the member {upstream.member}: {upstream.text}", member=member.name
+            )
             continue
         error = why(index)
         if error is not None:

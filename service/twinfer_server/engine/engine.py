@@ -78,7 +78,7 @@ class Engine:
         self._late.close()
         self.ensemble.close()
 
-    # --- requests -------------------------------------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------------------------
 
     def check_served(self, ensemble: str, version: int) -> None:
         """Raise UnknownEnsemble unless the name and version are served."""
@@ -155,7 +155,7 @@ class Engine:
         self._scheduler.put(requests, self._admission.requests)
 
     def _on_time_up(self, request: Request) -> None:
-        """Answer a request whose time is up: from the members so far if it is in a batch and its policy allows, else with an error."""
+        """Answer a request whose time is up: from the members so far if it is in a batch, else with an error."""
         self._late.do(lambda: self._respond_soon(*self._scheduler.respond_late(request)))
 
     def _fail_soon(self, request: Request, error: TwinferError) -> None:
@@ -189,7 +189,7 @@ class Engine:
         except RuntimeError:  # the loop has ended, and with it every caller
             logger.info("something came after the event loop's end")
 
-    # --- what operators ask and change --------------------------------------------------------------------------------------------------
+    # --- what operators ask and change ----------------------------------------------------------------------------------------
 
     @property
     def breakers(self) -> CircuitBreakers:
@@ -230,7 +230,7 @@ class Engine:
             self._trace, self._scheduler.on_batch = None, before
         return await asyncio.to_thread(trace.write, Span(began, time.monotonic()))
 
-    # --- health and metrics -------------------------------------------------------------------------------------------------------------
+    # --- health and metrics ---------------------------------------------------------------------------------------------------
 
     @property
     def requests_in_flight(self) -> int:

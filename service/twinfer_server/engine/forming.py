@@ -7,6 +7,7 @@ import itertools
 import logging
 from dataclasses import dataclass, field
 
+from ..device import Execution
 from ..errors import InternalError, MemberLate, TwinferError
 from ..executor import Batch, Ensemble, find_refusal, make_synthetic_request
 from ..types import Policy, Request
@@ -47,7 +48,11 @@ class BatchFormer:
         self._breakers = breakers
         self._in_flight = in_flight
         self._max_batch_size = ensemble.spec.batching.max_batch_size
-        self._least_seconds = [latencies.least_seconds(index) for index in indices]
+        self._chain_seconds: list[float] = []
+        """The least that each member takes behind its upstream members, which stand before it."""
+        for member in ensemble.members:
+            upstream = max((self._chain_seconds[other] for other in member.upstream), default=0.0)
+            self._chain_seconds.append(latencies.least_seconds(member.index) + upstream)
         self._numbers = itertools.count(1)
 
     def form(self, now: float) -> tuple[Batch | None, Decision]:
@@ -94,7 +99,10 @@ class BatchFormer:
         for request in self.queue.take_in_order():
             lost = self._find_lost(request, now)
             if len(lost) == len(request.members) and request.pending_members():
-                request.members = (*request.members, *request.pending_members())  # a cascade's others are asked in its first one's place
+                request.members = (
+                    *request.members,
+                    *request.pending_members(),
+                )  # a cascade's others are asked in its first one's place
                 lost = self._find_lost(request, now)
             if lost and self._ends(request, lost, now, decision):
                 continue
@@ -106,7 +114,9 @@ class BatchFormer:
                     busy.update(members)  # else requests that need only one of its streams could keep it waiting for ever
                 continue
             samples = [(index, len(request.samples[index][0])) for index in members]
-            if any(room[index] < count for index, count in samples):  # later requests wait behind it: else small ones would pass for ever
+            if any(
+                room[index] < count for index, count in samples
+            ):  # later requests wait behind it: else small ones would pass for ever
                 decision.waiting.append(request)
                 break
             for index, count in samples:
@@ -125,36 +135,35 @@ class BatchFormer:
 
     def _find_lost(self, request: Request, now: float) -> dict[int, TwinferError]:
         """Say, by member index, which members cannot take part for a request and why: off, too late, or behind such a one."""
-        left = request.reply_by - now
-        loads, are_on_time = self._in_flight.loads, True
-        for index in request.members:
-            if self._breakers.breakers[index].reading.reason or loads[index].wait_seconds(now) + self._least_seconds[index] >= left:
-                are_on_time = False
-            elif loads[index].is_late_for(left, now):
-                are_on_time = False
-        if are_on_time and not any(self._ensemble.members[index].upstream for index in request.members):
+        if all(self._is_on_time(index, request.reply_by - now, now) for index in request.members):
             return {}  # for nearly every request
         return spread_loss(self._ensemble, request.members, lambda index: self._why_lost(request, index, now))
+
+    def _is_on_time(self, index: int, left_seconds: float, now: float) -> bool:
+        """Whether a member is certain to take part for a request with so much time left."""
+        load = self._in_flight.loads[index]
+        return (
+            not self._breakers.breakers[index].reading.reason
+            and load.wait_seconds(now) + self._chain_seconds[index] < left_seconds
+            and not load.is_late_for(left_seconds, now)
+        )
 
     def _why_lost(self, request: Request, index: int, now: float) -> TwinferError | None:
         off = self._breakers.why_off(index)
         if off is not None:
             return off
-        load, left, least = self._in_flight.loads[index], request.reply_by - now, self._chain_seconds(index)
+        load, left, least = self._in_flight.loads[index], request.reply_by - now, self._chain_seconds[index]
         if least >= left:
             return self._late(index, f"takes at least {least:.3f} s, longer than the request can wait")
         if request.policy is Policy.REQUIRE_ALL:
             return None  # it waits for its members as long as there is a chance
         if load.wait_seconds(now) + least >= left:
-            return self._late(index, f"would have answered in about {load.wait_seconds(now) + least:.3f} s, too late for the request")
+            return self._late(
+                index, f"would have answered in about {load.wait_seconds(now) + least:.3f} s, too late for the request"
+            )
         if load.is_late_for(left, now):
             return self._late(index, f"has a stream that has been behind for {load.behind_seconds(now):.3f} s")
         return None
-
-    def _chain_seconds(self, index: int) -> float:
-        """Return the least that a member takes behind its upstream members."""
-        upstream = (self._chain_seconds(other) for other in self._ensemble.members[index].upstream)
-        return self._least_seconds[index] + max(upstream, default=0.0)
 
     def _late(self, index: int, text: str) -> MemberLate:
         return MemberLate(f"the member {text}", member=self._ensemble.members[index].name)
@@ -164,7 +173,7 @@ class BatchFormer:
         if request.policy is Policy.BEST_EFFORT and len(lost) == len(request.members):
             # All may be off, or hopeless; but a stream that is merely behind or busy may yet come in time.
             left = request.reply_by - now
-            if any(isinstance(error, MemberLate) and self._chain_seconds(index) < left for index, error in lost.items()):
+            if any(isinstance(error, MemberLate) and self._chain_seconds[index] < left for index, error in lost.items()):
                 return False
         refusal = refuse(self._ensemble, request, lost)
         if refusal is None and len(lost) < len(request.members):
@@ -178,7 +187,7 @@ class BatchFormer:
         asked = {index for n, request in enumerate(taken) for index in request.members if (n, index) not in decision.excluded}
         buffers = {index: loads[index].take_buffers() for index in sorted(asked)}
         # Beside an overdue batch, and for a trial, only streams of their own keep the members apart.
-        execution = "streams" if is_trial or self._in_flight.has_overdue else None
+        execution: Execution | None = "streams" if is_trial or self._in_flight.has_overdue else None
         try:
             batch = self._ensemble.form_batch(taken, buffers, decision.excluded, execution)
         except Exception:
@@ -212,4 +221,3 @@ def find_failures(batch: Batch, present: list[list[bool]] | None) -> dict[int, s
         if not failures[index] and present is not None and run.member.is_fused and not any(present[n][index] for n in run.indices):
             failures[index] = "no output was finite"
     return failures
-

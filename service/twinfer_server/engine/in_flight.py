@@ -1,4 +1,4 @@
-"""What is in flight: each member's staging buffers, the batches under way and when they should end. Guarded by the scheduler's lock."""
+"""What is in flight: the members' staging buffers, the batches under way and when they should end. For the scheduler's lock."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping

@@ -35,9 +35,9 @@ class OverlapWait:
             self._is_overlapping = True
 
     def seconds_to_wait(self, now: float, waiting: int, is_busy: bool) -> float:
-        """Return how long to wait before the next look, 0 to launch now; `is_busy` while a batch computes, and requests collect anyway.
+        """Return how long to wait before the next look, 0 to launch now; launch thread only.
 
-        Launch thread only.
+        `is_busy` while a batch computes, and requests collect anyway.
         """
         is_enough = waiting >= min(self._max_batch_size, self._level)
         if not waiting or is_busy or is_enough or not self._max_delay_seconds or not self._is_overlapping:

@@ -81,7 +81,7 @@ class Scheduler:
             self._completers.close()
 
     def put(self, requests: Sequence[Request], in_flight: int) -> None:
-        """Let prepared requests wait for their batches; any thread, and it never waits. `in_flight` requests are admitted in all."""
+        """Let prepared requests wait for their batches; any thread, never waits. `in_flight` requests are admitted in all."""
         self._wait.note_arrival(in_flight)
         self._inbox.put(requests)
 
@@ -105,7 +105,7 @@ class Scheduler:
         """How many requests wait."""
         return len(self._former.queue) + self._inbox.qsize()
 
-    # --- the launch thread ----------------------------------------------------------------------------------------------------------
+    # --- the launch thread ----------------------------------------------------------------------------------------------------
 
     def _replace_launcher(self) -> None:
         self._launcher = threading.Thread(target=self._launch_batches, name="launch", daemon=True)
@@ -205,7 +205,7 @@ class Scheduler:
         finally:
             self._ensemble.release(batch)
 
-    # --- completion -----------------------------------------------------------------------------------------------------------------
+    # --- completion -----------------------------------------------------------------------------------------------------------
 
     def _await_completion(self, batch: Batch, error: Exception | None) -> None:
         """Wait for a batch, or for what is left of one whose launch ended with `error`."""
@@ -225,7 +225,8 @@ class Scheduler:
         with batch.outputs_lock:  # late requests are being read, or from now on none of its buffers is released
             batch.is_completing = True
         is_trial = any(entry.is_trial for entry in self._in_flight if entry.batch is batch)
-        result, escalated = None, []
+        result: FusionResult | None = None
+        escalated: list[Request] = []
         try:
             result, escalated = self._respond(batch, completed_at, is_trial=is_trial)
         except Exception:
@@ -297,7 +298,7 @@ class Scheduler:
         except Exception:
             logger.exception("recording a batch failed")
 
-    # --- requests that cannot wait: a thread of their own -----------------------------------------------------------------------------
+    # --- requests that cannot wait: a thread of their own ---------------------------------------------------------------------
 
     def respond_late(self, request: Request) -> tuple[list[Request], list[Response | TwinferError]]:
         """Answer a request whose time is up, and those of its batch that are as late, from the members so far.
@@ -330,7 +331,7 @@ class Scheduler:
             return fusion_failures(len(late))
 
     def _explain_unbatched(self, request: Request) -> Response | TwinferError:
-        """Answer a request whose time is up in no batch: from its earlier batch, or with an error that names what kept it waiting."""
+        """Answer a request whose time is up in no batch: from its earlier batch, or with what kept it waiting."""
         members = self._ensemble.members
         if request.partials:
             text = "the first member was not sure, and the request could not wait for this one"
@@ -346,7 +347,7 @@ class Scheduler:
             return MemberLate(text, member=name)
         return request.unbatched_error()
 
-    # --- the watchdog -----------------------------------------------------------------------------------------------------------------
+    # --- the watchdog ---------------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         """Look for overdue batches and stalled members while anything is under way; a thread of its own."""
@@ -378,4 +379,3 @@ class Scheduler:
                 batch.move(self._ensemble.member_streams)
             self._replace_launcher()
         self._inbox.put(())
-

@@ -1,7 +1,7 @@
 """Records of complete batches for metrics, and the trace of a stretch of time that Perfetto opens.
 
-All times are of `time.monotonic()`. A device with a clock of its own is anchored to the host's at a batch's completion, so its times
-are as late as the thread was that waited for it.
+All times are of `time.monotonic()`. A device with a clock of its own is anchored to the host's at a batch's completion, so its
+times are as late as the thread was that waited for it.
 """
 
 import json

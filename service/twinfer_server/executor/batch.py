@@ -179,7 +179,7 @@ class Batch:
         return self._index_of[id(request)]
 
     def keep_done_outputs(self) -> list[MemberRun]:
-        """Copy what done members computed out of their staging buffers, beside a stuck one; return the runs that need these no more.
+        """Copy what done members computed out of their staging buffers, and return their runs, which need these no more.
 
         What the fusion on the device makes of the buffers is void then: the batch is fused on the host in the end. Never waits.
         """
@@ -230,4 +230,3 @@ class Batch:
         """The sum of the members' solo latencies over the time from fork to join; None if fewer than two ran to their end."""
         seconds, solo = self.join_seconds, sum(run.solo_seconds for run in self.runs)
         return solo / seconds if seconds and solo and len(self.runs) > 1 else None
-

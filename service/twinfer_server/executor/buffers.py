@@ -155,4 +155,6 @@ def copy_result_out(result: FusionResult) -> FusionResult:
     if not result.prediction.is_cuda:
         return result
     # torch keeps pinned memory that is free again, so nothing is allocated for long.
-    return FusionResult(*(torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True) for part in result.parts()))
+    return FusionResult(
+        *(torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True) for part in result.parts())
+    )

@@ -61,8 +61,8 @@ def check_positions(member: Member) -> None:
     if differs.any():
         error = (output - output[:1]).masked_fill(~differs, 0.0).abs().max().item()
         logger.warning(
-            "member %s answers the same sample differently, by up to %.2g, at another position of a batch: its answers are the same "
-            "to the bit only at the same position", member.name, error,
+            "member %s answers the same sample differently, by up to %.2g, at another position of a batch: its answers are the "
+            "same to the bit only at the same position", member.name, error,
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from ..types import InferRequest, Policy, Request, Samples
 from .batch import Batch, Excluded, Streams
 from .buffers import BUFFER_SETS, FusionBuffers, StagingBuffers
 from .cascade import Cascade
-from .fusion_versions import FusionBuilder, FusionVersion
+from .fusion_versions import FusionBuilder
 from .latency import LatencyTable
 from .member import Member
 from .memory import MemberMemory
@@ -121,4 +121,3 @@ class Ensemble:
         streams = {stream for streams in self.streams.values() for stream in (*streams.members, streams.copy)}
         for stream in (*streams, *(buffers.stream for buffers in self._free_fusion_buffers)):
             stream.close()
-

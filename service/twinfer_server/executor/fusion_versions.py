@@ -1,4 +1,4 @@
-"""The versions of an ensemble's fusion: how one is built, tried and captured, put to use while requests are answered, taken back."""
+"""The versions of an ensemble's fusion: how one is built, tried, captured, put to use while requests are answered, taken back."""
 
 import copy
 import logging
@@ -18,7 +18,7 @@ from ..device import CannotCapture, Device
 from ..errors import FusionConflict, InvalidEnsemble, InvalidOption, quote
 from ..fusion import FITTED_FILE, METHODS, Fusion, FusionResult, build_fusion, read_fitted, read_fitted_method, use_fitted
 from ..spec import EnsembleSpec, describe_faults
-from .buffers import FusionBuffers, FusionGraph, copy_result_out
+from .buffers import FusionBuffers, FusionGraph
 from .latency import doublings
 from .member import Member
 
@@ -224,7 +224,9 @@ def capture_fusion(ensemble: "Ensemble", version: FusionVersion, *, is_serving: 
     return replace(version, graphs=graphs)
 
 
-def _capture(device: Device, version: FusionVersion, buffers: FusionBuffers, size: int, pool: object, is_serving: bool) -> FusionGraph:
+def _capture(
+    device: Device, version: FusionVersion, buffers: FusionBuffers, size: int, pool: object, is_serving: bool
+) -> FusionGraph:
     """Capture a version of the fusion at one batch size, with its copy to the host."""
 
     def fuse() -> FusionResult:

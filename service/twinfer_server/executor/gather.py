@@ -81,7 +81,7 @@ def _weights(batch: "Batch", indices: Sequence[int]) -> NDArray[np.float32]:
 def _index_member(
     batch: "Batch", member: Member, indices: Sequence[int], starts: NDArray[np.int64], counts: NDArray[np.int32], takes_run: bool
 ) -> list[NDArray[np.float32]]:  # fmt: skip
-    """Write where each request's samples of a member begin and how many there are; return the partial results that follow the run's.
+    """Write where each request's samples of a member begin and how many there are; return the partial results behind the run's.
 
     `starts` int64 [requests], `counts` int32 [requests]; 0 and 0 where the member is absent.
     """

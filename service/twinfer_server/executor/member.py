@@ -92,7 +92,7 @@ class Member:
         return tuple(array[:1] for arrays in made for array in arrays)
 
     def compute(self, buffers: StagingBuffers, bucket: Bucket) -> list[Tensor]:
-        """Compute the output that counts, and behind it the extra ones: float32 [samples, ...] each. Runs on the member's stream."""
+        """Compute the output that counts, and behind it the extra ones: float32 [samples, ...] each; on the member's stream."""
         return self.read(self.model.module(*self.arguments(buffers, bucket)))
 
     def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:

@@ -16,7 +16,7 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class MemberMemory:
-    """One member's part, in bytes: parameters and buffers; both sets of staging buffers; CUDA graphs; activations at its largest bucket.
+    """One member's part, in bytes: parameters; both sets of staging buffers; CUDA graphs; activations at its largest bucket.
 
     Parameters that an earlier member has too count there alone. Activations are 0 on a CPU, where they are the host's own memory.
     """

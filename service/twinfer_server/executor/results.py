@@ -116,9 +116,7 @@ class _Judge:
             prediction = prediction[: version.host_fusion.prediction_length(counts)]
         disagreement = self._disagreement[place]
         # NaN where fewer than two members took part. A copy, for the batch's array would live as long as a response does.
-        return Response(
-            prediction.copy(), members, None if disagreement != disagreement else disagreement, timings, version.number
-        )
+        return Response(prediction.copy(), members, None if disagreement != disagreement else disagreement, timings, version.number)
 
     def _judge_member(self, place: int, index: int, request: Request, number: int) -> MemberResult:
         """Say what became of one member for one request: in this batch, or in an earlier one."""

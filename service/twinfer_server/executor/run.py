@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..device import Event, Stream
+from ..device import Stream
 from ..errors import MemberFailed, TwinferError
 from ..types import Request
 from .buffers import StagingBuffers

@@ -123,7 +123,8 @@ def make_synthetic_request(samples: Mapping[int, Samples]) -> Request:
 def _time_alone(ensemble: Ensemble, member: Member, bucket: Bucket) -> float:
     """Return a member's median time at a bucket, without its upstream members; the first run pays for caches and threads."""
     run_synthetic(ensemble, bucket, (member.index,))
-    times, until = [], time.perf_counter() + SECONDS_PER_BUCKET
+    times: list[float] = []
+    until = time.perf_counter() + SECONDS_PER_BUCKET
     while len(times) < ROUNDS and (not times or time.perf_counter() < until):
         times.append(run_synthetic(ensemble, bucket, (member.index,)).member_seconds[member.index])
     return statistics.median(times)
