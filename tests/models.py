@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tests.servers import write_ensemble
 from twinfer import Response
 from twinfer_server.device import CpuDevice, Device, Execution
-from twinfer_server.executor import Bucket, Ensemble, LatencyTable, load_ensemble, warm_up
+from twinfer_server.executor import Bucket, Ensemble, LatencyTable, load_ensemble
 from twinfer_server.inputs import InputLimits
 from twinfer_server.trust import Trust
 
@@ -128,10 +128,9 @@ def number(x: float) -> NDArray[np.float32]:
 
 
 def load_members(folder: Path, execution: Execution = "serial", device: Device | None = None, seconds: float = 0.001) -> Ensemble:
-    """Load an ensemble of trusted models and make it warm, as if each member had been measured to take `seconds`."""
+    """Load an ensemble of trusted models, as if warm-up had found that each member takes `seconds`."""
     ensemble = load_ensemble(folder, device or CpuDevice(streams=2), Trust(runs_any_code=True), InputLimits())
     ensemble.execution = execution
-    warm_up(ensemble, lambda done, total: None)
     ensemble.latencies = LatencyTable(
         {member.index: dict.fromkeys(map(Bucket, (1, member.max_samples)), seconds) for member in ensemble.members}
     )

@@ -35,9 +35,9 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     check_classes(folder, spec, labels)
     members: list[Member] = []
     storages = SharedStorages()
+    for name in spec.members:
+        members.append(_load_member(name, spec, folder, members, _Site(device, trust, limits, storages)))
     with torch.inference_mode():
-        for name in spec.members:
-            members.append(_load_member(name, spec, folder, members, _Site(device, trust, limits, storages)))
         texts = _embed_texts(spec, folder, members)
     ensemble = Ensemble(folder, spec, labels, members, FusionBuilder(folder, members, texts, device), device)
     if labels and spec.task != "detection" and len(labels) != ensemble.classes:
@@ -68,12 +68,13 @@ def _load_member(name: str, spec: EnsembleSpec, folder: Path, before: Sequence[M
         len(before), name, member_spec, model, inputs, max_batch_size=spec.batching.max_batch_size,
         extra_outputs=_list_extra_outputs(name, spec), is_deterministic=spec.deterministic, device=device,
     )  # fmt: skip
-    check_member(member, spec.task)
-    if (member_spec.precision, member_spec.acceleration) != ("fp32", "eager"):
-        samples = make_calibration_samples(member)
-        member.converted = convert(member_spec, model, samples, device.torch_device, f"members.{name}")
-    if spec.deterministic:
-        check_positions(member)
+    with torch.inference_mode():
+        check_member(member, spec.task)
+        if (member_spec.precision, member_spec.acceleration) != ("fp32", "eager"):
+            samples = make_calibration_samples(member)
+            member.converted = convert(member_spec, model, samples, device.torch_device, f"members.{name}")
+        if spec.deterministic:
+            check_positions(member)
     if device is site.device:
         member.shared_bytes = site.storages.share(member.model)
     for buffers in member.buffers:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..errors import InvalidEnsemble
 
 if TYPE_CHECKING:
@@ -33,12 +31,11 @@ class MemberMemory:
 
 
 def measure_memory(member: "Member") -> MemberMemory:
-    """Measure a warm member, with nothing under way, on a thread that the device has prepared."""
+    """Measure a warm member; in inference mode, with nothing under way, on a thread that the device has prepared."""
     buffers, bucket = member.buffers[0], member.largest_bucket
     buffers.write([member.example(0, bucket.tokens)] * bucket.samples, bucket)
     buffers.copy_in(bucket)
-    with torch.inference_mode():
-        activations = member.device.peak_bytes(lambda: member.compute(buffers, bucket))
+    activations = member.device.peak_bytes(lambda: member.compute(buffers, bucket))
     staging = sum(buffers.device_bytes for buffers in member.buffers)
     return MemberMemory(member.model.parameter_bytes - member.shared_bytes, staging, member.graph_bytes, activations)
 

@@ -76,8 +76,8 @@ def warm_up(ensemble: Ensemble, on_progress: OnProgress) -> None:
                 known[bucket] = _time_alone(ensemble, member, bucket)
         _run_together(ensemble, measured)
         on_progress(len(points), len(points))
-    ensemble.latencies = LatencyTable(measured)
-    ensemble.memory = {member.name: measure_memory(member) for member in ensemble.members}
+        ensemble.latencies = LatencyTable(measured)
+        ensemble.memory = {member.name: measure_memory(member) for member in ensemble.members}
 
 
 def list_sample_sizes(ensemble: Ensemble, member: Member) -> tuple[int, ...]:
