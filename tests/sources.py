@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,14 @@ def compute(model: LoadedModel, *arguments: Tensor) -> Tensor:
 
 
 def ask_member(
-    folder: Path, requests: Sequence[Mapping[str, RawInput]], trust: Trust = TRUSTS_ALL, select: object = None
+    folder: Path,
+    requests: Sequence[Mapping[str, RawInput]],
+    trust: Trust = TRUSTS_ALL,
+    around: AbstractContextManager[object] | None = None,
 ) -> Tensor:
     """Return what the member "m" of the ensemble in `folder` computes on some requests together, padded to the longest.
 
-    `select` names another output than the one that the spec does.
+    `around` is entered for the call of the model alone.
     """
     spec = read_spec(folder).members["m"]
     arguments: list[Tensor] = []
@@ -53,10 +57,10 @@ def ask_member(
         kind = make_input("m", name, given, folder, InputLimits(), CPU)  # type: ignore[arg-type]  # no output of another member
         samples = [kind.prepare(kind.decode(request[name])) for request in requests]
         arguments += kind.arguments([_stage(buffer, parts) for buffer, *parts in zip(kind.buffers, *samples, strict=True)])
-    with torch.inference_mode():
-        outputs = load(spec, folder, CPU, trust, "members.m").module(*arguments)
-    key = spec.output.select if select is None else select
-    found = outputs if isinstance(outputs, Tensor) else outputs[key]  # type: ignore[index]
+    model = load(spec, folder, CPU, trust, "members.m")
+    with torch.inference_mode(), around or nullcontext():
+        outputs = model.module(*arguments)
+    found = outputs if isinstance(outputs, Tensor) else outputs[spec.output.select]  # type: ignore[index]
     assert isinstance(found, Tensor)
     return found
 

@@ -146,7 +146,7 @@ def test_what_is_no_program_to_serve_is_refused(folder: Path, name: str, message
         load_source(name, folder)
 
 
-def test_a_program_of_fixed_shapes_computes_on_no_other_one_when_it_is_checked(tmp_path: Path) -> None:
+def test_a_program_that_was_exported_for_another_shape_than_the_input_has_is_refused(tmp_path: Path) -> None:
     class Pool(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((1, 2)).unsqueeze(1)
@@ -154,11 +154,10 @@ def test_a_program_of_fixed_shapes_computes_on_no_other_one_when_it_is_checked(t
     samples = torch.export.Dim("samples", max=64)
     program = torch.export.export(Pool().eval(), (torch.zeros(2, 8, 8),), dynamic_shapes=({0: samples},))
     torch.export.save(program, tmp_path / "pool.pt2")
-    model = load_source("pool.pt2", tmp_path)
-    assert model.checked is not None
-    model.checked(torch.zeros(1, 8, 8))
-    with pytest.raises(RuntimeError, match="to be equal to 8, but got 10"):
-        model.checked(torch.zeros(1, 10, 10))
+    spec = write_members(tmp_path, {"pool": "pool.pt2"}) / "ensemble.toml"
+    spec.write_text(spec.read_text().replace("shape = [1]", "shape = [10, 10]"))
+    with pytest.raises(InvalidEnsemble, match=r"^members\.pool\.model: .*to be equal to 8, but got 10"):
+        load_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
