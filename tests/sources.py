@@ -30,7 +30,7 @@ def load_source(model: str, folder: Path, trust: Trust = TRUSTS_ALL, **keys: obj
 
 def load_folder(folder: Path, trust: Trust = TRUSTS_ALL) -> Ensemble:
     """Load the whole ensemble in `folder` on the CPU."""
-    return load_ensemble(folder, CpuDevice(lanes=2), trust, InputLimits())
+    return load_ensemble(folder, CpuDevice(streams=2), trust, InputLimits())
 
 
 def compute(model: LoadedModel, *arguments: Tensor) -> Tensor:
