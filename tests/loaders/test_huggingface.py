@@ -1,4 +1,4 @@
-"""Hugging Face directories: members answer what the library's own pipeline answers, and what a directory says need not be written again."""
+"""Hugging Face directories: members answer what the library's pipeline does, and what a directory says is not written twice."""
 
 import functools
 import json
