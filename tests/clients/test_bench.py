@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
 from PIL import Image
+from tests.test_cli import WITHOUT, python
 from typer.testing import CliRunner, Result
 
 from tests.calls import PATIENCE_SECONDS
@@ -17,7 +18,6 @@ from tests.conftest import DigitsServer
 from tests.gated import Gate, write_gated
 from tests.processes import COMMAND, environment
 from tests.servers import DIGITS, running
-from tests.test_cli import WITHOUT, python
 from twinfer.cli import app
 from twinfer.cli.bench import INSTALL
 from twinfer.load import Measurement, Point, Tally, draw
