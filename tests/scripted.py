@@ -11,6 +11,7 @@ import grpc
 from twinfer import AsyncClient, Client, Outcome, Response
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2_grpc
 from twinfer.v1 import ensemble_service_pb2 as pb
+from twinfer.v1 import error_pb2
 
 Context = grpc.ServicerContext
 Script = Callable[[pb.InferRequest, Context], pb.InferResponse]
@@ -82,11 +83,22 @@ ENSEMBLE: dict[str, Any] = {
 }
 
 
-class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
-    """Answers as the test says, by default with ANSWER, and remembers what it was asked."""
+BAD = error_pb2.Error(code=3, reason="REASON_INVALID_INPUT", stage="STAGE_DECODE", text="inputs['text']: no")
 
-    def __init__(self, script: Script | None = None) -> None:
-        self.script = script or (lambda request, context: ANSWER)
+
+def answer(request: pb.InferRequest, context: Context) -> pb.InferResponse:
+    """Answer with ANSWER, but fail with BAD for the text "bad"."""
+    if request.inputs["text"].text == "bad":
+        context.set_trailing_metadata((("twinfer-error-bin", BAD.SerializeToString()),))
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, BAD.text)
+    return ANSWER
+
+
+class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
+    """Answers as the test says, and remembers what it was asked."""
+
+    def __init__(self, script: Script = answer) -> None:
+        self.script = script
         self.requests: list[pb.InferRequest] = []
         self.seconds_left: list[float | None] = []
         self.address = ""
@@ -97,12 +109,13 @@ class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
         return self.script(request, context)
 
     def BatchInfer(self, request: pb.BatchInferRequest, context: Context) -> Any:
-        """Answer every request but those whose text is "bad"."""
         self.seconds_left.append(context.time_remaining())
         self.requests.extend(request.requests)
-        failure = {"code": 3, "reason": "REASON_INVALID_INPUT", "stage": "STAGE_DECODE", "text": "found bad"}
         return pb.BatchInferResponse(
-            results=[{"error": failure} if one.inputs["text"].text == "bad" else {"response": ANSWER} for one in request.requests]
+            results=[
+                {"error": BAD} if one.inputs["text"].text == "bad" else {"response": self.script(one, context)}
+                for one in request.requests
+            ]
         )
 
     def InferStream(self, request_iterator: Iterator[pb.InferStreamRequest], context: Context) -> Iterator[Any]:

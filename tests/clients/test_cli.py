@@ -1,60 +1,29 @@
 """The command line: what it prints, what it exits with, and what it does without."""
 
 import base64
+import importlib.util
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from tests.scripted import ScriptedService, serving
+from tests.without import without
 from twinfer.cli import app
-from twinfer.cli.bench import MODULES as BENCH_MODULES
+from twinfer.cli.extras import IMPORTED_AS, modules_of
 from twinfer.cli.options import seconds
 from twinfer.cli.report import plain
-from twinfer.cli.server import FIT_MODULES, INSTALL, INSTALL_FIT, MODULES
-from twinfer.v1 import ensemble_service_pb2, ensemble_service_pb2_grpc, error_pb2
+from twinfer.cli.server import COMMANDS, SERVICE_MODULE
+from twinfer.v1 import ensemble_service_pb2 as pb
+from twinfer.v1 import error_pb2
 
-ANSWER = ensemble_service_pb2.InferResponse(
-    ensemble="digits",
-    version=3,
-    prediction={
-        "classification": {
-            "classes": [
-                {"index": 5, "label": "five", "probability": 0.75},
-                {"index": 6, "label": "six", "probability": 0.25},
-            ]
-        }
-    },
-    members=[
-        {
-            "name": "vision",
-            "state": "MEMBER_STATE_OK",
-            "weight": 1.0,
-            "device_time": {"nanos": 1_500_000},
-            "prediction": {"classification": {"classes": [{"index": 6, "label": "six", "probability": 0.5}]}},
-        },
-        {
-            "name": "language",
-            "state": "MEMBER_STATE_LATE",
-            "error": {"code": 4, "reason": "REASON_MEMBER_LATE", "text": "the lane [was] stuck"},
-        },
-    ],
-    degraded=True,
-    disagreement=0.125,
-    timings={"total": {"nanos": 2_000_000}, "batch_size": 4, "overlap_ratio": 1.5},
-)
-
-EXPLAINED = ensemble_service_pb2.InferResponse(
+PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+EXPLAINED = pb.InferResponse(
     ensemble="digits",
     prediction={"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": 0.75}]}},
     members=[
@@ -62,75 +31,26 @@ EXPLAINED = ensemble_service_pb2.InferResponse(
             "name": name,
             "state": "MEMBER_STATE_OK",
             "weight": weight,
-            "prediction": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": belief}]}},
+            "prediction": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": chance}]}},
             "attribution": {
-                "delta": moved,
-                "without": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": without}]}},
+                "delta": delta,
+                "without": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": rest}]}},
             },
         }
-        for name, weight, belief, moved, without in (("vision", 0.25, 0.375, 0.125, 0.875), ("language", 0.75, 0.875, 0.375, 0.375))
+        for name, weight, chance, delta, rest in (("vision", 0.25, 0.375, 0.125, 0.875), ("language", 0.75, 0.875, 0.375, 0.375))
     ],
     fusion_version=7,
 )
-TENSOR = ensemble_service_pb2.InferResponse(
+TENSOR = pb.InferResponse(
     prediction={"tensor": {"dtype": "DATA_TYPE_FP32", "shape": [2], "data": np.array([0.5, -2.0], "<f4").tobytes()}}
 )
 
-ENSEMBLE: dict[str, Any] = {
-    "name": "digits",
-    "version": 3,
-    "task": "TASK_CLASSIFICATION",
-    "labels": ["zero", "one"],
-    "inputs": [
-        {"name": "image", "kind": "image", "dtype": "DATA_TYPE_FP32", "shape": [1, 8, 8], "members": ["vision"]},
-        {"name": "text", "kind": "text", "dtype": "DATA_TYPE_INT64", "shape": [-1], "optional": True, "max_tokens": 32},
-    ],
-    "members": [
-        {
-            "name": "vision",
-            "loader": "pt2",
-            "precision": "fp32",
-            "device": "cpu",
-            "parameter_bytes": 2_660,
-            "breaker_state": "BREAKER_STATE_DISABLED",
-            "breaker_reason": "since 2031: an operator",
-        }
-    ],
-    "fusion": {"method": "log_opinion_pool", "weights": {"vision": 0.25, "language": 0.75}},
-    "policy": "best_effort",
-    "limits": {"max_message_bytes": 33_554_432, "default_timeout": {"seconds": 30}},
-}
-
-
-class DigitsService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
-    """Gives one answer to everything but the text "bad", and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.requests: list[ensemble_service_pb2.InferRequest] = []
-        self.address = ""
-        self.answer = ANSWER
-
-    def Infer(self, request: ensemble_service_pb2.InferRequest, context: grpc.ServicerContext) -> Any:
-        self.requests.append(request)
-        if request.inputs["text"].text == "bad":
-            error = error_pb2.Error(code=3, reason="REASON_INVALID_INPUT", stage="STAGE_DECODE", text="inputs['text']: no")
-            context.set_trailing_metadata((("twinfer-error-bin", error.SerializeToString()),))
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.text)
-        return self.answer
-
-    def GetEnsemble(self, request: ensemble_service_pb2.GetEnsembleRequest, context: grpc.ServicerContext) -> Any:
-        return ensemble_service_pb2.GetEnsembleResponse(ensemble=ENSEMBLE)
-
 
 @pytest.fixture
-def service() -> Iterator[DigitsService]:
-    served = DigitsService()
-    server = grpc.server(ThreadPoolExecutor(2))
-    ensemble_service_pb2_grpc.add_EnsembleServiceServicer_to_server(served, server)
-    served.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    yield served
-    server.stop(None).wait()
+def service() -> Iterator[ScriptedService]:
+    found = ScriptedService()
+    with serving(found) as found.address:
+        yield found
 
 
 def run(*arguments: str, stdin: bytes | None = None) -> Result:
@@ -140,69 +60,71 @@ def run(*arguments: str, stdin: bytes | None = None) -> Result:
 # --- infer ------------------------------------------------------------------------------------------------------------
 
 
-def test_infer_sends_the_image_the_text_and_the_options(service: DigitsService, tmp_path: Path) -> None:
+def test_infer_sends_the_image_the_text_and_the_options(service: ScriptedService, tmp_path: Path) -> None:
     (tmp_path / "five.png").write_bytes(b"an image")
     options = ["--top-k", "2", "--policy", "require_all", "--timeout", "5s", "--members"]
     result = run("infer", "--image", str(tmp_path / "five.png"), "--text", "fve", "--server", service.address, *options)
     assert result.exit_code == 0, result.output
     assert service.requests == [
-        ensemble_service_pb2.InferRequest(
+        pb.InferRequest(
             inputs={
-                "image": ensemble_service_pb2.Input(image=b"an image"),
-                "text": ensemble_service_pb2.Input(text="fve"),
+                "image": pb.Input(image=b"an image"),
+                "text": pb.Input(text="fve"),
             },
             options={"policy": "POLICY_REQUIRE_ALL", "top_k": 2, "member_predictions": True},
         )
     ]
 
 
-def test_infer_prints_an_answer_for_people(service: DigitsService) -> None:
+def test_infer_prints_an_answer_for_people(service: ScriptedService) -> None:
     result = run("infer", "--text", "fve", "--server", service.address, "--members")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert lines[:2] == ["five 0.7500", "degraded: language LATE"]
     assert "six 0.2500" in lines
     assert "vision OK 1.000 1.50 ms six 0.5000" in lines
-    assert "language LATE 0.000 the lane [was] stuck" in lines
+    assert "language LATE 0.000 the stream [was] stuck" in lines
     assert lines[-3:] == [
         "disagreement 0.125",
-        "2.00 ms on the server: decode 0.00, queue 0.00, device 0.00; rows in the flight: 4; overlap 1.50",
-        "digits version 3, fusion version 0",
+        "2.00 ms on the server: decode 0.00, queue 0.00, device 0.00; batch of 4, execution streams, overlap ratio 1.50",
+        "digits version 3, fusion version 7",
     ]
 
 
-def test_infer_prints_one_json_object_for_programs(service: DigitsService) -> None:
+def test_infer_prints_one_json_object_for_programs(service: ScriptedService) -> None:
     result = run("infer", "--text", "fve", "--server", service.address, "--json")
     answer = json.loads(result.stdout)
     assert (answer["label"], answer["probability"], answer["version"], answer["degraded"]) == ("five", 0.75, 3, True)
     assert answer["members"][0]["state"] == "OK"
     assert answer["members"][0]["device_time_ms"] == 1.5
     assert answer["members"][1]["error"]["reason"] == "MEMBER_LATE"
-    assert answer["timings"] == {"total_ms": 2.0, "batch_size": 4, "overlap_ratio": 1.5, "execution": ""}
+    assert answer["timings"] == {
+        "total_ms": 2.0, "batch_size": 4, "overlap_ratio": 1.5, "execution": "streams", "buffer_wait_ms": 0.5
+    }  # fmt: skip
     assert result.stderr == ""
 
 
-def test_infer_explains_the_answer_member_by_member(service: DigitsService) -> None:
-    service.answer = EXPLAINED
+def test_infer_explains_the_answer_member_by_member(service: ScriptedService) -> None:
+    service.script = lambda request, context: EXPLAINED
     result = run("infer", "--text", "fve", "--server", service.address, "--explain")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert service.requests[0].options.explain
     assert lines[0] == "bee 0.7500"
-    assert "member state weight device says moved without it" in lines
+    assert "member state weight device says delta without it" in lines
     assert "vision OK 0.250 bee 0.3750 0.1250 bee 0.8750" in lines
     assert "language OK 0.750 bee 0.8750 0.3750 bee 0.3750" in lines
     assert lines[-1] == "digits version 0, fusion version 7"
 
 
-def test_an_explained_answer_is_json_too(service: DigitsService) -> None:
-    service.answer = EXPLAINED
+def test_an_explained_answer_is_json_too(service: ScriptedService) -> None:
+    service.script = lambda request, context: EXPLAINED
     answer = json.loads(run("infer", "--text", "fve", "--server", service.address, "--explain", "--json").stdout)
     assert answer["fusion_version"] == 7
     assert answer["members"][0]["attribution"]["delta"] == 0.125
     assert answer["members"][0]["attribution"]["without"]["multi_label"]["labels"][0]["probability"] == 0.875
 
 
-def test_a_tensor_is_base64_for_programs_and_its_first_numbers_for_people(service: DigitsService) -> None:
-    service.answer = TENSOR
+def test_a_tensor_is_base64_for_programs_and_its_first_numbers_for_people(service: ScriptedService) -> None:
+    service.script = lambda request, context: TENSOR
     answer = json.loads(run("infer", "--text", "fve", "--server", service.address, "--json").stdout)
     tensor = answer["prediction"]["tensor"]
     assert (tensor["dtype"], tensor["shape"]) == ("FP32", [2])
@@ -210,12 +132,12 @@ def test_a_tensor_is_base64_for_programs_and_its_first_numbers_for_people(servic
     assert run("infer", "--text", "fve", "--server", service.address).stdout.startswith("tensor [2]: 0.5000, -2.0000\n")
 
 
-def test_infer_reads_the_image_from_stdin(service: DigitsService) -> None:
+def test_infer_reads_the_image_from_stdin(service: ScriptedService) -> None:
     assert run("infer", "--image", "-", "--server", service.address, stdin=b"piped \xff").exit_code == 0
     assert service.requests[0].inputs["image"].image == b"piped \xff"
 
 
-def test_infer_takes_any_input_by_its_name(service: DigitsService, tmp_path: Path) -> None:
+def test_infer_takes_any_input_by_its_name(service: ScriptedService, tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", np.arange(4, dtype=np.uint8))
     (tmp_path / "left.png").write_bytes(b"left")
     named = ["title=a=b", f"left=@{tmp_path / 'left.png'}", f"pixels=@{tmp_path / 'pixels.npy'}"]
@@ -228,13 +150,13 @@ def test_infer_takes_any_input_by_its_name(service: DigitsService, tmp_path: Pat
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_call_exits_with_1_and_says_why(service: DigitsService) -> None:
+def test_a_failed_call_exits_with_1_and_says_why(service: ScriptedService) -> None:
     result = run("infer", "--text", "bad", "--server", service.address)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "INVALID_ARGUMENT (INVALID_INPUT): inputs['text']: no\n"
 
 
-def test_a_failed_call_is_json_too(service: DigitsService) -> None:
+def test_a_failed_call_is_json_too(service: ScriptedService) -> None:
     result = run("infer", "--text", "bad", "--server", service.address, "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout) == {
@@ -286,29 +208,32 @@ def test_what_is_no_span_is_refused(text: str) -> None:
 # --- describe ---------------------------------------------------------------------------------------------------------
 
 
-def test_describe_prints_the_ensemble_for_people(service: DigitsService) -> None:
+def test_describe_prints_the_ensemble_for_people(service: ScriptedService) -> None:
     result = run("describe", "--server", service.address)
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert lines[:3] == ["digits version 3", "classification into 2: zero, one", "policy best_effort"]
+    assert lines[:4] == ["digits version 3", "classification into 2: zero, one", "policy best_effort", "execution serial"]
     assert "image image vision FP32 [1, 8, 8]" in lines
     assert "text text INT64 [-1] may be left out, at most 32 tokens" in lines
     assert "vision pt2 fp32 cpu 2.7 kB" in lines
-    assert "vision is switched disabled, since 2031: an operator" in lines
-    assert "fusion log_opinion_pool version 0; weights language 0.750, vision 0.250" in lines
+    assert "vision is DISABLED, since 2031: an operator" in lines
+    assert "fusion log_opinion_pool version 7; weights language 0.750, vision 0.250" in lines
     assert "max_message_bytes 33,554,432" in lines
-    assert "32 16 lanes lanes 0.25, serial 0.40 vision 0.20 1.60" in lines
+    assert "cascade: vision answers alone from a confidence of 0.7500" in lines
+    assert "vision 1 0.25 ms" in lines
+    assert "vision 32 16 1.60 ms" in lines
 
 
-def test_describe_prints_one_json_object_for_programs(service: DigitsService) -> None:
+def test_describe_prints_one_json_object_for_programs(service: ScriptedService) -> None:
     described = json.loads(run("describe", "--server", service.address, "--json").stdout)
     assert described["version"] == 3  # a number: protobuf's own JSON would make it a text
     assert described["task"] == "CLASSIFICATION"
     assert described["inputs"][0]["dtype"] == "FP32"
     assert described["fusion"]["weights"] == {"language": 0.75, "vision": 0.25}
     assert described["limits"]["default_timeout_ms"] == 30_000
+    assert described["members"][0]["solo_latencies"][1] == {"samples": 32, "tokens": 16, "latency_ms": 1.6}
 
 
-def test_describe_without_a_server_fails_like_any_call(service: DigitsService) -> None:
+def test_describe_without_a_server_fails_like_any_call(service: ScriptedService) -> None:
     result = run("describe", "--server", "127.0.0.1:1", "--timeout", "200ms", "--json")
     assert (result.exit_code, json.loads(result.stdout)["error"]["reason"]) == (1, "UNSPECIFIED")
 
@@ -317,99 +242,74 @@ def test_an_enum_number_that_only_a_newer_server_knows_stays_a_number() -> None:
     assert plain(error_pb2.Error(reason=99))["reason"] == 99  # type: ignore[arg-type]
 
 
-# --- the other three --------------------------------------------------------------------------------------------------
+# --- commands of the service ------------------------------------------------------------------------------------------
 
 
-def python(program: str, *arguments: str, path: Path | None = None, flags: tuple[str, ...] = ()) -> Any:
-    """Run a program with this interpreter, a folder first on its path."""
-    search = os.pathsep.join([str(path), *sys.path] if path else sys.path)
-    command = [sys.executable, "-W", "error", *flags, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": search})
-
-
-WITHOUT = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name in {absent!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
-from twinfer.cli import main
-main()
-"""
-
-
-def test_all_commands_are_shown_without_the_server() -> None:
-    done = python(WITHOUT.format(absent={"twinfer_server", "torch", "numpy", "PIL"}), "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    commands = ("infer", "describe", "bench", "timeline", "member", "serve", "validate", "demo", "fit")
-    assert all(f" {command} " in done.stdout for command in commands)
-
-
-@pytest.mark.parametrize("command", ["serve", "validate", "demo"])
-def test_without_the_server_its_commands_say_how_to_install_it(command: str) -> None:
-    done = python(WITHOUT.format(absent={"twinfer_server"}), command, "folder", "--json")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].strip() == INSTALL == "pip install 'twinfer[server]'"
-
-
-def service_package(folder: Path, commands: str) -> Path:
+def service_package(folder: Path, content: str) -> Path:
     """Write a stand-in for the service package: what is shown here is the way to it."""
-    (folder / "twinfer_server").mkdir()
-    (folder / "twinfer_server" / "__init__.py").write_text("")
-    (folder / "twinfer_server" / "commands.py").write_text(commands)
+    module = folder / f"{SERVICE_MODULE.replace('.', '/')}.py"
+    module.parent.mkdir()
+    (module.parent / "__init__.py").write_text("")
+    module.write_text(content)
     return folder
 
 
-def test_without_torch_they_say_so_too(tmp_path: Path) -> None:
-    package = service_package(tmp_path, "import torch")
-    done = python(WITHOUT.format(absent={"torch"}), "serve", path=package)
-    assert done.returncode == 2
-    assert done.stderr == f"twinfer serve needs torch, which is not installed. Install the server:\n  {INSTALL}\n"
+def test_all_commands_are_shown_without_the_server() -> None:
+    done = without({"twinfer_server", "torch", "numpy", "PIL"}, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    commands = ("infer", "describe", "bench", "timeline", "fusion", "member", *COMMANDS)
+    assert all(f" {command} " in done.stdout for command in commands)
+
+
+@pytest.mark.parametrize(("command", "extra"), [("serve", "server"), ("validate", "server"), ("demo", "server"), ("fit", "fit")])
+def test_without_the_server_its_commands_say_how_to_install_it(command: str, extra: str) -> None:
+    done = without({"twinfer_server"}, command, "folder", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    said = f"twinfer {command} needs twinfer_server, which is not installed. Install it:\n  pip install 'twinfer[{extra}]'\n"
+    assert done.stderr == said
+
+
+def test_a_missing_module_of_the_extra_is_named(tmp_path: Path) -> None:
+    done = without({"torch"}, "serve", path=service_package(tmp_path, "import torch"))
+    said = "twinfer serve needs torch, which is not installed. Install it:\n  pip install 'twinfer[server]'\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 def test_a_missing_module_of_the_users_own_is_not_blamed_on_the_extra(tmp_path: Path) -> None:
-    package = service_package(tmp_path, "def main(arguments): import the_users_model")
-    done = python("from twinfer.cli import main; main()", "serve", path=package)
+    done = without((), "serve", path=service_package(tmp_path, "def main(arguments): import the_users_model"))
     assert done.returncode == 1
     assert "No module named 'the_users_model'" in done.stderr
-    assert INSTALL not in done.stderr
+    assert "pip install" not in done.stderr
 
 
 def test_arguments_reach_the_server_untouched_and_its_status_comes_back(tmp_path: Path) -> None:
     package = service_package(tmp_path, "def main(arguments): print(arguments); return 3")
     arguments = ["demo", "folder", "--listen", "127.0.0.1:0", "--json", "-x", "--help"]
-    done = python("from twinfer.cli import main; main()", *arguments, path=package)
+    done = without((), *arguments, path=package)
     assert (done.returncode, done.stdout, done.stderr) == (3, f"{arguments}\n", "")
 
 
-def test_every_module_of_the_extra_is_known() -> None:
-    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-    imported_as = {
-        "grpcio-health-checking": "grpc_health",
-        "grpcio-reflection": "grpc_reflection",
-        "hdrhistogram": "hdrh",
-        "pillow": "PIL",
-    }
-    extras = pyproject["project"]["optional-dependencies"]
-    names = {extra: {line.partition(">")[0] for line in extras[extra]} for extra in ("server", "fit", "bench")}
-    modules = {extra: {imported_as.get(name, name.replace("-", "_")) for name in names[extra]} for extra in names}
-    assert modules["server"] | {"twinfer_server"} == MODULES
-    assert modules["fit"] - {"twinfer[server]"} | MODULES == FIT_MODULES
-    assert modules["bench"] - {"uvloop"} == set(BENCH_MODULES)
+def test_an_extra_brings_the_modules_of_its_distributions() -> None:
+    server, fit, bench = (modules_of(extra) for extra in ("server", "fit", "bench"))
+    assert {"twinfer_server", "torch", "PIL", "grpc_health", "prometheus_client"} <= server < fit
+    assert {"numpy", "PIL"} <= bench
+    assert "torch" not in bench
 
 
-def test_without_a_module_of_its_extra_fit_says_how_to_install_that(tmp_path: Path) -> None:
-    package = service_package(tmp_path, "import polars")
-    done = python(WITHOUT.format(absent={"polars"}), "fit", path=package)
-    assert done.returncode == 2
-    assert done.stderr == f"twinfer fit needs polars, which is not installed. Install it:\n  {INSTALL_FIT}\n"
-    assert INSTALL_FIT == "pip install 'twinfer[fit]'"
+@pytest.mark.parametrize("extra", ["server", "fit", "bench"])
+def test_every_distribution_of_an_extra_is_imported_as_is_known(extra: str) -> None:
+    requirements = PYPROJECT["project"]["optional-dependencies"][extra]
+    names = [requirement.partition(">")[0] for requirement in requirements if not requirement.startswith("twinfer")]
+    modules = [IMPORTED_AS.get(name, name.replace("-", "_")) for name in names]
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
 
 
-def test_infer_loads_nothing_heavy(service: DigitsService) -> None:
+# --- weight -----------------------------------------------------------------------------------------------------------
+
+
+def test_infer_loads_nothing_heavy(service: ScriptedService) -> None:
     arguments = ["infer", "--text", "fve", "--server", service.address, "--json"]
-    done = python("from twinfer.cli import main; main()", *arguments, flags=("-X", "importtime"))
+    done = without((), *arguments, flags=("-X", "importtime"))
     assert json.loads(done.stdout)["label"] == "five"
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert {"grpc", "typer", "twinfer"} <= loaded
@@ -417,5 +317,4 @@ def test_infer_loads_nothing_heavy(service: DigitsService) -> None:
 
 
 def test_version_is_the_packages_own() -> None:
-    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-    assert run("--version").stdout == f"{pyproject['project']['version']}\n"
+    assert run("--version").stdout == f"{PYPROJECT['project']['version']}\n"

@@ -33,7 +33,7 @@ def test_a_batch_is_one_call_with_an_outcome_per_request_in_their_order(caller: 
     assert len(service.seconds_left) == 1
     assert [(outcome.index, outcome.request_id) for outcome in outcomes] == [(0, "0"), (1, "1"), (2, "mine")]
     assert [outcome.error and (type(outcome.error), outcome.error.text) for outcome in outcomes] == [
-        None, (errors.InvalidInput, "found bad"), None
+        None, (errors.InvalidInput, "inputs['text']: no"), None
     ]  # fmt: skip
     assert outcomes[2].response.label == "five"
     with pytest.raises(errors.InvalidInput):

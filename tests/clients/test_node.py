@@ -12,7 +12,7 @@ import pytest
 
 from twinfer import Client
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HELDOUT = ROOT / "ensembles" / "digits" / "heldout"
 
 # What npm says where there is no network: no fault of ours.

@@ -32,16 +32,10 @@ def install(extra: str) -> str:
 
 
 def modules_of(extra: str) -> set[str]:
-    """Return the modules that an extra brings, those of the extras in it included, as the installed package's metadata say."""
-    found = {"twinfer_server"} if extra == "server" else set()
-    for requirement in metadata.requires("twinfer") or ():
-        needs, _, marker = requirement.partition(";")
-        name, _, inner = needs.partition("[")
-        if not re.search(rf"extra == ['\"]{extra}['\"]", marker):
-            continue
-        if name == "twinfer":
-            found |= modules_of(inner.partition("]")[0])
-        else:
-            name = re.split(r"[^\w.-]", name)[0]
-            found.add(IMPORTED_AS.get(name, name.replace("-", "_")))
-    return found
+    """Return the modules that an extra brings, as the installed package's metadata say, and the service package itself."""
+    names = [
+        re.split(r"[^\w.-]", requirement)[0]
+        for requirement in metadata.requires("twinfer") or ()
+        if re.search(rf"extra == ['\"]{extra}['\"]", requirement)
+    ]
+    return {"twinfer_server"} | {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
