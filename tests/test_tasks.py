@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from tests.models import register
 from tests.servers import running, write_ensemble
-from twinfer import Client, TwinferError
-from twinfer.answers import Response
+from twinfer import Client, Response, TwinferError
 from twinfer.errors import InvalidOption, MissingInput, NotFinite
 from twinfer_server.errors import InvalidEnsemble
 
