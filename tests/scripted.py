@@ -9,12 +9,14 @@ from typing import Any
 import grpc
 
 from twinfer import AsyncClient, Client, Outcome, Response
-from twinfer.v1 import ensemble_pb2, ensemble_service_pb2_grpc
+from twinfer.v1 import ensemble_pb2, ensemble_service_pb2_grpc, error_pb2
 from twinfer.v1 import ensemble_service_pb2 as pb
-from twinfer.v1 import error_pb2
 
 Context = grpc.ServicerContext
 Script = Callable[[pb.InferRequest, Context], pb.InferResponse]
+Requests = Iterator[pb.InferRequest]
+Replies = Iterator[pb.InferStreamResponse]
+StreamScript = Callable[[Requests, Context], Replies]
 
 ANSWER = pb.InferResponse(
     ensemble="digits",
@@ -94,11 +96,24 @@ def answer(request: pb.InferRequest, context: Context) -> pb.InferResponse:
     return ANSWER
 
 
+def stream_answer(request_id: str) -> pb.InferStreamResponse:
+    """Return ANSWER as that of one request of a stream."""
+    answer = pb.InferStreamResponse(request_id=request_id, response=ANSWER)
+    answer.response.request_id = request_id
+    return answer
+
+
+def answer_stream(requests: Requests, context: Context) -> Replies:
+    """Answer every request of a stream at once."""
+    yield from (stream_answer(request.request_id) for request in requests)
+
+
 class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
     """Answers as the test says, and remembers what it was asked."""
 
-    def __init__(self, script: Script = answer) -> None:
+    def __init__(self, script: Script = answer, stream: StreamScript = answer_stream) -> None:
         self.script = script
+        self.stream = stream
         self.requests: list[pb.InferRequest] = []
         self.seconds_left: list[float | None] = []
         self.address = ""
@@ -118,22 +133,18 @@ class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
             ]
         )
 
-    def InferStream(self, request_iterator: Iterator[pb.InferStreamRequest], context: Context) -> Iterator[Any]:
+    def InferStream(self, request_iterator: Iterator[pb.InferStreamRequest], context: Context) -> Replies:
         self.seconds_left.append(context.time_remaining())
-        for message in request_iterator:
+        return self.stream(self._remembered(request_iterator), context)
+
+    def _remembered(self, messages: Iterator[pb.InferStreamRequest]) -> Requests:
+        for message in messages:
             self.requests.append(message.request)
-            yield stream_answer(message.request.request_id)
+            yield message.request
 
     def GetEnsemble(self, request: pb.GetEnsembleRequest, context: Context) -> Any:
         self.seconds_left.append(context.time_remaining())
         return pb.GetEnsembleResponse(ensemble=ensemble_pb2.Ensemble(**ENSEMBLE))
-
-
-def stream_answer(request_id: str) -> pb.InferStreamResponse:
-    """Return ANSWER as that of one request of a stream."""
-    answer = pb.InferStreamResponse(request_id=request_id, response=ANSWER)
-    answer.response.request_id = request_id
-    return answer
 
 
 def failing(code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str | bytes], ...] = (), times: int = 1_000) -> Script:

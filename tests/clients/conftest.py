@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.scripted import Caller
+from tests.scripted import Caller, ScriptedService, serving
 
 
 @pytest.fixture(params=["blocking", "async"])
@@ -20,3 +20,11 @@ def refused_address() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.fixture
+def service() -> Iterator[ScriptedService]:
+    """A server that answers with ANSWER until the test gives it another script."""
+    found = ScriptedService()
+    with serving(found) as found.address:
+        yield found

@@ -4,7 +4,6 @@ import base64
 import importlib.util
 import json
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from tests.scripted import ScriptedService, serving
+from tests.scripted import ScriptedService
 from tests.without import without
 from twinfer.cli import app
 from twinfer.cli.extras import IMPORTED_AS, modules_of
@@ -44,13 +43,6 @@ EXPLAINED = pb.InferResponse(
 TENSOR = pb.InferResponse(
     prediction={"tensor": {"dtype": "DATA_TYPE_FP32", "shape": [2], "data": np.array([0.5, -2.0], "<f4").tobytes()}}
 )
-
-
-@pytest.fixture
-def service() -> Iterator[ScriptedService]:
-    found = ScriptedService()
-    with serving(found) as found.address:
-        yield found
 
 
 def run(*arguments: str, stdin: bytes | None = None) -> Result:

@@ -63,9 +63,8 @@ except TypeError:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_response_reads_as_plain_values(caller: Caller) -> None:
-    with serving(ScriptedService()) as address:
-        response = caller.infer(address)
+def test_a_response_reads_as_plain_values(caller: Caller, service: ScriptedService) -> None:
+    response = caller.infer(service.address)
     assert (response.label, response.probability, response.ensemble, response.version) == ("five", 0.75, "digits", 3)
     assert (response.degraded, response.disagreement, response.fusion_version) == (True, 0.125, 7)
     assert response.timings == Timings(0.0, 0.0, 0.0, 2.0, 4, overlap_ratio=1.5, execution="streams", buffer_wait_ms=0.5)
@@ -82,7 +81,7 @@ def test_what_the_server_leaves_out_is_none() -> None:
     assert (response.disagreement, response.timings.overlap_ratio, response.timings.total_ms) == (None, None, 0.0)
 
 
-def test_an_explained_response_reads_as_plain_values(caller: Caller) -> None:
+def test_an_explained_response_reads_as_plain_values() -> None:
     two, one = [{"index": 0, "probability": 0.5}, {"index": 1, "probability": 0.5}], [{"index": 1, "probability": 0.75}]
     explained = pb.InferResponse(
         prediction={"multi_label": {"labels": two}},
@@ -90,46 +89,44 @@ def test_an_explained_response_reads_as_plain_values(caller: Caller) -> None:
             {"name": "vision", "prediction": {"tensor": {"dtype": "DATA_TYPE_FP32", "shape": [1, 2], "data": b"\0" * 8}}},
             {"name": "language", "attribution": {"delta": 0.25, "without": {"multi_label": {"labels": one}}}},
         ],
-        fusion_version=7,
     )
-    with serving(ScriptedService(lambda request, context: explained)) as address:
-        answer = caller.infer(address, explain=True)
-    assert answer.fusion_version == 7
-    assert [label.probability for label in answer.prediction.labels] == [0.5, 0.5]
-    vision, language = answer.members.values()
+    response = twinfer.Response.from_message(explained)
+    assert [label.probability for label in response.prediction.labels] == [0.5, 0.5]
+    vision, language = response.members.values()
     assert vision.prediction == Prediction(tensor=Tensor((1, 2), b"\0" * 8))
     assert vision.attribution is None
     assert language.attribution == Attribution(0.25, Prediction(labels=(ScoredClass(1, "", 0.75),)))
 
 
 def test_an_embedding_has_no_label() -> None:
-    answer = twinfer.Response.from_message(pb.InferResponse(prediction={"embedding": {"values": [1.0, 0.5]}}))
-    assert answer.embedding == (1.0, 0.5)
+    response = twinfer.Response.from_message(pb.InferResponse(prediction={"embedding": {"values": [1.0, 0.5]}}))
+    assert response.embedding == (1.0, 0.5)
     with pytest.raises(LookupError, match="no classes"):
-        _ = answer.label
+        _ = response.label
 
 
 def test_a_state_that_only_a_newer_server_knows_is_unspecified() -> None:
-    answer = twinfer.Response.from_message(pb.InferResponse(members=[{"name": "vision", "state": 99}]))
-    assert answer.members["vision"].state is MemberState.UNSPECIFIED
+    response = twinfer.Response.from_message(pb.InferResponse(members=[{"name": "vision", "state": 99}]))
+    assert response.members["vision"].state is MemberState.UNSPECIFIED
 
 
-def test_describe_returns_the_ensemble(caller: Caller) -> None:
-    with serving(ScriptedService()) as address:
-        ensemble = caller.call("describe", address)
+def test_describe_returns_the_ensemble(caller: Caller, service: ScriptedService) -> None:
+    ensemble = caller.call("describe", service.address)
     assert (ensemble.name, list(ensemble.labels)) == ("digits", ["zero", "one"])
     assert (ensemble.fusion.version, ensemble.cascade.first, ensemble.execution) == (7, "vision", "serial")
 
 
-def test_a_ready_request_is_sent_as_it_is(caller: Caller) -> None:
-    service = ScriptedService()
+def test_a_ready_request_is_sent_as_it_is(caller: Caller, service: ScriptedService) -> None:
     request = make_request({"text": "fve"}, request_id="r1", timeout=0.25)
-    with serving(service) as address:
-        caller.infer(address, request)
+    caller.infer(service.address, request)
     assert service.requests == [request]
-    assert request.options.timeout.nanos == 250_000_000
     with pytest.raises(TypeError, match="found besides: top_k"):
-        caller.infer(address, request, top_k=2)
+        caller.infer(service.address, request, top_k=2)
+
+
+def test_options_of_the_call_are_sent(caller: Caller, service: ScriptedService) -> None:
+    caller.infer(service.address, {"text": "fve"}, request_id="r1", top_k=2)
+    assert service.requests == [make_request({"text": "fve"}, request_id="r1", top_k=2)]
 
 
 # --- deadlines --------------------------------------------------------------------------------------------------------
@@ -163,17 +160,17 @@ def test_every_call_has_a_deadline(caller: Caller) -> None:
         assert most - 3 < left <= most * 1.01  # gRPC sends three digits and rounds up
 
 
-def test_a_call_past_its_deadline_says_so(caller: Caller) -> None:
+def test_a_call_past_its_deadline_says_so(caller: Caller, service: ScriptedService) -> None:
     gate = threading.Event()
 
     def wait(request: pb.InferRequest, context: Context) -> pb.InferResponse:
         gate.wait(PATIENCE_SECONDS)
         return ANSWER
 
-    with serving(ScriptedService(wait)) as address:
-        with pytest.raises(errors.DeadlinePassed) as caught:
-            caller.infer(address, timeout=0.1)
-        gate.set()
+    service.script = wait
+    with pytest.raises(errors.DeadlinePassed) as caught:
+        caller.infer(service.address, timeout=0.1)
+    gate.set()
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -183,10 +180,9 @@ def test_a_connection_that_takes_its_time_is_waited_for(caller: Caller) -> None:
         caller.infer(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
 
 
-def test_channel_options_of_the_caller_win(caller: Caller) -> None:
-    options = [("grpc.max_receive_message_length", 10)]
-    with serving(ScriptedService()) as address, pytest.raises(errors.Overloaded, match="larger than max"):
-        caller.infer(address, client={"options": options})
+def test_channel_options_of_the_caller_win(caller: Caller, service: ScriptedService) -> None:
+    with pytest.raises(errors.Overloaded, match="larger than max"):
+        caller.infer(service.address, client={"options": [("grpc.max_receive_message_length", 10)]})
 
 
 # --- retries and sizes ------------------------------------------------------------------------------------------------
@@ -194,53 +190,38 @@ def test_channel_options_of_the_caller_win(caller: Caller) -> None:
 OVERLOADED = (grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", (("grpc-retry-pushback-ms", "5"),))
 
 
-def test_a_large_request_is_sent_again_after_the_pushback(caller: Caller) -> None:
-    service = ScriptedService(failing(*OVERLOADED, times=1))
-    with serving(service) as address:
-        answer = caller.infer(address, {"image": bytes(2**20)}, client={"attempts": 4})
-    assert answer.label == "five"
+def test_a_large_request_is_sent_again_after_the_pushback(caller: Caller, service: ScriptedService) -> None:
+    service.script = failing(*OVERLOADED, times=1)
+    response = caller.infer(service.address, {"image": bytes(2**20)}, client={"attempts": 4})
+    assert response.label == "five"
     assert [len(request.inputs["image"].image) for request in service.requests] == [2**20, 2**20]
 
 
-def test_attempts_are_bounded_and_the_hint_is_handed_on(caller: Caller) -> None:
-    service = ScriptedService(failing(*OVERLOADED))
-    with serving(service) as address, pytest.raises(errors.Overloaded) as caught:
-        caller.infer(address, client={"attempts": 3})
-    assert len(service.requests) == 3
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_attempts_are_bounded_and_the_hint_is_handed_on(caller: Caller, service: ScriptedService, attempts: int) -> None:
+    service.script = failing(*OVERLOADED)
+    with pytest.raises(errors.Overloaded) as caught:
+        caller.infer(service.address, client={"attempts": attempts})
+    assert len(service.requests) == attempts
     assert caught.value.retry_after_seconds == 0.005
 
 
-def test_one_attempt_is_one_attempt(caller: Caller) -> None:
-    service = ScriptedService(failing(*OVERLOADED))
-    with serving(service) as address, pytest.raises(errors.Overloaded):
-        caller.infer(address, client={"attempts": 1})
+def test_what_is_the_callers_fault_is_not_tried_again(caller: Caller, service: ScriptedService) -> None:
+    with pytest.raises(errors.InvalidRequest):
+        caller.infer(service.address, {"text": "bad"}, client={"attempts": 4})
     assert len(service.requests) == 1
 
 
-def test_what_is_the_callers_fault_is_not_tried_again(caller: Caller) -> None:
-    service = ScriptedService(failing(grpc.StatusCode.INVALID_ARGUMENT, "no"))
-    with serving(service) as address, pytest.raises(errors.InvalidRequest):
-        caller.infer(address, client={"attempts": 4})
-    assert len(service.requests) == 1
-
-
-def test_a_request_over_the_limit_is_never_sent(caller: Caller) -> None:
-    service = ScriptedService()
-    with (
-        serving(service) as address,
-        pytest.raises(errors.MessageTooLarge, match=r"has 33,554,4\d\d bytes; allowed: 33,554,432 \(max_message_bytes"),
-    ):
-        caller.infer(address, {"image": bytes(32 * 2**20)})
+def test_a_request_over_the_limit_is_never_sent(caller: Caller, service: ScriptedService) -> None:
+    said = r"has 33,554,4\d\d bytes; allowed: 33,554,432 \(max_message_bytes"
+    with pytest.raises(errors.MessageTooLarge, match=said):
+        caller.infer(service.address, {"image": bytes(32 * 2**20)})
     assert service.requests == []
 
 
-def test_messages_far_over_the_usual_4_mib_go_both_ways(caller: Caller) -> None:
-    def echo(request: pb.InferRequest, context: Context) -> pb.InferResponse:
-        return pb.InferResponse(prediction={"embedding": {"values": [0.0] * (2 * 2**20)}})
-
-    with serving(ScriptedService(echo)) as address:
-        answer = caller.infer(address, client={"max_message_bytes": 9 * 2**20})
-    assert len(answer.embedding) == 2 * 2**20
+def test_an_answer_far_over_the_usual_4_mib_is_received(caller: Caller, service: ScriptedService) -> None:
+    service.script = lambda request, context: pb.InferResponse(prediction={"embedding": {"values": [0.0] * 2**21}})
+    assert len(caller.infer(service.address, client={"max_message_bytes": 9 * 2**20}).embedding) == 2**21
 
 
 # --- readiness --------------------------------------------------------------------------------------------------------
@@ -295,7 +276,7 @@ def test_a_server_that_is_not_there_ends_the_wait(caller: Caller, refused_addres
         caller.call("wait_until_ready", refused_address, 0.2)
 
 
-def test_a_server_without_a_health_service_is_not_waited_for(caller: Caller) -> None:
-    with serving(ScriptedService()) as address, pytest.raises(errors.TwinferError) as caught:
-        caller.call("wait_until_ready", address, PATIENCE_SECONDS)
+def test_a_server_without_a_health_service_is_not_waited_for(caller: Caller, service: ScriptedService) -> None:
+    with pytest.raises(errors.TwinferError) as caught:
+        caller.call("wait_until_ready", service.address, PATIENCE_SECONDS)
     assert caught.value.code is grpc.StatusCode.UNIMPLEMENTED

@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.scripted import Caller, ScriptedService, failing, serving
+from tests.scripted import Caller, ScriptedService, failing
 from twinfer import MemberState, Reason, Stage, errors
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import error_pb2
@@ -47,7 +47,7 @@ WITH_REASON = [
 
 
 @pytest.mark.parametrize("kind", WITH_REASON, ids=lambda kind: kind.__name__)
-def test_a_reason_picks_the_class(kind: type[errors.TwinferError], caller: Caller) -> None:
+def test_a_reason_picks_the_class(kind: type[errors.TwinferError], caller: Caller, service: ScriptedService) -> None:
     message = error_pb2.Error(
         code=kind.default_code.value[0],
         reason=f"REASON_{kind.default_reason}",
@@ -55,9 +55,9 @@ def test_a_reason_picks_the_class(kind: type[errors.TwinferError], caller: Calle
         stage="STAGE_QUEUE",
         text="field, found, allowed",
     )
-    script = failing(kind.default_code, "short", ((KEY, message.SerializeToString()),))
-    with serving(ScriptedService(script)) as address, pytest.raises(errors.TwinferError) as caught:
-        caller.infer(address)
+    service.script = failing(kind.default_code, "short", ((KEY, message.SerializeToString()),))
+    with pytest.raises(errors.TwinferError) as caught:
+        caller.infer(service.address)
     error = caught.value
     assert type(error) is kind
     assert (error.code, error.reason, error.member) == (kind.default_code, kind.default_reason, "vision")
@@ -77,9 +77,12 @@ def test_a_reason_picks_the_class(kind: type[errors.TwinferError], caller: Calle
     ],
     ids=lambda value: value.name if isinstance(value, grpc.StatusCode) else "",
 )
-def test_a_bare_status_picks_the_class_by_its_code(code: grpc.StatusCode, kind: type[errors.TwinferError], caller: Caller) -> None:
-    with serving(ScriptedService(failing(code, "from a proxy"))) as address, pytest.raises(kind) as caught:
-        caller.infer(address)
+def test_a_bare_status_picks_the_class_by_its_code(
+    code: grpc.StatusCode, kind: type[errors.TwinferError], caller: Caller, service: ScriptedService
+) -> None:
+    service.script = failing(code, "from a proxy")
+    with pytest.raises(kind) as caught:
+        caller.infer(service.address)
     assert type(caught.value) is kind
     assert (caught.value.code, caught.value.reason, caught.value.text) == (code, Reason.UNSPECIFIED, "from a proxy")
 
@@ -91,10 +94,12 @@ def test_a_bare_status_picks_the_class_by_its_code(code: grpc.StatusCode, kind: 
         pytest.param(error_pb2.Error(code=5, reason=99, text="new").SerializeToString(), "new", id="a reason of a newer server"),  # type: ignore[arg-type]
     ],
 )
-def test_without_a_known_reason_the_code_picks_the_class(caller: Caller, metadata: bytes, said: str) -> None:
-    script = failing(grpc.StatusCode.NOT_FOUND, "from the status", ((KEY, metadata),))
-    with serving(ScriptedService(script)) as address, pytest.raises(errors.UnknownEnsemble, match=said) as caught:
-        caller.infer(address)
+def test_without_a_known_reason_the_code_picks_the_class(
+    caller: Caller, service: ScriptedService, metadata: bytes, said: str
+) -> None:
+    service.script = failing(grpc.StatusCode.NOT_FOUND, "from the status", ((KEY, metadata),))
+    with pytest.raises(errors.UnknownEnsemble, match=said) as caught:
+        caller.infer(service.address)
     assert caught.value.reason is Reason.UNSPECIFIED
 
 

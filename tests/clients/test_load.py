@@ -72,11 +72,9 @@ def test_arrivals_are_random_and_of_the_rate_that_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_arrival_of_the_schedule_is_answered_once(way: str) -> None:
-    service, requests = ScriptedService(), [make_request({"text": str(number)}) for number in range(5)]
-    times = list(poisson(100.0, 0.5, seed=1))
-    with serving(service) as address:
-        tally = run_at(Load(address, requests, seconds=0.5, batch=WAYS[way]), times)
+def test_every_arrival_of_the_schedule_is_answered_once(service: ScriptedService, way: str) -> None:
+    requests, times = [make_request({"text": str(number)}) for number in range(5)], list(poisson(100.0, 0.5, seed=1))
+    tally = run_at(Load(service.address, requests, seconds=0.5, batch=WAYS[way]), times)
     asked = len(times) * WAYS[way]
     assert (tally.answered, tally.failed, tally.not_sent, tally.is_clean) == (asked, 0, 0, True)
     counts = [service.requests.count(request) for request in requests]
@@ -84,10 +82,8 @@ def test_every_arrival_of_the_schedule_is_answered_once(way: str) -> None:
     assert max(counts) - min(counts) <= 1  # they are sent in turn
 
 
-def test_arrivals_of_the_warm_up_are_sent_and_not_counted() -> None:
-    service = ScriptedService()
-    with serving(service) as address:
-        tally = run_at(Load(address, [ASK], seconds=0.1, warm_up_seconds=0.1), [0.0, 0.01, 0.02, 0.15])
+def test_arrivals_of_the_warm_up_are_sent_and_not_counted(service: ScriptedService) -> None:
+    tally = run_at(Load(service.address, [ASK], seconds=0.1, warm_up_seconds=0.1), [0.0, 0.01, 0.02, 0.15])
     assert (tally.answered, len(service.requests)) == (1, 4)
 
 
