@@ -14,8 +14,8 @@ COMMANDS = {
     "serve": ("server", "Serve an ensemble folder."),
     "validate": ("server", "Check an ensemble folder without serving it."),
     "demo": ("server", "Serve the digits, ask real questions, show the answers."),
-    "profile": ("server", "Measure how the members of an ensemble folder run, apart and together."),
     "init": ("server", "Make an ensemble folder of models that you have."),
+    "profile": ("fit", "Measure whether the members of an ensemble folder go well together on this device."),
     "fit": ("fit", "Fit the fusion of an ensemble folder to labelled rows."),
 }
 """By name: the extra that the command needs, and what its help says first."""
