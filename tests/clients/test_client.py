@@ -2,8 +2,6 @@
 
 import inspect
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import twinfer
 from tests.calls import PATIENCE_SECONDS
 from tests.scripted import ANSWER, Caller, Context, ScriptedService, failing, serving
+from tests.without import without
 from twinfer import (
     AsyncClient,
     Attribution,
@@ -41,14 +40,8 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
 
 
 def test_importing_the_client_needs_nothing_but_grpcio_and_protobuf() -> None:
+    absent = {"torch", "numpy", "typer", "click", "rich", "PIL", "pydantic", "grpc_health", "twinfer_server"}
     program = """
-import sys
-ABSENT = {"torch", "numpy", "typer", "click", "rich", "PIL", "pydantic", "grpc_health", "twinfer_server"}
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ABSENT:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
 import twinfer
 twinfer.make_request({"text": "fve", "image": b"png"})
 try:
@@ -56,7 +49,7 @@ try:
 except TypeError:
     print("fine")
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    done = without(absent, program=program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
