@@ -37,8 +37,8 @@ def test_the_exceptions_mirror_the_servers() -> None:
     assert ours == tree(server_errors.TwinferError)
     for name in ours:
         ours_class, theirs = getattr(errors, name), getattr(server_errors, name)
-        assert ours_class.default_code.value[0] == theirs.code
-        assert ours_class.default_reason == (theirs.reason.name if hasattr(theirs, "reason") else "UNSPECIFIED")
+        assert ours_class.default_code is theirs.code
+        assert f"REASON_{ours_class.default_reason}" == error_pb2.Reason.Name(getattr(theirs, "reason", 0))
 
 
 WITH_REASON = [
