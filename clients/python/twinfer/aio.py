@@ -65,14 +65,7 @@ class AsyncClient(Connection):
         call = self._stub.InferStream(timeout=stream_timeout)
 
         async def send() -> None:
-            source = _each(requests)
-            while True:
-                await room.acquire()
-                try:
-                    request = await anext(source)
-                except StopAsyncIteration:
-                    break
-                message = await _make([request], lambda request=request: sent.add(request))  # type: ignore[misc]
+            async for message in _messages(requests, sent, room):
                 if isinstance(message, Outcome):
                     arrivals.put_nowait(message)
                 elif not await _write(call.write(message)):
@@ -153,10 +146,20 @@ async def _write(writing: Awaitable[None]) -> bool:
     return True
 
 
-async def _each(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request
+async def _messages(
+    requests: Iterable[Request] | AsyncIterable[Request], sent: Window, room: asyncio.Semaphore
+) -> AsyncIterator[ensemble_service_pb2.InferStreamRequest | Outcome]:
+    """Yield what `sent` makes of each request; none is taken before there is room for it."""
+    rest = aiter(requests if isinstance(requests, AsyncIterable) else _each(requests))
+    while True:
+        await room.acquire()
+        try:
+            request = await anext(rest)
+        except StopAsyncIteration:
+            return
+        yield await _make([request], lambda request=request: sent.add(request))  # type: ignore[misc]
+
+
+async def _each(requests: Iterable[Request]) -> AsyncIterator[Request]:
+    for request in requests:
+        yield request

@@ -51,11 +51,11 @@ class Connection:
         options: further gRPC channel options; they win over the client's own.
         """
         all_options = [*options, *channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
-        self._channel: Any = (
-            self._transport.insecure_channel(target, all_options)
-            if credentials is None
-            else self._transport.secure_channel(target, credentials, all_options)
-        )
+        self._channel: Any
+        if credentials is None:
+            self._channel = self._transport.insecure_channel(target, all_options)
+        else:
+            self._channel = self._transport.secure_channel(target, credentials, all_options)
         self._stub = ensemble_service_pb2_grpc.EnsembleServiceStub(self._channel)
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes

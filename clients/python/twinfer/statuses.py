@@ -66,6 +66,5 @@ def error_from_call(failure: grpc.RpcError) -> TwinferError:
             return error_from_message(error_pb2.Error.FromString(error), retry_after_seconds)
         except DecodeError:
             pass  # not from our server, or damaged on the way: the status still says what it can
-    code = failure.code()
-    kind = _BY_CODE.get(code, TwinferError)
-    return kind(failure.details() or code.name, code=code, reason=Reason.UNSPECIFIED, retry_after_seconds=retry_after_seconds)
+    message = error_pb2.Error(code=failure.code().value[0], text=failure.details() or "")
+    return error_from_message(message, retry_after_seconds)

@@ -57,9 +57,7 @@ def bench(
     check_folder(json_file)
     with needing("bench", "twinfer bench"):
         load = importlib.import_module("twinfer.load")
-    in_flight = CONCURRENCY if concurrency is None and rate is None else concurrency
-    points = [load.Point("concurrency", number) for number in _read_numbers("--concurrency", in_flight, int)]
-    points += [load.Point("rate", number) for number in _read_numbers("--rate", rate, float)]
+    points = _read_points(load, concurrency, rate)
     values = read_inputs(image, text, inputs)
     with failures_reported(as_json=False), Client(address, timeout=timeout) as client:
         ensemble = client.describe()
@@ -69,13 +67,18 @@ def bench(
     title = f"{ensemble.name} version {ensemble.version} at {address}: {wanted.method}, {origin}"
     typer.echo(title)
     measured, is_interrupted = _measure(load, wanted, points)
-    _print(measured)
     if json_file is not None:
         json_file.write_text(json.dumps(load.figures(wanted, title, measured), indent=2) + "\n", encoding="utf-8")
     if is_interrupted:
         raise typer.Exit(INTERRUPTED)
     if fail_on_errors and not all(one.tally.is_clean for one in measured):
         raise typer.Exit(1)
+
+
+def _read_points(load: Any, concurrency: str | None, rate: str | None) -> list[Any]:
+    in_flight = CONCURRENCY if concurrency is None and rate is None else concurrency
+    points = [load.Point("concurrency", number) for number in _read_numbers("--concurrency", in_flight, int)]
+    return points + [load.Point("rate", number) for number in _read_numbers("--rate", rate, float)]
 
 
 def _read_numbers(option: str, text: str | None, kind: type[int] | type[float]) -> list[float]:
@@ -112,8 +115,9 @@ def _make_requests(
 
 
 def _measure(load: Any, wanted: Any, points: Sequence[Any]) -> tuple[list[Any], bool]:
-    """Return a measurement of each point, as far as that was not interrupted, and whether it was."""
+    """Return a measurement of each point, as far as that was not interrupted, and whether it was. Prints them, too."""
     measured: list[Any] = []
+    is_interrupted = False
     try:
         for point in points:
             if sys.stderr.isatty():  # once a point: what draws meanwhile takes the interpreter from the load
@@ -121,8 +125,9 @@ def _measure(load: Any, wanted: Any, points: Sequence[Any]) -> tuple[list[Any], 
             measured.append(load.Measurement(point))
             load.measure(wanted, measured[-1])
     except KeyboardInterrupt:
-        return measured, True
-    return measured, False
+        is_interrupted = True
+    _print(measured)
+    return measured, is_interrupted
 
 
 def _print(measured: Sequence[Any]) -> None:

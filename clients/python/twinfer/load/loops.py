@@ -106,7 +106,7 @@ class _Stretch:
         is_measured, tally = self.is_measured(due), self._tally
         if is_measured:
             tally.begun_late_seconds += self._load.batch * (time.perf_counter() - due)
-        results = await self._call(next(self._next_client), list(itertools.islice(self._next_request, self._load.batch)))
+        results = await self._results(next(self._next_client))
         now = time.perf_counter()
         for result in results:
             if isinstance(result, Response):
@@ -114,9 +114,8 @@ class _Stretch:
             if is_measured:
                 tally.add_result(result, now - due)
 
-    async def _call(
-        self, client: AsyncClient, requests: list[ensemble_service_pb2.InferRequest]
-    ) -> Sequence[Response | TwinferError]:  # fmt: skip
+    async def _results(self, client: AsyncClient) -> Sequence[Response | TwinferError]:
+        requests = list(itertools.islice(self._next_request, self._load.batch))
         try:
             if self._load.batch == 1:
                 return [await client.infer(requests[0])]

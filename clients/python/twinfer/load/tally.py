@@ -107,8 +107,7 @@ class Tally:
         if self.loop_share > SATURATED:
             found.append(f"this client is the limit: its event loop was busy {self.loop_share:.0%} of the time")
         if self.answered and self.begun_late_ms > UNPUNCTUAL * self.milliseconds()["p50"]:
-            late = f"calls began {self.begun_late_ms:.2f} ms after their time, which the latencies include"
-            found.append(f"this client is late: {late}")
+            found.append(f"this client is late: calls began {self.begun_late_ms:.2f} ms after their time, a part of the latencies")
         if self.not_sent:
             found.append(f"{self.not_sent:,} arrivals were not sent: as many calls as allowed were in flight")
         return found
