@@ -21,7 +21,7 @@ from twinfer_server.trust import Trust
 from twinfer_server.types import InferRequest, RawInput
 
 TOLERANCE = 1e-5
-METHODS = {"embedding": "concatenation", "detection": "nms"}
+METHODS = {"embedding": "concatenation", "detection": "weighted_boxes"}
 
 PYTHON = '''
 from pathlib import Path

@@ -82,6 +82,11 @@ def test_a_zero_vector_has_no_direction_and_adds_nothing() -> None:
     torch.testing.assert_close(fused, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))
 
 
+def test_a_members_own_prediction_is_its_embedding_in_fp32() -> None:
+    embedding = torch.tensor([[1.0, 2.0, 3.0]])
+    assert torch.equal(Example("concatenation", "embedding").build().member_prediction(0, embedding.half()), embedding)
+
+
 @pytest.mark.parametrize("has_bias", [True, False], ids=["with a bias", "without a bias"])
 def test_concatenated_embeddings_are_projected(has_bias: bool, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
