@@ -129,10 +129,10 @@ def test_a_sliver_that_grows_beyond_all_measure_is_refused() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"resize_to": 256}, "resize_to is set for fit 'stretch'; allowed: with fit 'crop'"),
-        ({"fit": "pad", "crop_offset": "floor"}, "crop_offset is set for fit 'pad'; allowed: with fit 'crop'"),
-        ({"fit": "crop", "pad_color": 114}, "pad_color is set for fit 'crop'; allowed: with fit 'pad'"),
-        ({"pad_place": "corner"}, "pad_place is set for fit 'stretch'; allowed: with fit 'pad'"),
+        ({"resize_to": 256}, "resize_to: found it beside fit 'stretch'; allowed: with fit 'crop'"),
+        ({"fit": "pad", "crop_offset": "floor"}, "crop_offset: found it beside fit 'pad'; allowed: with fit 'crop'"),
+        ({"fit": "crop", "pad_color": 114}, "pad_color: found it beside fit 'crop'; allowed: with fit 'pad'"),
+        ({"pad_place": "corner"}, "pad_place: found it beside fit 'stretch'; allowed: with fit 'pad'"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value.split(";")[0],
 )
@@ -157,6 +157,6 @@ def test_another_rescale_factor_is_told_by_mean_and_std(factor: float, mean: flo
 def test_a_detector_sees_the_picture_stretched(fit: str) -> None:
     image = {"kind": "image", "size": [8, 8], "fit": fit}
     member = {"model": "python:models:make", "input": {"image": image}, "output": {"kind": "detections"}}
-    with pytest.raises(ValidationError, match=f"input.image.fit is '{fit}' for output.kind 'detections'; allowed: 'stretch'"):
+    with pytest.raises(ValidationError, match=f"input.image.fit: found '{fit}' for output.kind 'detections'; allowed: 'stretch'"):
         MemberSpec.model_validate(member)
     assert MemberSpec.model_validate({**member, "output": {"kind": "logits"}}).input["image"].kind == "image"

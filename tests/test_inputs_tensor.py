@@ -147,16 +147,16 @@ def test_an_example_is_within_the_range_and_shows_both_its_ends(dtype: str, ends
 @pytest.mark.parametrize(
     ("dtype", "ends", "message"),
     [
-        ("bool", {"min": 0}, "min is set for dtype 'bool'; allowed: none"),
+        ("bool", {"min": 0}, "min: found 0 for dtype 'bool'; allowed: none"),
         (
             "int64",
             {"max": 9.5},
-            "max is 9.5 for dtype 'int64'; allowed: a whole number, -9223372036854775808 to 9223372036854775807",
+            "max: found 9.5 for dtype 'int64'; allowed: a whole number, -9223372036854775808 to 9223372036854775807",
         ),
-        ("int64", {"max": 2**63}, "max is 9.22337203685478e+18 for dtype 'int64'; allowed: a whole number, -"),
-        ("uint8", {"min": -1}, "min is -1 for dtype 'uint8'; allowed: a whole number, 0 to 255"),
-        ("float16", {"max": 1e6}, "max is 1000000 for dtype 'float16'; allowed: -65504.0 to 65504.0"),
-        ("int8", {"min": 9, "max": 0}, "min is 9 and max is 0; allowed: a min that is not above max"),
+        ("int64", {"max": 2**63}, "max: found 9.22337203685478e+18 for dtype 'int64'; allowed: a whole number, -"),
+        ("uint8", {"min": -1}, "min: found -1 for dtype 'uint8'; allowed: a whole number, 0 to 255"),
+        ("float16", {"max": 1e6}, "max: found 1000000 for dtype 'float16'; allowed: -65504.0 to 65504.0"),
+        ("int8", {"min": 9, "max": 0}, "min: found 9 beside max = 0; allowed: a min that is not above max"),
     ],
     ids=["of truth values", "half a number", "above the largest dtype", "below the dtype", "above the dtype", "of nothing"],
 )

@@ -258,8 +258,8 @@ def test_what_is_no_pair_is_refused(pairs: Path, value: RawInput, message: str) 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"pair": True, "max_samples": 2}, "max_samples is 2 for pairs; allowed: 1"),
-        ({"token_types": True}, "token_types is true and mask is false; allowed: token_types with mask = true"),
+        ({"pair": True, "max_samples": 2}, "max_samples: found 2 for pairs; allowed: 1"),
+        ({"token_types": True}, "token_types: found true beside mask = false; allowed: with mask = true"),
     ],
     ids=["several pairs", "types without a mask"],
 )
