@@ -39,7 +39,7 @@ def test_a_single_number_is_a_tensor() -> None:
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0)
+    return np.asarray(np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0))
 
 
 @given(data=st.data(), requests=st.integers(1, 5), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3))
