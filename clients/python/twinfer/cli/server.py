@@ -30,7 +30,6 @@ MODULES = frozenset(
         "pydantic_settings",
         "rich",
         "safetensors",
-        "simplejpeg",
         "tokenizers",
         "torch",
         "twinfer_server",
