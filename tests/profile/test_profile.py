@@ -137,7 +137,7 @@ def judge(*points: Point, device: str = "cpu", load: float = 0.0, **facts: Any) 
         ),
         (
             [make_point(1, (0.9, 0.1), 1, 0.98), make_point(8, (8, 1), 9, 12)],
-            "vision and language do not go well together on this CPU: side by side they are at best 1.02 times as fast",
+            "vision and language do not go well together on this CPU: side by side they are at best 1.02 ± 0.00",
             '0.75; vision takes 90% of their time, so that no more than 1.11 is possible. Keep execution = "serial".',
         ),
         (

@@ -1,6 +1,6 @@
 """`twinfer profile`: its options."""
 
-import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -31,10 +31,7 @@ def profile_command(
     folder: Annotated[Path, typer.Argument(help="The ensemble folder.")],
     precision: Annotated[str, typer.Option(help=f"Of {', '.join(PRECISIONS)}, with commas. Default: the folder's own.")] = "",
     acceleration: Annotated[str, typer.Option(help=f"Of {', '.join(ACCELERATIONS)}, with commas. Default: the folder's own.")] = "",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="A folder with labelled rows, to compare with fp32 on. Default: made-up samples."),
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Labelled rows to compare with fp32 on. Default: made-up samples.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where all figures go.")] = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Where the picture goes.")] = None,
     device: Device = None,
@@ -42,9 +39,9 @@ def profile_command(
     trust_list: TrustList = None,
 ) -> None:
     """Measure whether the members go well together on this device, and at which batch size, precision and acceleration."""
-    for package in ["polars"] * (data is not None) + ["matplotlib"] * (picture is not None):
-        importlib.import_module(package)
     with plain_errors():
+        if picture and importlib.util.find_spec("matplotlib") is None:
+            raise InvalidSettings("--picture needs matplotlib, which is not installed: pip install 'twinfer[bench]'")
         precisions = _split("--precision", precision, PRECISIONS)
         accelerations = _split("--acceleration", acceleration, ACCELERATIONS)
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
@@ -52,7 +49,7 @@ def profile_command(
         if data is not None and spec.task not in ("classification", "multi_label"):
             raise InvalidSettings(f"--data: found for the task {spec.task!r}; allowed: classification, multi_label")
         load = os.getloadavg()[0]
-        opened = open_device(settings.device, lanes=len(spec.members))
+        opened = open_device(settings.device, streams=len(spec.members))
         opened.prepare_thread()
         trust = Trust.read(settings.trust_code, settings.trust_list)
         limits = InputLimits(settings.max_image_pixels, settings.max_text_bytes)
@@ -64,7 +61,7 @@ def profile_command(
                 on_stage=on_stage,
             )  # fmt: skip
         profile = Profile(
-            f"{spec.name} version {spec.version}", opened.fingerprint, usable_cores(), load, tuple(spec.members),
+            f"{spec.name} version {spec.version}", opened.description, usable_cores(), load, tuple(spec.members),
             f"labelled rows of {data}" if data else "made-up samples", tuple(setups),
         )  # fmt: skip
         print_report(profile, open_console())
@@ -92,7 +89,7 @@ def _read_samples(ensemble: Ensemble, data: Path) -> Sequence[Mapping[int, Sampl
     kinds, samples = ensemble.spec.input_kinds(), []
     for index in range(min(len(rows), MAX_ROWS)):
         try:
-            samples.append(ensemble.prepare(InferRequest(inputs=rows.read(index, kinds), arrived_at=0.0)))
+            samples.append(ensemble.processor.prepare(InferRequest(inputs=rows.read(index, kinds), arrived_at=0.0)))
         except InvalidRequest as error:
             raise InvalidRows(f"{rows.file}, row {rows.numbers[index]}: {error.text}") from None
     return samples

@@ -1,7 +1,6 @@
 """Measurements: synthetic batches of an ensemble, in turn and side by side, at every batch size, precision and acceleration.
 
-All setups are loaded first and measured in interleaved rounds, for a machine's speed drifts; ratios are taken round by round. The
-last two functions are the only ones that know how the executor runs a batch.
+All setups are loaded first and measured in interleaved rounds, for a machine's speed drifts; ratios are taken round by round.
 """
 
 import math
@@ -10,19 +9,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..device import Execution
 from ..errors import InvalidEnsemble
-from ..executor import Bucket, Ensemble, fly_blank, measure_memory, warm_up
-from ..executor.bucket import doublings
-from ..executor.trial import Trial
+from ..executor import Bucket, Ensemble, Measurement, make_synthetic_request, run_synthetic, warm_up
+from ..executor.latency import doublings
 from ..spec import EnsembleSpec
-from ..types import InferRequest, Policy, Request, Samples
+from ..types import Samples
 
-Execution = Literal["serial", "streams"]
 EXECUTIONS: tuple[Execution, Execution] = ("serial", "streams")
 OnStage = Callable[[str, int, int], None]
 
@@ -103,7 +100,7 @@ def measure_setups(
             on_stage("loading", done, len(setups))
             try:
                 ensembles[name] = reference if wanted == plain else load(wanted)
-                warm_up(ensembles[name], None, lambda done, total: None)  # as it is served: with CUDA graphs
+                warm_up(ensembles[name], lambda done, total: None)  # as it is served: with CUDA graphs
             except InvalidEnsemble as error:
                 profiles[name] = SetupProfile(name, str(error))
                 continue
@@ -139,11 +136,10 @@ def _compare(name: str, ensemble: Ensemble, samples: Sequence[Mapping[int, Sampl
     found = predict(ensemble, samples)
     difference = (found - expected).abs().max().item()
     is_one_class = ensemble.spec.task == "classification"
-    memory = measure_memory(ensemble.members)
     return SetupProfile(
         name,
         parameter_bytes=tuple(member.model.parameter_bytes for member in ensemble.members),
-        activation_bytes=tuple(memory[member.name].activations for member in ensemble.members),
+        activation_bytes=tuple(ensemble.memory[member.name].activations for member in ensemble.members),
         member_errors=tuple(member.converted.largest_error for member in ensemble.members),
         largest_difference=difference if math.isfinite(difference) else math.inf,
         top_1=(found.argmax(-1) == expected.argmax(-1)).float().mean().item() if is_one_class else None,
@@ -178,27 +174,28 @@ def _measure_points(ensembles: Mapping[str, Ensemble], on_stage: OnStage) -> dic
 class _Round:
     """One batch of all members by each execution, and the seconds of each member by itself on its stream."""
 
-    runs: Mapping[Execution, Trial]
+    runs: Mapping[Execution, Measurement]
     solo_seconds: tuple[float, ...]
 
     @property
     def speed_up(self) -> float:
-        return self.runs["serial"].wall_seconds / self.runs["streams"].wall_seconds
+        return self.runs["serial"].join_seconds / self.runs["streams"].join_seconds
 
 
 def _measure_round(ensemble: Ensemble, size: int, is_reversed: bool) -> _Round:
     bucket = Bucket(size, max(member.token_sizes[-1] for member in ensemble.members))
     everyone = tuple(range(len(ensemble.members)))
-    runs = {execution: run_batch(ensemble, bucket, everyone, execution) for execution in EXECUTIONS[:: -1 if is_reversed else 1]}
-    solos = [run_batch(ensemble, bucket, (index,), "streams") for index in everyone]
-    return _Round(runs, tuple(solo.member_seconds[index] or solo.wall_seconds for index, solo in enumerate(solos)))
+    order = EXECUTIONS[::-1] if is_reversed else EXECUTIONS
+    runs = {execution: run_synthetic(ensemble, bucket, everyone, execution) for execution in order}
+    solos = [run_synthetic(ensemble, bucket, (index,), "streams") for index in everyone]
+    return _Round(runs, tuple(solo.member_seconds[index] for index, solo in enumerate(solos)))
 
 
 def _summarise(size: int, rounds: Sequence[_Round]) -> Point:
     speed_up = statistics.median(each.speed_up for each in rounds)
     scatter = statistics.median(abs(each.speed_up - speed_up) for each in rounds)
-    serial, streams = (statistics.median(each.runs[execution].wall_seconds for each in rounds) for execution in EXECUTIONS)
-    whole = {execution: statistics.median(each.runs[execution].flight_seconds for each in rounds) for execution in EXECUTIONS}
+    serial, streams = (statistics.median(each.runs[execution].join_seconds for each in rounds) for execution in EXECUTIONS)
+    whole = {execution: statistics.median(each.runs[execution].batch_seconds for each in rounds) for execution in EXECUTIONS}
     return Point(
         batch_size=size,
         solo_seconds=tuple(map(statistics.median, zip(*(each.solo_seconds for each in rounds), strict=True))),
@@ -206,28 +203,21 @@ def _summarise(size: int, rounds: Sequence[_Round]) -> Point:
         streams_seconds=streams,
         speed_up=speed_up,
         speed_up_error=MEDIANS_ERROR * scatter / math.sqrt(len(rounds)),
-        overlap_ratio=statistics.median(sum(each.solo_seconds) / each.runs["streams"].wall_seconds for each in rounds),
+        overlap_ratio=statistics.median(sum(each.solo_seconds) / each.runs["streams"].join_seconds for each in rounds),
         requests_per_second={execution: size / seconds for execution, seconds in whole.items()},
     )
 
 
-def run_batch(ensemble: Ensemble, bucket: Bucket, members: tuple[int, ...], execution: Execution) -> Trial:
-    """Run a batch of made-up requests with some members, and wait for it; raises InvalidEnsemble where it fails."""
-    return fly_blank(ensemble, execution, bucket, members)
-
-
 def predict(ensemble: Ensemble, samples: Sequence[Mapping[int, Samples]]) -> Tensor:
-    """Compute requests in batches, in turn, and return their fused predictions, float32 [requests, ...]; raises InvalidEnsemble."""
+    """Compute requests in batches and return their fused predictions, float32 [requests, ...]; raises InvalidEnsemble."""
     predictions = []
     size = ensemble.spec.batching.max_batch_size
-    request = InferRequest(inputs={}, arrived_at=0.0)
     for start in range(0, len(samples), size):
-        requests = [Request(request, Policy.BEST_EFFORT, None, math.inf, samples=each) for each in samples[start : start + size]]
-        present = {index for each in requests for index in each.samples}
-        batch = ensemble.board(requests, {index: ensemble.members[index].slots[0] for index in sorted(present)}, {}, "serial")
-        batch.launch()
-        batch.landed.wait()
-        if batch.fused is None:
-            raise InvalidEnsemble("the members or their fusion failed on the samples; the log says why")
-        predictions.append(batch.fused.prediction.clone())
+        batch = ensemble.compute([make_synthetic_request(each) for each in samples[start : start + size]])
+        try:
+            if batch.result is None:
+                raise InvalidEnsemble("the members or their fusion failed on the samples; the log says why")
+            predictions.append(batch.result.prediction.clone())
+        finally:
+            ensemble.release(batch)
     return torch.cat(predictions)

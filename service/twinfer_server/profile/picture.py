@@ -59,7 +59,8 @@ def _draw_speed_ups(axes: Any, setups: list[SetupProfile]) -> None:
     axes.set_title("streams: times as fast as serial", fontsize=10, color=INK, loc="left")
     for color, setup in zip(SETUPS, setups, strict=False):
         speed_ups, errors = ([getattr(point, name) for point in setup.points] for name in ("speed_up", "speed_up_error"))
-        axes.errorbar(range(len(speed_ups)), speed_ups, errors, color=color, marker="o", capsize=2, label=setup.name)
+        label = f"{setup.name}, fused within {setup.largest_difference:.1g} of fp32" if setup.largest_difference else setup.name
+        axes.errorbar(range(len(speed_ups)), speed_ups, errors, color=color, marker="o", capsize=2, label=label)
     low, high = axes.get_ylim()
     low, high = min(low, 0.8), max(high, 1.3)
     axes.axhspan(WORTH, high, color=GAIN, zorder=0, label="side by side pays")

@@ -76,9 +76,10 @@ def _judge_pair(profile: Profile, measured: Sequence[tuple[SetupProfile, Point]]
     if total / longest < WELL:
         name = profile.members[best.solo_seconds.index(longest)]
         why = f"{name} takes {longest / total:.0%} of their time, so that no more than {total / longest:.2f} is possible"
+    at_best = f"{best.speed_up:.2f} ± {best.speed_up_error:.2f} times as fast as in turn ({where})"
     return (
-        f"{names} do not go well together on this {device}: side by side they are at best {best.speed_up:.2f} times as fast as in "
-        f'turn ({where}), at worst {min(point.speed_up for _, point in measured):.2f}; {why}. Keep execution = "serial".'
+        f"{names} do not go well together on this {device}: side by side they are at best {at_best}, at worst "
+        f'{min(point.speed_up for _, point in measured):.2f}; {why}. Keep execution = "serial".'
     )
 
 
@@ -90,6 +91,11 @@ def _find_gain(point: Point) -> float:
 def write_ms(seconds: float) -> str:
     """Write seconds as milliseconds, to three digits."""
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:,.0f}"
+
+
+def _write_sizes(sizes: Sequence[int]) -> str:
+    """Write the members' sizes in MB; nothing where none was counted, as on a CPU."""
+    return " + ".join(f"{size / 1e6:.3g}" for size in sizes) if any(sizes) else ""
 
 
 def print_report(profile: Profile, console: Console) -> None:
@@ -111,7 +117,7 @@ def print_report(profile: Profile, console: Console) -> None:
         if setup.refused:
             console.print(f"{setup.name}: {setup.refused}", style="dim", markup=False)
             continue
-        sizes = (" + ".join(f"{size / 1e6:.3g}" for size in sizes) for sizes in (setup.parameter_bytes, setup.activation_bytes))
+        sizes = (_write_sizes(sizes) for sizes in (setup.parameter_bytes, setup.activation_bytes))
         errors = ", ".join(f"{error:.2g}" for error in setup.member_errors)
         top_1 = "" if setup.top_1 is None else f"{setup.top_1:.1%}"
         costs.add_row(setup.name, *sizes, errors, f"{setup.largest_difference:.2g}", top_1)

@@ -1,4 +1,4 @@
-"""`serve`, `validate`, `demo`, `fit`, `profile`, `init`: shown here, done by the service package, which the `server` extra brings.
+"""`serve`, `validate`, `demo`, `fit`, `compare`, `init`: shown here, done by the service package, which the `server` extra brings.
 
 Nothing of it is imported before one of them is called, so that `infer` and `describe` start without torch.
 """
@@ -15,7 +15,6 @@ FORWARDED: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options":
 
 INSTALL = "pip install 'twinfer[server]'"
 INSTALL_FIT = "pip install 'twinfer[fit]'"
-INSTALL_PROFILE = "pip install 'twinfer[fit,bench]'"
 
 # What the `server` extra brings, by the names that are imported.
 MODULES = frozenset(
@@ -39,7 +38,7 @@ MODULES = frozenset(
 FIT_MODULES = MODULES | {"jinja2", "matplotlib", "polars"}
 
 
-EXTRAS = {"fit": (FIT_MODULES, INSTALL_FIT, "it"), "profile": (MODULES | {"matplotlib", "polars"}, INSTALL_PROFILE, "it")}
+EXTRAS = {"fit": (FIT_MODULES, INSTALL_FIT, "it"), "compare": (FIT_MODULES, INSTALL, "the server")}
 """What other commands need than MODULES, how to install it, and what that is called."""
 
 COMMANDS = {
@@ -47,7 +46,7 @@ COMMANDS = {
     "validate": "Check an ensemble folder without serving it (needs the `server` extra).",
     "demo": "Serve the digits, ask real questions, show the answers (needs the `server` extra).",
     "fit": "Fit the fusion of an ensemble folder to labelled rows, and report (needs the `fit` extra).",
-    "profile": "Measure whether members go well together on this device (a picture and --data need `fit` and `bench`).",
+    "compare": "Try every precision and acceleration on an ensemble folder (a picture and --data need the `fit` extra).",
     "init": "Make an ensemble folder of models that you have (needs the `server` extra).",
 }
 """By their names, what their help says first."""
