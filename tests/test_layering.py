@@ -26,7 +26,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"http2"}, {"torch", "google.protobuf", "twinfer"}),
     ({"engine"}, WIRE),
     ({"ensemble", "fusion", "inputs", "loaders", "precision"}, WIRE),
-    ({"rows", "spec", "settings", "trust", "process", "kept_file"}, WIRE),
+    ({"rows", "spec", "settings", "trust", "process"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),
 ]
