@@ -295,10 +295,10 @@ def test_the_command_line_switches_members_too(tmp_path: Path) -> None:
 
         code, said = run("off", "sick")
         assert code == 0
-        assert said.startswith("sick is switched off, since ")
+        assert said.startswith("sick is DISABLED, since ")
         assert served.switch_of("sick") == OFF
-        assert run("on", "sick") == (0, "sick is switched on\n")
-        assert json.loads(run("off", "sick", "--json")[1])["switch"] == "OFF"
+        assert run("on", "sick") == (0, "sick is CLOSED\n")
+        assert json.loads(run("off", "sick", "--json")[1])["breaker_state"] == "DISABLED"
         assert run("off", "third")[0] == 1
 
 

@@ -18,8 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.models import Opinion, chance, first_chance, number, states, write_members
 from tests.servers import running
-from twinfer import AsyncClient, Client, Response, TwinferError
-from twinfer.answers import MemberState
+from twinfer import AsyncClient, Client, MemberState, Response, TwinferError
 from twinfer.errors import MemberLate, Stage
 from twinfer.inputs import Inputs
 from twinfer.requests import make_request

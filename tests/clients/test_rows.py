@@ -10,7 +10,7 @@ from PIL import Image
 from tests.servers import DIGITS
 from twinfer import make_request
 from twinfer.inputs import DTYPES
-from twinfer.load import make_samples, read_rows
+from twinfer.load import make_rows, read_rows
 from twinfer.v1 import ensemble_pb2, tensor_pb2
 
 SPEC = ensemble_pb2.InputSpec
@@ -24,8 +24,8 @@ ENSEMBLE = ensemble_pb2.Ensemble(
 
 
 def test_random_rows_have_every_input_as_it_is_described() -> None:
-    for sample in make_samples(ENSEMBLE, 5, image_size=37):
-        image, text, numbers = sample["image"], sample["text"], sample["numbers"]
+    for row in make_rows(ENSEMBLE, 5, image_size=37):
+        image, text, numbers = row["image"], row["text"], row["numbers"]
         assert isinstance(image, bytes)
         with Image.open(io.BytesIO(image)) as opened:
             assert (opened.format, opened.size, opened.mode) == ("JPEG", (37, 37), "L")
@@ -33,13 +33,11 @@ def test_random_rows_have_every_input_as_it_is_described() -> None:
         assert 1 <= len(text.split()) <= 16
         assert isinstance(numbers, np.ndarray)
         assert (numbers.dtype, numbers.shape) == (np.float32, (2, 16))
-        make_request(sample)
+        make_request(row)
 
 
 def test_the_same_seed_makes_the_same_rows_and_another_makes_others() -> None:
-    first, again, other = (
-        [make_request(sample) for sample in make_samples(ENSEMBLE, 4, image_size=16, seed=seed)] for seed in (1, 1, 2)
-    )
+    first, again, other = ([make_request(row) for row in make_rows(ENSEMBLE, 4, image_size=16, seed=seed)] for seed in (1, 1, 2))
     assert first == again
     assert len({request.SerializeToString(deterministic=True) for request in first + other}) == 8
 
@@ -51,17 +49,17 @@ def test_inputs_that_take_several_texts_get_several() -> None:
         SPEC(name="few", kind="text", max_tokens=1, max_samples=2),
         SPEC(name="one", kind="text", max_tokens=0, max_samples=1),
     ]
-    [sample] = make_samples(ensemble_pb2.Ensemble(inputs=specs), 1, image_size=8)
-    counts = {name: len(value) for name, value in sample.items() if isinstance(value, list)}
+    [row] = make_rows(ensemble_pb2.Ensemble(inputs=specs), 1, image_size=8)
+    counts = {name: len(value) for name, value in row.items() if isinstance(value, list)}
     assert counts == {"pair": 2, "many": 3, "few": 2}
-    assert isinstance(sample["one"], str)
+    assert isinstance(row["one"], str)
 
 
 @pytest.mark.parametrize("name", [name for name in DTYPES if name != "bfloat16"])
 def test_random_tensors_are_of_every_dtype(name: str) -> None:
     spec = SPEC(name="numbers", kind="tensor", dtype=DTYPES[name], shape=[64])
-    [sample] = make_samples(ensemble_pb2.Ensemble(inputs=[spec]), 1, image_size=8)
-    numbers = sample["numbers"]
+    [row] = make_rows(ensemble_pb2.Ensemble(inputs=[spec]), 1, image_size=8)
+    numbers = row["numbers"]
     assert isinstance(numbers, np.ndarray)
     assert (numbers.dtype, numbers.shape) == (np.dtype(name), (64,))
     assert "float" in name or {0, 1} == set(numbers.astype(int).tolist())

@@ -6,26 +6,19 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
+from tests.conftest import DigitsServer
 from twinfer import Client
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HELDOUT = ROOT / "ensembles" / "digits" / "heldout"
 
 # What npm says where there is no network: no fault of ours.
 UNREACHABLE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ENETUNREACH", "ETIMEDOUT", "ENOTCACHED")
 
 Ask = Callable[..., subprocess.CompletedProcess[str]]
-
-
-class Served(Protocol):
-    """The running server."""
-
-    @property
-    def address(self) -> str: ...
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +49,7 @@ def first_heldout_row() -> tuple[Path, str]:
     return HELDOUT / row["image"], row["text"]
 
 
-def test_node_gets_the_answer_that_python_gets(ask: Ask, digits_server: Served) -> None:
+def test_node_gets_the_answer_that_python_gets(ask: Ask, digits_server: DigitsServer) -> None:
     image, text = first_heldout_row()
     done = ask(digits_server.address, str(image), text)
     assert (done.returncode, done.stderr) == (0, "")
@@ -72,7 +65,7 @@ def test_node_gets_the_answer_that_python_gets(ask: Ask, digits_server: Served) 
     }
 
 
-def test_node_is_told_the_reason(ask: Ask, digits_server: Served, tmp_path: Path) -> None:
+def test_node_is_told_the_reason(ask: Ask, digits_server: DigitsServer, tmp_path: Path) -> None:
     (tmp_path / "five.png").write_text("not an image")
     done = ask(digits_server.address, str(tmp_path / "five.png"), "fve")
     assert (done.returncode, done.stdout) == (1, "")
@@ -81,7 +74,7 @@ def test_node_is_told_the_reason(ask: Ask, digits_server: Served, tmp_path: Path
     assert "image" in error["text"]
 
 
-def test_node_is_told_where_nobody_listens(ask: Ask) -> None:
+def test_node_is_told_where_no_server_listens(ask: Ask) -> None:
     image, text = first_heldout_row()
     done = ask("127.0.0.1:1", str(image), text)
     assert (done.returncode, done.stdout) == (1, "")

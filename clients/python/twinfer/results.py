@@ -1,4 +1,4 @@
-"""What the service answers, as plain frozen values; `Answer.message` is what came over the wire."""
+"""What the service answers, as plain frozen values; `Response.message` is what came over the wire."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from google.protobuf.duration_pb2 import Duration
 from twinfer.errors import TwinferError
 from twinfer.predictions import Prediction
 from twinfer.statuses import error_from_message, name_enum
-from twinfer.v1 import ensemble_service_pb2
+from twinfer.v1 import ensemble_service_pb2 as pb
 
 
 class MemberState(StrEnum):
-    """What became of a member for a row, as `twinfer.v1.MemberState` names it."""
+    """What became of a member for a request, as `twinfer.v1.MemberState` names it."""
 
     UNSPECIFIED = "UNSPECIFIED"
     OK = "OK"
@@ -33,7 +33,7 @@ class Attribution:
     without: Prediction
 
     @classmethod
-    def from_message(cls, message: ensemble_service_pb2.Attribution) -> Self:
+    def from_message(cls, message: pb.Attribution) -> Self:
         """Return the attribution that a message describes."""
         return cls(delta=message.delta, without=Prediction.from_message(message.without))
 
@@ -48,22 +48,22 @@ class MemberResult:
     weight: float
     # None if it did not run to its end.
     device_ms: float | None
-    # What it takes with nothing beside it, as measured at warm-up; None if it did not fly.
+    # Its solo latency at the batch's bucket, as measured at warm-up; None if it took no part.
     solo_ms: float | None
     # Its own prediction, if `member_predictions` or `explain` was asked for and it has one: the task's, or, where its part is
-    # another one (an embedding to compare, probabilities of crops), a tensor.
+    # another one (an embedding to compare), a tensor.
     prediction: Prediction | None
     # Why it has no output, if it is FAILED, LATE or OFF. Not raised: the answer stands without it.
     error: TwinferError | None
-    # How far it moved the answer, if `explain` was asked for and somebody else took part, too.
+    # How far it moved the answer, if `explain` was asked for and another member took part, too.
     attribution: Attribution | None = None
 
     @classmethod
-    def from_message(cls, message: ensemble_service_pb2.MemberResult) -> Self:
+    def from_message(cls, message: pb.MemberResult) -> Self:
         """Return the part that a message describes."""
         return cls(
             name=message.name,
-            state=name_enum(MemberState, ensemble_service_pb2.MemberState, message.state),
+            state=name_enum(MemberState, pb.MemberState, message.state),
             weight=message.weight,
             device_ms=_milliseconds(message.device_time) if message.HasField("device_time") else None,
             solo_ms=_milliseconds(message.solo_latency) if message.HasField("solo_latency") else None,
@@ -84,10 +84,10 @@ class Timings:
     batch_size: int
     overlap_ratio: float | None
     execution: str
-    slot_wait_ms: float
+    buffer_wait_ms: float
 
     @classmethod
-    def from_message(cls, message: ensemble_service_pb2.Timings) -> Self:
+    def from_message(cls, message: pb.Timings) -> Self:
         """Return the timings that a message holds."""
         return cls(
             decode_ms=_milliseconds(message.decode),
@@ -97,7 +97,7 @@ class Timings:
             batch_size=message.batch_size,
             overlap_ratio=message.overlap_ratio if message.HasField("overlap_ratio") else None,
             execution=message.execution,
-            slot_wait_ms=_milliseconds(message.buffer_wait),
+            buffer_wait_ms=_milliseconds(message.buffer_wait),
         )
 
 
@@ -118,10 +118,10 @@ class Response:
     version: int
     # The version of the fusion, with its weights and temperatures, that made the answer.
     fusion_version: int
-    message: ensemble_service_pb2.InferResponse = field(repr=False, compare=False)
+    message: pb.InferResponse = field(repr=False, compare=False)
 
     @classmethod
-    def from_message(cls, message: ensemble_service_pb2.InferResponse) -> Self:
+    def from_message(cls, message: pb.InferResponse) -> Self:
         """Return the answer that a message holds."""
         return cls(
             prediction=Prediction.from_message(message.prediction),
@@ -154,30 +154,28 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one row of many."""
+    """What became of one request of many."""
 
-    # The row's place among those that were sent, from 0: outcomes come in any order.
+    # The request's index among those that were sent: outcomes come in any order.
     index: int
-    # Its own id, or its place as a text where it had none.
+    # Its own id, or its index as a text where it had none.
     request_id: str
     result: Response | TwinferError
 
     @classmethod
-    def from_message(
-        cls, index: int, request_id: str, message: ensemble_service_pb2.InferStreamResponse | ensemble_service_pb2.BatchInferResult
-    ) -> Self:
-        """Return the outcome that a message brings for the row at this place."""
+    def from_message(cls, index: int, request_id: str, message: pb.InferStreamResponse | pb.BatchInferResult) -> Self:
+        """Return the outcome that a message brings for the request at this index."""
         failed = message.HasField("error")
         return cls(index, request_id, error_from_message(message.error) if failed else Response.from_message(message.response))
 
     @property
     def error(self) -> TwinferError | None:
-        """Why the row failed; None if it was answered."""
+        """Why the request failed; None if it was answered."""
         return self.result if isinstance(self.result, TwinferError) else None
 
     @property
-    def answer(self) -> Response:
-        """The row's answer. Raises the row's error if it failed."""
+    def response(self) -> Response:
+        """The request's answer. Raises the request's error if it failed."""
         if isinstance(self.result, TwinferError):
             raise self.result
         return self.result
