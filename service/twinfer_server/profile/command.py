@@ -1,6 +1,6 @@
 """`twinfer profile`: its options."""
 
-import importlib.util
+import importlib
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -39,9 +39,9 @@ def profile_command(
     trust_list: TrustList = None,
 ) -> None:
     """Measure whether the members go well together on this device, and at which batch size, precision and acceleration."""
+    if picture:
+        importlib.import_module("matplotlib")  # where it is missing, better now than after all is measured
     with plain_errors():
-        if picture and importlib.util.find_spec("matplotlib") is None:
-            raise InvalidSettings("--picture needs matplotlib, which is not installed: pip install 'twinfer[bench]'")
         precisions = _split("--precision", precision, PRECISIONS)
         accelerations = _split("--acceleration", acceleration, ACCELERATIONS)
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
