@@ -84,8 +84,8 @@ def _judge_pair(profile: Profile, measured: Sequence[tuple[SetupProfile, Point]]
 
 
 def _find_gain(point: Point) -> float:
-    """Return the speed-up that is left when its standard error is taken off."""
-    return point.speed_up - point.speed_up_error
+    """Return the speed-up less two standard errors: among many points some are high by chance."""
+    return point.speed_up - 2 * point.speed_up_error
 
 
 def write_ms(seconds: float) -> str:
