@@ -18,15 +18,15 @@ WIRE = {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "twinfer"}
 # those below it. A part is a sub-package or a module of twinfer_server; a new one must be given its layer here.
 LAYERS: list[tuple[set[str], set[str]]] = [
     (
-        {"commands", "server_commands", "serve", "demo", "validate", "picture", "metrics", "fitting", "comparison", "drafting"}
+        {"commands", "server_commands", "serve", "demo", "validate", "metrics", "fitting", "profile", "drafting"}
         | {"row_book", "terminal"},
         set(),
     ),
     ({"rpc"}, {"torch"}),
     ({"http2"}, {"torch", "google.protobuf", "twinfer"}),
     ({"engine"}, WIRE),
-    ({"ensemble", "fusion", "inputs", "loaders", "tuning"}, WIRE),
-    ({"rows", "spec", "settings", "trust", "process", "kept_file"}, WIRE),
+    ({"ensemble", "fusion", "inputs", "loaders", "precision"}, WIRE),
+    ({"rows", "spec", "settings", "trust", "process"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),
 ]

@@ -15,7 +15,7 @@ COMMANDS: Mapping[str, str] = {
     "validate": ".server_commands",
     "demo": ".server_commands",
     "fit": ".fitting.command",
-    "compare": ".comparison.command",
+    "profile": ".profile.command",
     "init": ".drafting.command",
 }
 """The modules; each has a function named after the command."""
