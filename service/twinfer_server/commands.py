@@ -14,9 +14,9 @@ COMMANDS: Mapping[str, str] = {
     "serve": ".server_commands",
     "validate": ".server_commands",
     "demo": ".server_commands",
-    "fit": ".fitting.command",
+    "fit": ".fit.command",
     "compare": ".comparison.command",
-    "init": ".drafting.command",
+    "init": ".draft.command",
 }
 """The modules; each has a function named after the command."""
 
