@@ -55,7 +55,7 @@ class CascadePoint:
 def try_cascade(
     served: ServedFusion, wish: CascadeWish, fitting: MemberOutputs, held_out: MemberOutputs, seed: int
 ) -> tuple[dict[str, Any], Prediction]:  # fmt: skip
-    """Choose a gate on the rows that were fitted to; returns what it does there and on held-out rows, and its answers to the latter.
+    """Choose a gate on the rows that were fitted to; returns what it does, and its answers to the held-out rows.
 
     Raises InvalidRows where no row has what a cascade needs.
     """
@@ -80,7 +80,7 @@ def try_cascade(
             "loss": measure_mean(rows.losses(chosen.gate), seed),
         },
         "accuracies": {name: float(rows.fused_right.mean()) for name, rows in sets.items()},
-        "curves": {name: [asdict(point) for point in thin(trace_curve(rows))] for name, rows in sets.items()},
+        "curves": {name: _thin(trace_curve(rows)) for name, rows in sets.items()},
     }
     return found, _run(served, wish.first, held_out, chosen.gate)[1]
 
@@ -112,12 +112,6 @@ def find_gate(curve: Sequence[CascadePoint], saving: float | None, tolerance: fl
     return chosen
 
 
-def thin(curve: Sequence[CascadePoint]) -> list[CascadePoint]:
-    """Return at most MAX_POINTS points of a curve, its ends among them."""
-    indexes = np.unique(np.linspace(0, len(curve) - 1, min(MAX_POINTS, len(curve))).round().astype(int))
-    return [curve[index] for index in indexes]
-
-
 def _run(served: ServedFusion, first: int, outputs: MemberOutputs, gate: float) -> tuple[CascadeRows, Prediction]:
     """Return the rows on which a cascade has a choice, and its answers to all rows at `gate`."""
     alone = torch.zeros_like(outputs.present)
@@ -129,3 +123,8 @@ def _run(served: ServedFusion, first: int, outputs: MemberOutputs, gate: float) 
     stops = (has_choice & (confidence >= gate))[:, None]
     answers = Prediction("cascade", "fusion", True, np.where(stops, single.probabilities, fused.probabilities), fused.present)
     return CascadeRows(confidence[has_choice], first_right[has_choice], fused_right[has_choice]), answers
+
+
+def _thin(curve: Sequence[CascadePoint]) -> list[dict[str, float]]:
+    step = -(-len(curve) // MAX_POINTS)
+    return [asdict(point) for point in [*curve[:-1:step], curve[-1]]]

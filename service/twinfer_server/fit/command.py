@@ -1,6 +1,5 @@
 """`twinfer fit`: its options, and what it prints."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -23,8 +22,6 @@ from .report import format_score, write_report
 from .rows import LabelledRows, check_count, read_rows, split_rows
 
 DEFAULT_TOLERANCE = 0.005
-EXTRA = ("jinja2", "matplotlib", "scipy")
-"""What the extra `fit` brings; without one of them the command ends before it fits."""
 
 
 def fit_command(
@@ -50,8 +47,6 @@ def fit_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
 ) -> None:
     """Learn temperatures, weights or a stacking head from labelled rows, and report on rows held out from that."""
-    for package in EXTRA:
-        importlib.import_module(package)
     with plain_errors():
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
         spec = read_spec(folder)

@@ -91,7 +91,7 @@ def run_study(
             for name, rows in (("fitting", fitting), ("held_out", held_out))
         },
         "fitted": how,
-        **judge_all(predictions, shown.targets, ensemble.labels, plain.is_multi_label, seed),
+        **judge_all(predictions, shown.targets, ensemble.labels, plain.fusion.is_multi_label, seed),
         "cascade": cascade,
     }
     on_stage("judging", 1, 1)

@@ -66,11 +66,6 @@ class ServedFusion:
         """The fused members, by index in the ensemble."""
         return list(self.fusion.voters)
 
-    @property
-    def is_multi_label(self) -> bool:
-        """Whether every label is a question of its own."""
-        return self.fusion.is_multi_label
-
     def read_logits(self, outputs: MemberOutputs) -> Tensor:
         """Return the fused members' logits before calibration, float64 [members, rows, classes], or [..., labels, 2]."""
         with torch.inference_mode():
@@ -122,10 +117,10 @@ def compute_outputs(ensemble: Ensemble, rows: LabelledRows, on_progress: OnProgr
     for start in range(0, len(rows), step):
         indexes = range(start, min(start + step, len(rows)))
         requests = [_prepare(ensemble, rows, index, kinds) for index in indexes]
-        for member, index, output in _compute(ensemble, requests):
+        for column, index, output in _compute(ensemble, requests):
             # As the fusion has it: what is not finite is not there. A NaN compares as false.
             if output.abs().max() <= MAX_MAGNITUDE:
-                outputs[member][start + index], present[start + index, member] = output, True
+                outputs[column][start + index], present[start + index, column] = output, True
         on_progress(indexes.stop, len(rows))
     for member, is_seen in zip(ensemble.members, present.any(0).tolist(), strict=True):
         if not is_seen:

@@ -134,7 +134,7 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
         value = loss(vector)
         return value.item(), torch.autograd.grad(value, vector)[0].numpy()
 
-    options = {"maxiter": 200, "ftol": 1e-13, "gtol": 1e-6}
+    options = {"maxiter": 200, "maxcor": 50, "ftol": 1e-12, "gtol": 1e-6}
     with torch.inference_mode(mode=False), torch.enable_grad():
         found = optimize.minimize(evaluate, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)
     if not (math.isfinite(found.fun) and np.isfinite(found.x).all()):
