@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..device import open_device
 from ..executor import Ensemble, load_ensemble
+from ..fusion import FITTED_FILE
 from ..inputs import InputLimits
 from ..settings import InvalidSettings, ServerSettings, read_settings
 from ..spec import EnsembleSpec, read_spec
@@ -17,7 +18,6 @@ from ..terminal import Device, TrustCode, TrustList, open_console, plain_errors,
 from ..trust import Trust
 from .cascade import CascadeWish
 from .fit import Wishes, run_study, unfitted_spec
-from .outputs import load_fusion
 from .report import format_score, write_report
 from .rows import LabelledRows, check_count, read_rows, split_rows
 
@@ -77,7 +77,7 @@ def _find_wish(spec: EnsembleSpec, first: str | None, saving: float | None, tole
 
 
 def _load(folder: Path, spec: EnsembleSpec, settings: ServerSettings) -> Ensemble:
-    opened = open_device(settings.device, lanes=len(spec.members))
+    opened = open_device(settings.device, streams=len(spec.members))
     opened.prepare_thread()
     trust = Trust.read(settings.trust_code, settings.trust_list)
     return load_ensemble(folder, opened, trust, InputLimits(settings.max_image_pixels, settings.max_text_bytes), spec)
@@ -85,11 +85,10 @@ def _load(folder: Path, spec: EnsembleSpec, settings: ServerSettings) -> Ensembl
 
 def _read(ensemble: Ensemble, data: Path, heldout: Path | None, seed: int) -> tuple[LabelledRows, LabelledRows]:
     """Read the rows to fit to and those to judge on."""
-    classes = ensemble.members[load_fusion(ensemble).members[0]].output_shape[0]
-    fitting = read_rows(data, ensemble.spec, ensemble.labels, classes)
+    fitting = read_rows(data, ensemble.spec, ensemble.labels, ensemble.classes)
     if heldout is None:
         return split_rows(fitting, seed)
-    held_out = read_rows(heldout, ensemble.spec, ensemble.labels, classes)
+    held_out = read_rows(heldout, ensemble.spec, ensemble.labels, ensemble.classes)
     if fitting.file.samefile(held_out.file):
         raise InvalidSettings(f"--heldout: found {fitting.file}, which is fitted to; allowed: other rows, or none to split these")
     return check_count(fitting), check_count(held_out)
@@ -118,7 +117,7 @@ def _show(findings: dict[str, Any], where: Path, spec: EnsembleSpec) -> None:
             table.add_row(about, title, *format_score(pair[name], name, is_signed=True))
     console.print(table)
     own = " and ".join(name for name in ("weights", "temperatures") if getattr(spec.fusion, name))
-    lines = ["[fusion]" + f"  # without its {own}" * bool(own), f'method = "{method}"', 'fitted = "fusion.json"']
+    lines = ["[fusion]" + f"  # without its {own}" * bool(own), f'method = "{method}"', f'fitted = "{FITTED_FILE}"']
     if cascade:
         saving, loss = (" ".join(format_score(cascade["held_out"][name], "accuracy")) for name in ("saving", "loss"))
         console.print(f"\ncascade, {cascade['first']} first, gate {cascade['gate']:.4f}")

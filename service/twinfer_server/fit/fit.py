@@ -11,8 +11,17 @@ from torch import Tensor
 
 from ..errors import InvalidEnsemble
 from ..executor import Ensemble
-from ..fusion import FITTED_FILE, METHODS, Fitted, flatten_questions, write_fitted
-from ..fusion.pool import Pool, log_opinion_pool, maximum, weighted_mean
+from ..fusion import (
+    FITTED_FILE,
+    METHODS,
+    Fitted,
+    Pool,
+    flatten_questions,
+    log_opinion_pool,
+    maximum,
+    weighted_mean,
+    write_fitted,
+)
 from ..spec import EnsembleSpec, FusionSpec
 from .cascade import CascadeWish, try_cascade
 from .head import fit_head

@@ -1,5 +1,6 @@
 """What an ensemble's members and its fusion answer to labelled rows; all use that fitting makes of the executor is here."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,8 +12,7 @@ from torch import Tensor
 
 from ..errors import InvalidEnsemble, InvalidRequest
 from ..executor import Ensemble
-from ..fusion import OpinionFusion
-from ..fusion.fusion import MAX_MAGNITUDE
+from ..fusion import MAX_MAGNITUDE, OpinionFusion
 from ..spec import EnsembleSpec
 from ..types import InferRequest, Policy, Request
 from .rows import InvalidRows, LabelledRows
@@ -64,14 +64,12 @@ class ServedFusion:
     @property
     def members(self) -> list[int]:
         """The fused members, by index in the ensemble."""
-        return list(self.fusion.voters)
+        return list(self.fusion.fused_members)
 
     def read_logits(self, outputs: MemberOutputs) -> Tensor:
         """Return the fused members' logits before calibration, float64 [members, rows, classes], or [..., labels, 2]."""
         with torch.inference_mode():
-            read = [self.fusion.read(index, outputs.outputs[index]).double() for index in self.members]
-            temperatures = self.fusion.temperatures.double()[self.members]
-            logits = torch.stack(read) * temperatures.view(-1, *(1,) * read[0].ndim)
+            logits = torch.stack([self.fusion.read_logits(index, outputs.outputs[index]).double() for index in self.members])
         return logits.clone()  # a tensor of inference mode could not be fitted to
 
     def fuse(self, outputs: MemberOutputs) -> Prediction:
@@ -90,14 +88,14 @@ class ServedFusion:
     def predict(self, index: int, outputs: MemberOutputs) -> Prediction:
         """Return what one member says by itself, with the temperature that this fusion has for it."""
         with torch.inference_mode():
-            probabilities = self.fusion.belief(index, outputs.outputs[index]).double().numpy()
+            probabilities = self.fusion.member_prediction(index, outputs.outputs[index]).double().numpy()
         name = self.names[index] + (", calibrated" if self.is_fitted else "")
         return Prediction(name, "member", self.is_fitted, probabilities, outputs.present[:, index].numpy())
 
 
 def load_fusion(ensemble: Ensemble, spec: EnsembleSpec | None = None) -> ServedFusion:
     """Return the fusion that the ensemble was loaded with, or the fitted one that `spec` names; raises InvalidEnsemble."""
-    version = ensemble.fusion_builder.build(1, spec) if spec else ensemble.crew.version
+    version = ensemble.fusion_builder.build(1, spec) if spec else ensemble.fusion
     fusion = version.host_fusion
     assert isinstance(fusion, OpinionFusion)  # only these are fitted
     names = tuple(member.name for member in ensemble.members)
@@ -132,21 +130,19 @@ def compute_outputs(ensemble: Ensemble, rows: LabelledRows, on_progress: OnProgr
 def _prepare(ensemble: Ensemble, rows: LabelledRows, index: int, kinds: Mapping[str, str]) -> Request:
     request = InferRequest(inputs=rows.read(index, kinds), arrived_at=0.0)
     try:
-        samples = ensemble.prepare(request)
+        samples = ensemble.processor.prepare(request)
     except InvalidRequest as error:
         raise InvalidRows(f"{rows.file}, row {rows.numbers[index]}: {error.text}") from None
-    return Request(request, Policy.BEST_EFFORT, None, reply_by=float("inf"), samples=samples)
+    return Request(request, Policy.BEST_EFFORT, None, reply_by=math.inf, samples=samples)
 
 
 def _compute(ensemble: Ensemble, requests: Sequence[Request]) -> Iterator[tuple[int, int, Tensor]]:
     """Run a batch; yields member, request, both by index, and the member's output for the request, float32 [classes]."""
-    buffers = {member.index: member.slots[0] for member in ensemble.members}
     with torch.inference_mode():
-        batch = ensemble.board(requests, buffers, {}, "serial")
-        batch.launch()
-        batch.landed.wait()
+        batch = ensemble.compute(requests)
     for run in batch.runs:
-        if run.error is not None or run.host_output is None:
+        if run.error is not None:
             raise InvalidEnsemble(f"members.{run.member.name}: failed on the rows: {run.error}")
-        for index in run.rows:
-            yield run.member.index, index, torch.from_numpy(run.sample_of(index))[0]
+        for index in run.indices if run.member.is_fused else ():
+            yield run.member.index, index, torch.from_numpy(run.output_of(index))[0]
+    ensemble.release(batch)

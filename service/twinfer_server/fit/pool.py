@@ -15,8 +15,7 @@ from scipy import optimize
 from torch import Tensor
 from torch.nn import functional
 
-from ..fusion import log_opinion_pool, renormalise, sharpen
-from ..fusion.pool import Pool
+from ..fusion import Pool, log_opinion_pool, renormalise, sharpen
 from .outputs import OnProgress
 
 PRIOR_SCALE = 0.5
