@@ -14,9 +14,9 @@ COMMANDS: Mapping[str, str] = {
     "serve": ".server_commands",
     "validate": ".server_commands",
     "demo": ".server_commands",
-    "fit": ".fit.command",
+    "fit": ".fitting.command",
     "compare": ".comparison.command",
-    "init": ".draft.command",
+    "init": ".drafting.command",
 }
 """The modules; each has a function named after the command."""
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from .errors import InvalidEnsemble
+from .fit.rows import InvalidRows
 from .rpc import PortTaken
 from .runtime import end_process
 from .serve import OnProgress
@@ -45,7 +46,7 @@ def plain_errors() -> Iterator[None]:
     """Show the errors that an operator can mend as one message, without a traceback, and end with 1."""
     try:
         yield
-    except (InvalidEnsemble, InvalidSettings, PortTaken, RuntimeError) as error:
+    except (InvalidEnsemble, InvalidRows, InvalidSettings, PortTaken, RuntimeError) as error:
         logger.debug("ended by an error", exc_info=True)
         Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.stderr.flush()
