@@ -121,7 +121,7 @@ def compute_outputs(ensemble: Ensemble, rows: LabelledRows, on_progress: OnProgr
                 outputs[column][start + index], present[start + index, column] = output, True
         on_progress(indexes.stop, len(rows))
     for member, is_seen in zip(ensemble.members, present.any(0).tolist(), strict=True):
-        if not is_seen:
+        if member.is_fused and not is_seen:
             inputs = [kind.name for kind in member.inputs]
             raise InvalidRows(f"{rows.file}: found no row with the inputs {inputs} of member {member.name!r}; allowed: some")
     return MemberOutputs(tuple(outputs), present, rows.targets)
