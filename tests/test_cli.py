@@ -400,10 +400,10 @@ def test_every_module_of_the_extra_is_known() -> None:
 
 
 def test_without_a_module_of_its_extra_fit_says_how_to_install_that(tmp_path: Path) -> None:
-    package = service_package(tmp_path, "import polars")
-    done = python(WITHOUT.format(absent={"polars"}), "fit", path=package)
+    package = service_package(tmp_path, "import scipy")
+    done = python(WITHOUT.format(absent={"scipy"}), "fit", path=package)
     assert done.returncode == 2
-    assert done.stderr == f"twinfer fit needs polars, which is not installed. Install it:\n  {INSTALL_FIT}\n"
+    assert done.stderr == f"twinfer fit needs scipy, which is not installed. Install it:\n  {INSTALL_FIT}\n"
     assert INSTALL_FIT == "pip install 'twinfer[fit]'"
 
 

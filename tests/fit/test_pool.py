@@ -83,15 +83,15 @@ def test_a_member_that_is_too_sure_is_cooled_and_counts_as_before() -> None:
 
 def test_weights_are_fitted_where_the_rows_show_that_this_pays() -> None:
     numbers, choice = fit(log_opinion_pool, make_data(5_000, (1.0, 3.0), (1.2, 1.2)))
-    assert choice.weights_are_fitted
-    assert choice.gain > 2 * choice.gain_error > 0
+    assert choice["weights_are_fitted"]
+    assert choice["gain"] > 2 * choice["gain_error"] > 0
     assert numbers.weights.tolist() == pytest.approx([0.5, 0.5], abs=0.03)
     assert numbers.sharpness.item() == pytest.approx(1.0, abs=0.15)
 
 
 def test_weights_are_kept_where_few_rows_show_nothing() -> None:
     numbers, choice = fit(log_opinion_pool, make_data(60, (1.0, 1.0), (1.2, 1.2)))
-    assert not choice.weights_are_fitted
+    assert not choice["weights_are_fitted"]
     exponents = numbers.weights / numbers.temperatures
     assert (exponents[0] / exponents[1]).item() == pytest.approx(1.0)
 
@@ -115,8 +115,8 @@ def test_rows_that_lack_a_member_are_fitted_too(pool: Any) -> None:
     numbers, choice = fit(pool, PoolData(logits, present, data.truth, data.fold))
     assert numbers.temperatures.tolist() == pytest.approx([1.0, 2.0], rel=0.2)
     assert torch.cat([numbers.weights, numbers.sharpness.view(1)]).isfinite().all()
-    assert math.isfinite(choice.fitted_nll)
-    assert choice.fitted_nll == pytest.approx(choice.kept_nll, rel=0.05)
+    assert math.isfinite(choice["fitted_nll"])
+    assert choice["fitted_nll"] == pytest.approx(choice["kept_nll"], rel=0.05)
 
 
 def test_a_fit_that_ends_in_no_number_is_not_taken_for_one() -> None:

@@ -1,7 +1,7 @@
 """Fitting an ensemble's fusion to some rows, and judging it on others."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -135,7 +135,7 @@ def fit_fusion(
     temperatures, shares = by_name(numbers.temperatures), by_name(numbers.weights) if takes_weights else {}
     sharpness = numbers.sharpness.item()
     findings = {"before": before, "temperatures": temperatures, "weights": shares, "sharpness": sharpness}
-    findings |= {"cross_validation": asdict(choice)} if choice else {}
+    findings |= {"cross_validation": choice} if choice else {}
     return Fitted(method, digests, shares, temperatures, sharpness=sharpness), findings
 
 

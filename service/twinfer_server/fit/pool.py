@@ -7,6 +7,7 @@ rows without a single mistake do not make the fusion infinitely sure.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -60,8 +61,7 @@ class PoolNumbers:
     sharpness: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(TypedDict):
     """Why the weights were fitted, or kept: the mean loss of either on rows left out of the fit, in nats.
 
     `gain` is kept less fitted, mean over the questions, `gain_error` its standard error; `weights_are_fitted` says what was taken.
@@ -103,8 +103,9 @@ def fit_pool(
         on_progress(fold + 1, FOLDS + 1)
     gains = losses[0] - losses[1]
     gain, error = gains.mean().item(), gains.std().item() / math.sqrt(len(gains))
-    choice = Choice(losses[0].mean().item(), losses[1].mean().item(), gain, error, gain > SURE * error)
-    numbers = _fit(pool, data, start, choice.weights_are_fitted)
+    is_better, (kept, fitted) = gain > SURE * error, losses.mean(1).tolist()
+    choice = Choice(kept_nll=kept, fitted_nll=fitted, gain=gain, gain_error=error, weights_are_fitted=is_better)
+    numbers = _fit(pool, data, start, is_better)
     on_progress(FOLDS + 1, FOLDS + 1)
     return numbers, choice
 

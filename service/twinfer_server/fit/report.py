@@ -20,8 +20,8 @@ INK, GRID, PLAIN, FITTED, GAP = "#24292f", "#d8dce0", "#8a8f98", "#2b6cb0", "#e0
 STYLE: Any = {
     "axes.axisbelow": True, "axes.edgecolor": GRID, "axes.grid": True, "axes.labelsize": 8, "axes.titlesize": 9,
     "figure.constrained_layout.use": True, "grid.color": GRID, "grid.linewidth": 0.5, "legend.fontsize": 8,
-    "legend.frameon": False, "text.color": INK, "xtick.color": GRID, "xtick.labelcolor": GRID, "xtick.labelsize": 8,
-    "ytick.color": GRID, "ytick.labelcolor": GRID, "ytick.labelsize": 8,
+    "legend.frameon": False, "text.color": INK, "xtick.color": GRID, "xtick.labelsize": 8,
+    "ytick.color": GRID, "ytick.labelsize": 8,
 }  # fmt: skip
 """What the pictures look like, for matplotlib."""
 
@@ -71,7 +71,9 @@ def as_html(findings: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["score"] = format_score
     template = environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    pictures = {"reliability": draw_reliability(findings["scores"], findings["reliability"])}
+    scores = [score for score in findings["scores"] if score["name"] != "cascade"]
+    # What is fitted stands below what is not.
+    pictures = {"reliability": draw_reliability(scores, findings["reliability"], columns=len(scores) // 2)}
     pictures |= {"cascade": draw_cascade(findings["cascade"])} if findings["cascade"] else {}
     return template.render(findings, pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()})
 
@@ -84,12 +86,11 @@ def format_score(interval: Mapping[str, float], name: str = "", is_signed: bool 
 
 
 @rc_context(STYLE)
-def draw_reliability(scores: Sequence[Mapping[str, Any]], bins: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """Draw the reliability diagrams of these scores' predictions as a PNG, unfitted ones above fitted ones.
+def draw_reliability(scores: Sequence[Mapping[str, Any]], bins: Mapping[str, Sequence[Mapping[str, float]]], columns: int) -> bytes:
+    """Draw the reliability diagrams of these scores' predictions as a PNG, so many side by side.
 
     A bar is the accuracy of the answers in a bin of confidence, paler the fewer they are; its gap to their confidence is hatched.
     """
-    columns = max(sum(score["is_fitted"] == is_fitted for score in scores) for is_fitted in (False, True))
     lines = -(-len(scores) // columns)
     figure = Figure(figsize=(3.0 * columns, 3.15 * lines))
     for number, score in enumerate(scores, start=1):

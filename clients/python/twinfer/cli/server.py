@@ -35,7 +35,7 @@ MODULES = frozenset(
         "uvloop",
     }
 )
-FIT_MODULES = MODULES | {"jinja2", "matplotlib", "polars"}
+FIT_MODULES = MODULES | {"jinja2", "matplotlib", "scipy"}
 
 
 EXTRAS = {"fit": (FIT_MODULES, INSTALL_FIT, "it"), "compare": (FIT_MODULES, INSTALL, "the server")}
