@@ -308,7 +308,8 @@ def test_an_output_that_is_not_finite_counts_as_absent(tmp_path: Path) -> None:
 def test_a_member_that_fails_is_named(tmp_path: Path) -> None:
     folder = write_opinions(tmp_path, 60, seed=10)
     ensemble = load(folder, unfitted_spec(read_spec(folder), None))
-    ensemble.members[1].model.module.error = RuntimeError("out of order")
+    opinion: Any = ensemble.members[1].model.module
+    opinion.error = RuntimeError("out of order")
     rows = read_rows(folder, ensemble.spec, (), 2)
     with pytest.raises(InvalidEnsemble, match=r"members\.right: failed on the rows: .*out of order"):
         run_study(ensemble, rows, rows, Wishes("weighted_mean", 0, 0, None), lambda *stage: None)

@@ -20,8 +20,8 @@ INK, GRID, PLAIN, FITTED, GAP = "#24292f", "#d8dce0", "#8a8f98", "#2b6cb0", "#e0
 STYLE: Any = {
     "axes.axisbelow": True, "axes.edgecolor": GRID, "axes.grid": True, "axes.labelsize": 8, "axes.titlesize": 9,
     "figure.constrained_layout.use": True, "grid.color": GRID, "grid.linewidth": 0.5, "legend.fontsize": 8,
-    "legend.frameon": False, "text.color": INK, "xtick.color": GRID, "xtick.labelsize": 8,
-    "ytick.color": GRID, "ytick.labelsize": 8,
+    "legend.frameon": False, "text.color": INK, "xtick.color": GRID, "xtick.labelcolor": INK, "xtick.labelsize": 8,
+    "ytick.color": GRID, "ytick.labelcolor": INK, "ytick.labelsize": 8,
 }  # fmt: skip
 """What the pictures look like, for matplotlib."""
 
