@@ -14,7 +14,7 @@ from tests.pictures import encode
 from tests.pretrained import make_image, save, save_bert, save_clip, save_siglip, save_vit
 from tests.servers import running
 from twinfer import Client
-from twinfer_server.commands import load_command
+from twinfer_server.cli import load_command
 from twinfer_server.draft import CannotDraft, draft_member, draft_towers, write_folder
 from twinfer_server.spec import read_spec
 
@@ -30,15 +30,8 @@ def test_a_picture_and_a_text_classifier_become_a_pair_that_is_served_without_tr
     save_vit(tmp_path / "vit")
     save_bert(tmp_path / "bert")
     folder = tmp_path / "my-pair"
-    arguments = [
-        "--member",
-        f"image=hf:{tmp_path / 'vit'}",
-        "--member",
-        f"text=hf:{tmp_path / 'bert'}",
-        "--fusion",
-        "weighted_mean",
-    ]
-    result = CliRunner().invoke(load_command("init"), [str(folder), *arguments])
+    members = [f"--member=image=hf:{tmp_path / 'vit'}", f"--member=text=hf:{tmp_path / 'bert'}"]
+    result = CliRunner().invoke(load_command("init"), [str(folder), *members, "--fusion=weighted_mean"])
     assert result.exit_code == 0, result.output
     assert f"next: twinfer validate {folder}" in result.stdout
     spec = read_spec(folder)
@@ -91,7 +84,7 @@ def write_onnx(path: Path, rows: str | int = "rows", columns: int = 3) -> Path:
     return path
 
 
-def test_a_graph_says_what_it_takes_and_people_say_what_it_gives(tmp_path: Path) -> None:
+def test_a_graph_says_what_it_takes_and_the_user_says_what_it_gives(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "model.onnx")
     folder = draft(tmp_path / "graphs", {"one": str(path), "other": str(path)}, task="classification")
     with running(folder) as server, Client(server.address, attempts=1) as client:
@@ -157,16 +150,22 @@ def test_models_of_different_tasks_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "task", "message"),
     [
-        pytest.param("model.pt2", "hf:DIR or FILE.onnx", id="a program"),
-        pytest.param("hf:nowhere", "config.json cannot be read", id="a directory that is not there"),
-        pytest.param("nowhere.onnx", "no such file", id="a graph that is not there"),
+        pytest.param("model.pt2", "classification", "hf:DIR or FILE.onnx", id="a program"),
+        pytest.param("hf:nowhere", "classification", "config.json cannot be read", id="a directory that is not there"),
+        pytest.param("nowhere.onnx", "classification", "no such file", id="a graph that is not there"),
+        pytest.param("model.onnx", "", "--task", id="a graph without a task"),
     ],
 )
-def test_a_source_that_says_too_little_is_refused(tmp_path: Path, source: str, message: str) -> None:
+def test_a_source_that_says_too_little_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, task: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_onnx(tmp_path / "model.onnx")
     with pytest.raises(CannotDraft, match=message):
-        draft(tmp_path / "folder", {"one": source}, task="classification")
+        draft(tmp_path / "folder", {"one": source}, task=task)
+    assert not (tmp_path / "folder").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"junk"], ids=["empty", "something else"])
@@ -181,11 +180,6 @@ def test_a_folder_that_has_something_in_it_is_left_alone(tmp_path: Path) -> None
     path = write_onnx(tmp_path / "model.onnx")
     with pytest.raises(CannotDraft, match="not empty"):
         draft(tmp_path, {"one": str(path)}, task="tensor")
-
-
-def test_a_graph_whose_task_nobody_says_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CannotDraft, match="--task"):
-        draft(tmp_path / "folder", {"one": str(write_onnx(tmp_path / "model.onnx"))})
 
 
 def test_a_method_that_does_not_fuse_such_models_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinfer_server.fit.gate import MAX_POINTS, CascadePoint, CascadeRows, find_gate, thin, trace_curve
+from twinfer_server.fit.cascade import CascadePoint, CascadeRows, find_gate, trace_curve
 
 ROWS = CascadeRows(
     confidence=np.array([0.9, 0.5, 0.8, 0.7, 0.6]),
@@ -27,7 +27,7 @@ def test_every_point_does_what_it_says(values: list[tuple[float, bool, bool]]) -
     rows = CascadeRows(confidence, first, fused)
     curve = trace_curve(rows)
     for point in curve:
-        assert point.saving == pytest.approx(rows.sure(point.gate).mean())
+        assert point.saving == pytest.approx((confidence >= point.gate).mean())
         assert point.loss == pytest.approx(rows.losses(point.gate).mean())
     assert curve[-1].saving == 1.0
     assert [point.saving for point in curve] == sorted(point.saving for point in curve)
@@ -47,14 +47,6 @@ def test_the_gate_is_chosen_by_what_is_wanted(saving: float | None, tolerance: f
     assert find_gate(trace_curve(ROWS), saving, tolerance).gate == pytest.approx(gate)
 
 
-def test_where_every_gate_loses_too_much_nobody_stands_alone() -> None:
+def test_where_every_gate_loses_too_much_no_answer_stands_alone() -> None:
     rows = CascadeRows(np.array([0.9, 0.8]), np.array([False, False]), np.array([True, True]))
     assert find_gate(trace_curve(rows), None, 0.005) == CascadePoint(1.0, 0.0, 0.0)
-
-
-def test_a_long_curve_is_thinned_to_its_ends_and_some_between() -> None:
-    curve = [CascadePoint(1 - place / 5000, place / 5000, 0.0) for place in range(5000)]
-    thinned = thin(curve)
-    assert len(thinned) == MAX_POINTS
-    assert (thinned[0], thinned[-1]) == (curve[0], curve[-1])
-    assert thin(curve[:3]) == curve[:3]
