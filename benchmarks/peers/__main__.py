@@ -70,7 +70,7 @@ def start_all(
             try:
                 loader.submit(ask_first, make, server.address, server.process.pid).result()
             except RuntimeError as error:
-                if not contender.environment:
+                if not contender.package:
                     raise RuntimeError(f"{contender.name}: {error}; it said {log.read_text()[-2000:]}") from error
                 why_not = f"{error}: {' '.join(log.read_text().split()[-30:])}"
             else:

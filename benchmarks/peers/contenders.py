@@ -27,16 +27,11 @@ class Contender:
     name: str
     ways: tuple[str, ...]
     arguments: tuple[str, ...]
-    environment: str = ""
-    """The folder of its own Python environment; empty: it is in the one that everything else is in."""
+    python: Path = Path(sys.executable)
+    """The interpreter that runs it, in an environment of its own or in the one that everything else is in."""
     package: str = ""
     """What that environment is there for."""
     variables: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def python(self) -> Path:
-        """The interpreter that runs it."""
-        return ENVIRONMENTS / self.environment / "bin" / "python" if self.environment else Path(sys.executable)
 
     @property
     def version(self) -> str:
@@ -72,8 +67,8 @@ CONTENDERS = (
     Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY)),
     Contender(BARE, ("Infer",), (*PLAIN, "--bare"), variables=EXPERIMENTS),
     Contender(LEAN, ("Infer",), (*PLAIN, "--lean"), variables=EXPERIMENTS),
-    Contender(MOSEC, ("HTTP",), MOSEC_SERVER, "mosec", "mosec"),
-    Contender(TRITON, ("ModelInfer",), TRITON_SERVER, "triton", "nvidia-pytriton"),
+    Contender(MOSEC, ("HTTP",), MOSEC_SERVER, ENVIRONMENTS / "mosec/bin/python", "mosec"),
+    Contender(TRITON, ("ModelInfer",), TRITON_SERVER, ENVIRONMENTS / "triton/bin/python", "nvidia-pytriton"),
 )
 
 

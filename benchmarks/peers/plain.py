@@ -6,6 +6,7 @@ Both take twinfer's messages and answer as twinfer does, without timings.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -38,12 +39,14 @@ class LeanBatcher:
         self._compute = compute
         self._waiting: list[tuple[Arrays, asyncio.Future[Fused]]] = []
         self._has_come = asyncio.Event()
+        self._last_came = 0.0
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     async def infer(self, inputs: Arrays) -> Fused:
         """Return what the models say, once a batch with these inputs has been computed."""
         result: asyncio.Future[Fused] = asyncio.get_running_loop().create_future()
         self._waiting.append((inputs, result))
+        self._last_came = time.monotonic()
         self._has_come.set()
         return await result
 
@@ -53,7 +56,7 @@ class LeanBatcher:
         while True:
             await self._has_come.wait()
             if size > 1 or len(self._waiting) > 1:  # calls overlap: in the last batch, or now
-                await self._collect(loop)
+                await self._collect()
             batch, self._waiting = self._waiting[:MAX_BATCH_SIZE], self._waiting[MAX_BATCH_SIZE:]
             if not self._waiting:
                 self._has_come.clear()
@@ -63,12 +66,14 @@ class LeanBatcher:
                 if not result.done():
                     result.set_result(row)
 
-    async def _collect(self, loop: asyncio.AbstractEventLoop) -> None:
-        ends = loop.time() + MAX_WAIT_SECONDS
-        while (count := len(self._waiting)) < MAX_BATCH_SIZE and loop.time() < ends:
-            await asyncio.sleep(QUIET_SECONDS)
-            if len(self._waiting) == count:
+    async def _collect(self) -> None:
+        """Wait until nothing has come for a moment; uvloop's timers are of whole milliseconds, so the clock is asked."""
+        began = time.monotonic()
+        while len(self._waiting) < MAX_BATCH_SIZE:
+            now = time.monotonic()
+            if now - self._last_came >= QUIET_SECONDS or now - began >= MAX_WAIT_SECONDS:
                 return
+            await asyncio.sleep(QUIET_SECONDS)
 
 
 class Plain(ensemble_service_pb2_grpc.EnsembleServiceServicer):

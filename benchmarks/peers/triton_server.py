@@ -50,7 +50,9 @@ def write_repository(pair: Pair, folder: Path) -> None:
         f'{{name: "{name}", data_type: TYPE_{TYPES[dtype]}, dims: {list(shape)}}}' for name, (dtype, shape) in pair.inputs.items()
     )
     (folder / pair.name / "1").mkdir(parents=True)
-    (folder / pair.name / "1" / "model.py").write_text("from benchmarks.peers.triton_server import TritonPythonModel\n")
+    (folder / pair.name / "1" / "model.py").write_text(  # the backend knows nothing of virtual environments
+        f"import sys\nsys.path[:0] = {sys.path}\nfrom benchmarks.peers.triton_server import TritonPythonModel\n"
+    )
     (folder / pair.name / "config.pbtxt").write_text(
         f'name: "{pair.name}"\nbackend: "python"\nmax_batch_size: {MAX_BATCH_SIZE}\ninput [{inputs}]\n'
         f'output [{{name: "prediction", data_type: TYPE_FP32, dims: [{CLASSES}]}}]\n'
@@ -74,9 +76,7 @@ def main(name: str, grpc_port: str, http_port: str, workspace: str) -> None:
         str(bundled / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}",
         f"--backend-directory={folder / 'backends'}", f"--grpc-port={grpc_port}", f"--http-port={http_port}", "--allow-metrics=false", "--log-verbose=0",
     ]  # fmt: skip
-    # And it knows nothing of virtual environments.
-    paths = {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": ":".join(sys.path)}
-    os.execve(command[0], command, {**os.environ, **paths})
+    os.execve(command[0], command, {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)})
 
 
 if __name__ == "__main__":
