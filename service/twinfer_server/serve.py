@@ -70,7 +70,7 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
     trust = Trust.read(settings.trust_code, settings.trust_list)
     limits = InputLimits(settings.max_image_pixels, settings.max_text_bytes)
     cache = Path(settings.cache_dir).expanduser() if settings.cache_dir else None
-    ensemble = load_ensemble(folder, device, trust, limits, cache=cache)
+    ensemble = load_ensemble(folder, device, trust, limits)
     warm_up(ensemble, read_times(cache, folder, ensemble) if cache else None, on_progress)
     if cache:
         write_times(cache, folder, ensemble)

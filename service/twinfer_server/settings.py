@@ -101,7 +101,7 @@ class ServerSettings(BaseSettings):
     """How many failures among them switch the member off, at most as many as it looks back upon; 0 means that failures never do."""
     breaker_stall_seconds: Seconds = 2.0
     """How long a member's lane may be behind its time before the member is switched off."""
-    breaker_probe_seconds: Seconds = 5.0
+    breaker_retry_seconds: Seconds = 5.0
     """How long a member stays off before it is tried again; twice as long after each try that fails, at most a minute."""
     drain_seconds: Seconds = 20.0
     """How long the rows in hand may take once the server is told to stop."""

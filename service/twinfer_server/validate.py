@@ -20,18 +20,15 @@ def report(ensemble: Ensemble, settings: ServerSettings, as_json: bool) -> None:
         return
     console = open_console()
     console.print(f"[bold]{description.name}[/] version {description.version}: {description.task}, policy {description.policy}")
-    columns = "member", "loader", "precision", "acceleration", "speed-up", "error", "device", "inputs", "output", "parameters"
+    columns = "member", "loader", "precision", "acceleration", "error", "device", "inputs", "output", "parameters"
     members = Table(*columns, box=None, header_style="dim")
     for member in description.members:
         size = f"{member.parameter_bytes / 1e6:.3g} MB"
         is_tuned = (member.precision, member.acceleration) != ("fp32", "eager")
-        gain, error = (f"{member.speed_up:.2f}", f"{member.largest_error:.2g}") if is_tuned else ("", "")
-        how = (member.loader, member.precision, member.acceleration, gain, error, member.device)
+        error = f"{member.largest_error:.2g}" if is_tuned else ""
+        how = (member.loader, member.precision, member.acceleration, error, member.device)
         members.add_row(member.name, *how, ", ".join(member.inputs), member.output, size)
     console.print(members)
-    for member in description.members:
-        for choice, reason in member.refused.items():
-            console.print(f"  {member.name}: not {choice}: {reason}", style="dim", markup=False)
     console.print(f"fusion {description.fusion.method} {dict(description.fusion.weights) or ''}")
     plans = Table("rows", "tokens", "execution", "ms by plan", "overlap", box=None, header_style="dim")
     for times in description.times:
@@ -66,9 +63,7 @@ def _as_dict(description: Description) -> dict[str, object]:
                 "parameter_bytes": member.parameter_bytes,
                 "precision": member.precision,
                 "acceleration": member.acceleration,
-                "speed_up": member.speed_up,
                 "largest_error": member.largest_error,
-                "refused": dict(member.refused),
             }
             for member in description.members
         },

@@ -29,7 +29,6 @@ MODULES = frozenset(
         "pydantic_settings",
         "rich",
         "safetensors",
-        "simplejpeg",
         "tokenizers",
         "torch",
         "twinfer_server",
