@@ -5,7 +5,6 @@ It imports nothing but grpcio and uvloop, so that it runs in any environment.
     python benchmarks/bare.py 50051
 """
 
-import asyncio
 import sys
 from typing import Any
 

@@ -15,10 +15,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from benchmarks.bare import REPLY
-from benchmarks.harness import ROOT, Columns, Cores, Figure, describe_machine, pin, show, tabulate, worker, write_result
+from benchmarks.harness import (
+    ROOT,
+    Columns,
+    Cores,
+    Figure,
+    describe_machine,
+    make_console,
+    pin,
+    show,
+    tabulate,
+    worker,
+    write_result,
+)
 from benchmarks.loop import Served, Unary, ask_first, median_of, run_loop
 from benchmarks.peers.contenders import Contender, Running, started
 
@@ -63,7 +74,7 @@ def main(
     pinned: Annotated[bool | None, typer.Option("--pin/--no-pin", help="A core a side. Default: where there are two.")] = None,
 ) -> None:
     """Measure versions of grpcio."""
-    machine, cores, console = describe_machine(), Cores.choose(pinned), Console(highlight=False)
+    machine, cores, console = describe_machine(), Cores.choose(pinned), make_console()
     pythons = {version("grpcio"): Path(sys.executable)} | {each: make_environment(each) for each in versions or ()}
     runs: dict[tuple[str, str], list[Served]] = {}
     with ExitStack() as stack, worker(cores.load) as loader:
@@ -71,7 +82,11 @@ def main(
         for name, python in pythons.items():
             for switch, experiment in SWITCHES.items():
                 contender = Contender(
-                    f"{name}-{switch}", (), ("benchmarks/bare.py", "{port}"), python=python, variables={"GRPC_EXPERIMENTS": experiment}
+                    f"{name}-{switch}",
+                    (),
+                    ("benchmarks/bare.py", "{port}"),
+                    python=python,
+                    variables={"GRPC_EXPERIMENTS": experiment},
                 )
                 log = ENVIRONMENTS / f"{name}-{switch}.log"
                 log.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,6 +155,11 @@ def tabulate(figures: Sequence[Figure], columns: Columns) -> list[list[str]]:
     rows = [[heading for heading, _ in columns.values()]]
     rows += [["–" if (value := each[key]) is None else format(value, how) for key, (_, how) in columns.items()] for each in figures]
     return rows
+
+
+def make_console() -> Console:
+    """Return what tables are printed on; as wide as they need it where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def show(rows: Sequence[Sequence[str]], console: Console) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.harness import (
@@ -26,7 +25,6 @@ from benchmarks.harness import (
     Figure,
     describe_machine,
     describe_versions,
-    pin,
     show,
     tabulate,
     worker,
@@ -125,7 +123,7 @@ def main(
     """Measure twinfer and its peers."""
     contenders = [contender for contender in CONTENDERS if not only or contender.name.lower() in only.lower().split(",")]
     levels = [int(level) for level in concurrency.split(",")]
-    machine, console = describe_machine(), Console(highlight=False)
+    machine, console = describe_machine(), make_console()
     console.print(f"{machine['cpu']}, {machine['cores']} cores; {', '.join(map(' '.join, describe_versions().items()))}")
     runs: Runs = {}
     servers: list[dict[str, object]] = []

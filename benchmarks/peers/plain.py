@@ -67,10 +67,12 @@ class LeanBatcher:
                     result.set_result(row)
 
     async def _collect(self) -> None:
-        """Wait until nothing has come for a moment; uvloop's timers are of whole milliseconds, so the clock is asked."""
+        """Wait until nothing has come for a moment."""
+        for _ in range(3):
+            await asyncio.sleep(0)  # until the last batch's replies are on their way: the next requests come after them
         began = time.monotonic()
         while len(self._waiting) < MAX_BATCH_SIZE:
-            now = time.monotonic()
+            now = time.monotonic()  # uvloop's own is of whole milliseconds, as its timers are
             if now - self._last_came >= QUIET_SECONDS or now - began >= MAX_WAIT_SECONDS:
                 return
             await asyncio.sleep(QUIET_SECONDS)
