@@ -23,7 +23,7 @@ async def _answer(data: bytes, context: Any) -> bytes:
 
 async def _serve(port: str) -> None:
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0)))
-    handlers = {"Infer": grpc.unary_unary_rpc_method_handler(_answer)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Infer": grpc.unary_unary_rpc_method_handler(_answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

@@ -16,20 +16,9 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import harness
 from benchmarks.bare import REPLY
-from benchmarks.harness import (
-    ROOT,
-    Columns,
-    Cores,
-    Figure,
-    describe_machine,
-    make_console,
-    pin,
-    show,
-    tabulate,
-    worker,
-    write_result,
-)
+from benchmarks.harness import ROOT, Columns, Cores, Figure, Pinned, Result, Rounds, Seconds
 from benchmarks.loop import Served, Unary, ask_first, median_of, run_loop
 from benchmarks.peers.contenders import Contender, Running, started
 
@@ -59,7 +48,7 @@ def make_environment(wanted: str) -> Path:
     python = folder / "bin" / "python"
     if not (folder / ".made").exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        install = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary", ":all:"]
+        install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary", ":all:"]
         subprocess.run([*install, f"grpcio=={wanted}", f"uvloop=={version('uvloop')}"], check=True)
         (folder / ".made").touch()
     return python
@@ -67,17 +56,17 @@ def make_environment(wanted: str) -> Path:
 
 def main(
     versions: Annotated[list[str] | None, typer.Argument(help="Other versions of grpcio.")] = None,
-    result: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where the figures go; the table goes beside.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.2, help="How long one run measures.")] = 1.0,
-    rounds: Annotated[int, typer.Option(min=1, help="How many runs of each; the median counts.")] = 5,
+    result: Result = None,
+    seconds: Seconds = 1.0,
+    rounds: Rounds = 5,
     in_flight: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 32,
-    pinned: Annotated[bool | None, typer.Option("--pin/--no-pin", help="A core a side. Default: where there are two.")] = None,
+    pinned: Pinned = None,
 ) -> None:
     """Measure versions of grpcio."""
-    machine, cores, console = describe_machine(), Cores.choose(pinned), make_console()
+    machine, cores = harness.describe_machine(), Cores.choose(pinned)
     pythons = {version("grpcio"): Path(sys.executable)} | {each: make_environment(each) for each in versions or ()}
     runs: dict[tuple[str, str], list[Served]] = {}
-    with ExitStack() as stack, worker(cores.load) as loader:
+    with ExitStack() as stack, harness.worker(cores.load) as loader:
         servers: dict[tuple[str, str], Running] = {}
         for name, python in pythons.items():
             for switch, experiment in SWITCHES.items():
@@ -93,7 +82,7 @@ def main(
                 server = stack.enter_context(started(contender, "", ROOT, cores.server, log))
                 loader.submit(ask_first, Blank, server.address, server.process.pid).result()
                 servers[name, switch] = server
-        pin(cores.load)
+        harness.pin(cores.load)
         for _ in range(rounds):
             for key, server in servers.items():
                 served = loader.submit(run_loop, Blank, server.address, server.process.pid, in_flight, seconds).result()
@@ -108,11 +97,9 @@ def main(
         }
         for (name, switch), each in medians.items()
     ]  # fmt: skip
-    rows = tabulate(figures, COLUMNS)
-    show(rows, console)
-    if result:
-        setup: dict[str, object] = {"in_flight": in_flight, "rounds": rounds, "seconds": seconds, "cores": str(cores)}
-        write_result(result, "benchmarks.grpcio_versions", machine, setup, figures, [rows])
+    rows = harness.tabulate(figures, COLUMNS)
+    setup: dict[str, object] = {"in_flight": in_flight, "rounds": rounds, "seconds": seconds, "cores": str(cores)}
+    harness.report("benchmarks.grpcio_versions", machine, setup, figures, [rows], result)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +33,12 @@ MIN_ROUNDS = 3
 Figure = Mapping[str, object]
 Columns = Mapping[str, tuple[str, str]]
 """By a figure's key: the heading above it, and how it is formatted."""
+
+Result = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where the figures go; the tables go beside, as FILE.md.")]
+Seconds = Annotated[float, typer.Option(min=0.01, help="How long one run, or one point, measures.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How many runs of each, in turns; the median counts.")]
+Pinned = Annotated[bool | None, typer.Option("--pin/--no-pin", help="A core a side. Default: where there are two.")]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +165,22 @@ def tabulate(figures: Sequence[Figure], columns: Columns) -> list[list[str]]:
     return rows
 
 
-def make_console() -> Console:
-    """Return what tables are printed on; as wide as they need it where it is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-
-
-def show(rows: Sequence[Sequence[str]], console: Console) -> None:
-    """Print a table; what is no number stands on the left."""
-    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
-    for number, heading in enumerate(rows[0]):
-        is_text = any(row[number][:1].isalpha() for row in rows[1:])
-        table.add_column(heading, justify="left" if is_text else "right")
-    for row in rows[1:]:
-        table.add_row(*row)
-    console.print(table)
+def report(
+    module: str, machine: Mapping[str, object], setup: Mapping[str, object], figures: Sequence[Figure],
+    tables: Sequence[Sequence[Sequence[str]]], result: Path | None,
+) -> None:  # fmt: skip
+    """Print tables, and write them and the figures where there is a file to write to."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(f"{machine['cpu']}, {machine['cores']} cores; {', '.join(map(' '.join, describe_versions().items()))}")
+    for heads, *rows in tables:
+        table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
+        for number, heading in enumerate(heads):  # what is no number stands on the left
+            table.add_column(heading, justify="left" if any(row[number][:1].isalpha() for row in rows) else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if result:
+        write_result(result, module, machine, setup, figures, tables)
 
 
 def write_result(
@@ -186,7 +196,7 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if tables:
-        text = f"`{command}`, {date}\n\n" + "".join(f"- {key}: {value}\n" for key, value in (machine | dict(versions)).items())
+        text = f"`{command}`, {date}\n\n" + "".join(f"- {key}: {value}\n" for key, value in {**machine, **versions}.items())
         for heads, *rows in tables:
             text += "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, ["---"] * len(heads), *rows))
         path.with_suffix(".md").write_text(text, encoding="utf-8")

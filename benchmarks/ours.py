@@ -1,4 +1,4 @@
-"""An ensemble folder in this process, without a server: batches of made-up requests, timed. All that benchmarks know of the executor."""
+"""An ensemble in this process, without a server: batches of made-up requests, timed. All that benchmarks know of the executor."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,9 @@
-"""How much two members gain from running side by side: ours, in turn and on streams, beside each alone and what people write by hand.
+"""How much two members gain from running side by side: ours, in turn and on streams, beside each alone and both by hand.
 
 Each point is measured in interleaved rounds in one process. Times are medians from fork to join; ratios are medians of the rounds'
 pairs. By hand is plain torch, eager: both models in turn, and both at once, on a GPU on two streams, on a CPU on two threads with
-one core each; without staging, fusion and copy out. `overlap` is what the members take alone with us, added up, over both on streams.
+one core each; without staging, fusion and copy out. `overlap` is what ours take alone, added up, over both on streams; with
+`--deterministic` the table tells what `deterministic = true` costs as well.
 
     python -m benchmarks.overlap --result benchmarks/results/overlap-cpu.json
 """
@@ -20,8 +21,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from benchmarks import encoders
-from benchmarks.harness import Columns, Figure, describe_machine, make_console, paired, show, tabulate, take_turns, write_result
+from benchmarks import encoders, harness
+from benchmarks.harness import Columns, DeviceName, Figure, Result, Seconds
 from benchmarks.ours import Ours
 from benchmarks.peers.models import CLASSES
 from benchmarks.peers.pairs import PAIRS as PEERS
@@ -63,11 +64,11 @@ class ByHand:
     def __init__(self, pair: Pair, device: torch.device) -> None:
         """Make the models and their streams."""
         self._pair, self._device = pair, device
-        self._is_cuda = device.type == "cuda"
+        self.is_cuda = device.type == "cuda"
         self._models = [model().eval().requires_grad_(False).to(device) for model in pair.models.values()]
         self._threads = [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) for _ in self._models]
         self._inputs: dict[int, list[Tensor]] = {}
-        if self._is_cuda:
+        if self.is_cuda:
             self._streams = [torch.cuda.Stream(device) for _ in self._models]
         self.launch_seconds = 0.0
         """What the host took to launch the last run."""
@@ -78,15 +79,15 @@ class ByHand:
 
     def in_turn(self, size: int) -> float:
         """Run both models, one behind the other; returns seconds."""
-        return self._time(lambda: [self._compute(index, size) for index in range(len(self._models))])
+        return self._time(lambda: self._compute_all(size))
 
     def at_once(self, size: int) -> float:
         """Run both models at once; returns the seconds from fork to join."""
-        return self._time(lambda: self._fork(size) if self._is_cuda else self._submit(size))
+        return self._time(lambda: self._fork(size) if self.is_cuda else self._submit(size))
 
     def _time(self, work: Callable[[], object]) -> float:
         with torch.inference_mode():
-            if not self._is_cuda:
+            if not self.is_cuda:
                 began = time.perf_counter()
                 work()
                 self.launch_seconds = time.perf_counter() - began
@@ -100,6 +101,10 @@ class ByHand:
             self.launch_seconds = time.perf_counter() - began
             end.synchronize()
             return float(start.elapsed_time(end)) / 1e3
+
+    def _compute_all(self, size: int) -> None:
+        for index in range(len(self._models)):
+            self._compute(index, size)
 
     def _fork(self, size: int) -> None:
         here = torch.cuda.current_stream(self._device)
@@ -127,8 +132,8 @@ class ByHand:
             thread.shutdown()
 
 
-def measure(pair: Pair, size: int, ours: Ours, by_hand: ByHand, seconds: float) -> Figure:
-    """Measure one batch size: every way once a round."""
+def measure(pair: Pair, size: int, ours: Ours, by_hand: ByHand, seconds: float, fixed: Ours | None = None) -> Figure:
+    """Measure one batch size: every way once a round. `fixed` is the same ensemble, deterministic."""
     launches: dict[str, list[float]] = {"hand": [], "ours": []}
 
     def at_once() -> float:
@@ -146,7 +151,9 @@ def measure(pair: Pair, size: int, ours: Ours, by_hand: ByHand, seconds: float) 
         ways[f"hand {name}"] = lambda index=index: by_hand.alone(index, size)  # type: ignore[misc]
         ways[f"ours {name}"] = lambda name=name: ours.run(size, "streams", (name,)).join  # type: ignore[misc]
     ways |= {"serial": lambda: ours.run(size, "serial").join, "streams": on_streams}
-    found = take_turns(ways, seconds)
+    if fixed:
+        ways["fixed"] = lambda: fixed.run(size, fixed.ensemble.execution).join
+    found = harness.take_turns(ways, seconds)
     both = [sum(each) for each in zip(*(found[f"ours {name}"] for name in ours.names), strict=True)]
     milliseconds = {way: round(statistics.median(times) * 1e3, 4) for way, times in found.items()}
     return {
@@ -159,10 +166,11 @@ def measure(pair: Pair, size: int, ours: Ours, by_hand: ByHand, seconds: float) 
         "by_hand_ms": milliseconds["at once"],
         "serial_ms": milliseconds["serial"],
         "streams_ms": milliseconds["streams"],
-        "overlap_ratio": round(paired(both, found["streams"]), 3),
-        "streams_to_by_hand": round(paired(found["streams"], found["at once"]), 3),
-        "streams_to_serial": round(paired(found["streams"], found["serial"]), 3),
-        "by_hand_launch_ms": round(statistics.median(launches["hand"]) * 1e3, 4),
+        "overlap_ratio": round(harness.paired(both, found["streams"]), 3),
+        "streams_to_by_hand": round(harness.paired(found["streams"], found["at once"]), 3),
+        "streams_to_serial": round(harness.paired(found["streams"], found["serial"]), 3),
+        "deterministic": round(harness.paired(found["fixed"], found[ours.ensemble.execution]), 3) if fixed else None,
+        "by_hand_launch_ms": round(statistics.median(launches["hand"]) * 1e3, 4) if by_hand.is_cuda else None,
         "launch_ms": round(statistics.median(launches["ours"]) * 1e3, 4),
     }
 
@@ -171,7 +179,8 @@ COLUMNS: Columns = {
     "pair": ("pair", ""), "batch": ("batch", "d"), "solo_eager": ("alone, eager", ""), "solo": ("alone, ours", ""),
     "serial_eager_ms": ("in turn, eager", ".3f"), "by_hand_ms": ("at once by hand", ".3f"), "serial_ms": ("serial", ".3f"),
     "streams_ms": ("streams", ".3f"), "overlap_ratio": ("overlap", ".2f"), "streams_to_by_hand": ("streams / by hand", ".2f"),
-    "streams_to_serial": ("streams / serial", ".2f"), "by_hand_launch_ms": ("launch by hand", ".3f"), "launch_ms": ("launch", ".3f"),
+    "streams_to_serial": ("streams / serial", ".2f"), "deterministic": ("deterministic / not", ".2f"),
+    "by_hand_launch_ms": ("launch by hand", ".3f"), "launch_ms": ("launch", ".3f"),
 }  # fmt: skip
 
 
@@ -182,7 +191,7 @@ def lay_out(figures: Sequence[Figure]) -> list[list[str]]:
         assert isinstance(values, list)
         return ", ".join(f"{value:.3f}" for value in values)
 
-    return tabulate(
+    return harness.tabulate(
         [{**each, "solo_eager": join(each["solo_eager_ms"]), "solo": join(each["solo_ms"])} for each in figures], COLUMNS
     )
 
@@ -193,29 +202,29 @@ def load(pair: Pair, folder: Path, device: str, sizes: Sequence[int], head: str 
 
 
 def main(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: DeviceName = "auto",
     pairs: Annotated[str, typer.Option(help=f"By comma: {', '.join(PAIRS)}. Default: base on a GPU, small on a CPU.")] = "",
     sizes: Annotated[str, typer.Option(help="Batch sizes, by comma.")] = ",".join(map(str, SIZES)),
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long a point takes.")] = 3.0,
-    result: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where the figures go; the table goes beside.")] = None,
+    seconds: Seconds = 3.0,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Measure what that costs, too.")] = False,
+    result: Result = None,
 ) -> None:
     """Measure pairs of models."""
-    machine, console, points = describe_machine(), make_console(), [int(size) for size in sizes.split(",")]
+    machine, points = harness.describe_machine(), [int(size) for size in sizes.split(",")]
     chosen = pairs or f"launch-bound,{'base' if torch.cuda.is_available() and device != 'cpu' else 'small'}"
     figures: list[Figure] = []
     name = device
     with tempfile.TemporaryDirectory() as root:
         for pair in (PAIRS[each] for each in chosen.split(",")):
             ours = load(pair, Path(root) / pair.name, device, points)
+            fixed = load(pair, Path(root) / f"{pair.name}-fixed", device, points, "deterministic = true") if deterministic else None
             by_hand = ByHand(pair, ours.device.torch_device)
-            figures += [measure(pair, size, ours, by_hand, seconds) for size in points]
+            figures += [measure(pair, size, ours, by_hand, seconds, fixed) for size in points]
             name = str(ours.device.torch_device)
             ours.close()
             by_hand.close()
     table = lay_out(figures)
-    show(table, console)
-    if result:
-        write_result(result, "benchmarks.overlap", machine, {"device": name, "seconds": seconds}, figures, [table])
+    harness.report("benchmarks.overlap", machine, {"device": name, "seconds": seconds}, figures, [table], result)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.harness import (
-    Columns,
-    Cores,
-    Figure,
-    describe_machine,
-    describe_versions,
-    show,
-    tabulate,
-    worker,
-    write_result,
-)
+from benchmarks import harness
+from benchmarks.harness import Columns, Cores, Figure, Pinned, Result, Rounds, Seconds
 from benchmarks.loop import Served, ask_first, median_of, run_loop
 from benchmarks.peers.contenders import CONTENDERS, Contender, Running, started
 from benchmarks.peers.marks import FREE, PINNED, Point, judge
@@ -82,8 +74,8 @@ def start_all(
 
 
 def measure(
-    pair: str, kind: str, servers: Sequence[Running], loader: ProcessPoolExecutor, levels: Sequence[int], rounds: int, seconds: float,
-    on_run: Callable[[str], None],
+    pair: str, kind: str, servers: Sequence[Running], loader: ProcessPoolExecutor, levels: Sequence[int], rounds: int,
+    seconds: float, on_run: Callable[[str], None],
 ) -> Runs:  # fmt: skip
     """Run every way of every server at every level, `rounds` times in turn, so that a slow spell hits them alike."""
     runs: Runs = {}
@@ -112,28 +104,29 @@ def choose_passes(pairs: Sequence[str], levels: Sequence[int], pinned: bool | No
 
 @app.command()
 def main(
-    result: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where the figures go; the tables go beside.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.2, help="How long one run measures.")] = 2.0,
-    rounds: Annotated[int, typer.Option(min=1, help="How many runs of each; the median counts.")] = 5,
+    result: Result = None,
+    seconds: Seconds = 2.0,
+    rounds: Rounds = 5,
     concurrency: Annotated[str, typer.Option(help="Requests in flight, by comma.")] = "1,32,64",
     pairs: Annotated[str, typer.Option(help="Pairs of models, by comma.")] = "noop,small",
     only: Annotated[str, typer.Option(help="Servers, by comma: twinfer, bare, lean, Mosec, Triton.")] = "",
-    pinned: Annotated[bool | None, typer.Option("--pin/--no-pin", help="A core a side. Default: where there are two.")] = None,
+    pinned: Pinned = None,
 ) -> None:
     """Measure twinfer and its peers."""
     contenders = [contender for contender in CONTENDERS if not only or contender.name.lower() in only.lower().split(",")]
     levels = [int(level) for level in concurrency.split(",")]
-    machine, console = describe_machine(), make_console()
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; {', '.join(map(' '.join, describe_versions().items()))}")
+    machine = harness.describe_machine()
     runs: Runs = {}
     servers: list[dict[str, object]] = []
-    bar = Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True, refresh_per_second=2)
+    bar = Progress(
+        TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True), transient=True, refresh_per_second=2
+    )
     passes = choose_passes(pairs.split(","), levels, pinned)
     with tempfile.TemporaryDirectory() as root, bar:
         task = bar.add_task("", total=None)
         for pair, kind, cores, at in passes:
             bar.update(task, description=f"{pair}, {kind}: starting")
-            with worker(cores.load) as loader, ExitStack() as stack:
+            with harness.worker(cores.load) as loader, ExitStack() as stack:
                 running, facts = start_all(pair, kind, contenders, Path(root), cores, loader, stack)
                 runs |= measure(pair, kind, running, loader, at, rounds, seconds, lambda text: bar.update(task, description=text))
                 peaks = {server.contender.name: round(server.peak_mib, 1) for server in running}
@@ -142,15 +135,16 @@ def main(
     figures: list[Figure] = [asdict(point) | _rounded(served) for point, served in medians.items()]
     known = {(str(fact["pair"]), str(fact["server"])): fact for fact in servers if fact["cores"] == passes[0][1]}
     marks: list[Figure] = [mark.to_figure() for mark in judge(medians, known)]
-    tables = [tabulate(marks, MARK_COLUMNS), tabulate(figures, POINT_COLUMNS), tabulate(servers, SERVER_COLUMNS)]
-    for rows in tables:
-        show(rows, console)
-    if result is not None:
-        setup: dict[str, object] = {
-            "loop": "closed", "rounds": rounds, "seconds_per_run": seconds, "passes": [f"{pair}: {cores}" for pair, _, cores, _ in passes],
-            "requests_per_message": {name: way.requests_per_message for name, way in WAYS.items()}, "servers": servers, "marks": marks,
-        }  # fmt: skip
-        write_result(result, "benchmarks.peers", machine, setup, figures, tables)
+    tables = [
+        harness.tabulate(marks, MARK_COLUMNS),
+        harness.tabulate(figures, POINT_COLUMNS),
+        harness.tabulate(servers, SERVER_COLUMNS),
+    ]
+    setup: dict[str, object] = {
+        "loop": "closed", "rounds": rounds, "seconds": seconds, "passes": [f"{pair}: {cores}" for pair, _, cores, _ in passes],
+        "requests_per_message": {name: way.requests_per_message for name, way in WAYS.items()}, "servers": servers, "marks": marks,
+    }  # fmt: skip
+    harness.report("benchmarks.peers", machine, setup, figures, tables, result)
 
 
 def _rounded(served: Served) -> dict[str, object]:

@@ -17,7 +17,7 @@ from benchmarks.harness import ROOT, pin
 
 ENVIRONMENTS = ROOT / "build" / "peers"
 TWINFER, BARE, LEAN, MOSEC, TRITON = "twinfer", "bare", "lean", "Mosec", "Triton"
-"""`bare` is plain grpc.aio on asyncio that calls the models request by request; `lean` is the same on uvloop with a lean batcher."""
+"""`bare` is plain grpc.aio on asyncio that calls the models request by request; `lean` is on uvloop, with a lean batcher."""
 
 
 @dataclass(frozen=True, slots=True)

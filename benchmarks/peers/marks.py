@@ -67,8 +67,7 @@ def judge(medians: Medians, servers: Mapping[tuple[str, str], Figure]) -> list[M
         suffix = ", unpinned" if cores == FREE else ""
         return Mark(f"{pair}, {way}, {level} in flight{suffix}: requests/s / {other}'s", value, wanted)
 
-    for level in (32, 64):
-        marks.append(rates("noop", level, LEAN, 0.85))
+    marks += [rates("noop", level, LEAN, 0.85) for level in (32, 64)]
     for level in (32, 64):
         marks += [rates("small", level, LEAN, 0.97), rates("small", level, TRITON, 0.93), rates("small", level, MOSEC, 0.83)]
     marks += [rates("small", level, MOSEC, 1.0, cores=FREE) for level in (32, 64)]

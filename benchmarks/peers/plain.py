@@ -94,7 +94,8 @@ async def _serve(pair: Pair, port: int, is_lean: bool) -> None:
     batcher = LeanBatcher(compute)
 
     async def infer_alone(inputs: Arrays) -> Fused:
-        return compute(stack([inputs]))[0]
+        fused: Fused = compute(stack([inputs]))[0]
+        return fused
 
     server = grpc.aio.server()
     ensemble_service_pb2_grpc.add_EnsembleServiceServicer_to_server(Plain(pair, batcher.infer if is_lean else infer_alone), server)

@@ -33,7 +33,7 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Compute the requests that Triton has put together, each of [n, ...], and return a response for each."""
-        import triton_python_backend_utils as backend
+        import triton_python_backend_utils as backend  # type: ignore[import-not-found]  # Triton brings it
 
         inputs = {
             name: [backend.get_input_tensor_by_name(each, name).as_numpy() for each in requests] for name in self._pair.inputs
@@ -74,7 +74,8 @@ def main(name: str, grpc_port: str, http_port: str, workspace: str) -> None:
     libraries = (str(site / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR")))
     command = [
         str(bundled / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}",
-        f"--backend-directory={folder / 'backends'}", f"--grpc-port={grpc_port}", f"--http-port={http_port}", "--allow-metrics=false", "--log-verbose=0",
+        f"--backend-directory={folder / 'backends'}", f"--grpc-port={grpc_port}", f"--http-port={http_port}",
+        "--allow-metrics=false", "--log-verbose=0",
     ]  # fmt: skip
     os.execve(command[0], command, {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)})
 
