@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 from tests.calls import PATIENCE_SECONDS
 from tests.servers import DIGITS
 
@@ -28,7 +26,6 @@ def test_it_shows_answers_and_says_that_the_members_ran_in_turn() -> None:
 
 def test_as_json_it_prints_one_object_alone() -> None:
     found = json.loads(run("--json"))
-    assert found["accuracy"] == pytest.approx(json.loads((DIGITS / "accuracies.json").read_text()), abs=1e-4)
+    assert found["accuracy"] | {"rows": found["rows"]} == json.loads((DIGITS / "accuracies.json").read_text())
     assert found["execution"] == "serial"
     assert found["overlap_ratio"] is None
-    assert found["rows"] > 500

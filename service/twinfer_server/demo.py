@@ -74,7 +74,7 @@ def demo(folder: Path, device: str | None, as_json: bool) -> None:
             answers = list(threads.map(lambda each: client.infer(each, member_predictions=True), inputs))
             seconds = time.perf_counter() - began
     said = [_labels(answer) for answer in answers]
-    # One row of each kind: which of the members and the fusion are right. Those where the fusion is come first.
+    # A row for each set of those who are right, members and fusion; where the fusion is right first.
     kinds = {tuple(label == row.label for label in labels.values()): (row, labels) for row, labels in zip(rows, said, strict=True)}
     for row, labels in sorted(kinds.values(), key=lambda pair: pair[1]["fused"] != pair[0].label)[:SHOWN_ROWS]:
         console.print(_draw(row.image), f"typed [bold]{row.text}[/], in truth {row.label}", sep="\n")
@@ -86,14 +86,15 @@ def demo(folder: Path, device: str | None, as_json: bool) -> None:
     right = {name: statistics.mean(each[name] == row.label for each, row in zip(said, rows, strict=True)) for name in said[0]}
     summary = {
         "accuracy": {name: round(value, 4) for name, value in right.items()}, "rows": len(rows), "execution": execution,
-        "requests_per_second": round(len(rows) / seconds, 1), "p50_ms": round(statistics.median(each.total_ms for each in timings), 2),
-        "overlap_ratio": round(statistics.median(ratios), 2) if ratios else None,
+        "requests_per_second": round(len(rows) / seconds, 1),
+        "p50_ms": round(statistics.median(each.total_ms for each in timings), 2), "overlap_ratio": round(statistics.median(ratios), 2) if ratios else None,
     }  # fmt: skip
     console.print("Right: " + ", ".join(f"{name} [bold]{value:.1%}[/]" for name, value in right.items()))
     console.print(f"{summary['requests_per_second']} requests/s; half of them took at most {summary['p50_ms']} ms in the server.")
-    serial = f'in turn (execution "{execution}"), which is the default on a CPU; on a GPU they run at once'
-    streams = f"at once, on streams of their own: overlap ratio {summary['overlap_ratio']}, where 1.0 is no gain"
-    console.print(f"The members ran {streams if ratios else serial}. The server has stopped cleanly.")
+    how = f'in turn (execution "{execution}"), which is the default on a CPU; on a GPU they run at once'
+    if ratios:
+        how = f"at once, on streams of their own: overlap ratio {summary['overlap_ratio']}, where 1.0 is no gain"
+    console.print(f"The members ran {how}. The server has stopped cleanly.")
     if as_json:
         print(json.dumps(summary))
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.servers import ROOT
 
@@ -17,13 +18,12 @@ def test_a_small_run_writes_every_part_with_what_it_was_measured_on(tmp_path: Pa
     assert found["machine"]["device"] == "cpu"
     assert {"command", "date", "versions"} <= found.keys()
     assert found["versions"]["torch"]
-    parts = {
-        part: [each for each in found["figures"] if each["part"] == part] for part in {each["part"] for each in found["figures"]}
-    }
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for figure in found["figures"]:
+        parts.setdefault(figure["part"], []).append(figure)
     assert parts.keys() == {"tests", "overlap", "streams", "memory", "steady"}
-    assert {(each["pair"], each["batch"]) for each in parts["overlap"]} == {
-        (pair, n) for pair in ("launch-bound", "tiny") for n in (1, 4)
-    }
+    points = {(each["pair"], each["batch"]) for each in parts["overlap"]}
+    assert points == {(pair, size) for pair in ("launch-bound", "tiny") for size in (1, 4)}
     assert all(each["streams_ms"] > 0 and each["launch_ms"] > 0 and each["overlap_ratio"] > 0 for each in parts["overlap"])
     assert {each["streams"]: each["why_not"] for each in parts["streams"]} == dict.fromkeys(
         ("plain", "first one with priority", "green contexts"), "the device is a CPU"
