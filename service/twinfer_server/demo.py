@@ -87,7 +87,8 @@ def demo(folder: Path, device: str | None, as_json: bool) -> None:
     summary = {
         "accuracy": {name: round(value, 4) for name, value in right.items()}, "rows": len(rows), "execution": execution,
         "requests_per_second": round(len(rows) / seconds, 1),
-        "p50_ms": round(statistics.median(each.total_ms for each in timings), 2), "overlap_ratio": round(statistics.median(ratios), 2) if ratios else None,
+        "p50_ms": round(statistics.median(each.total_ms for each in timings), 2),
+        "overlap_ratio": round(statistics.median(ratios), 2) if ratios else None,
     }  # fmt: skip
     console.print("Right: " + ", ".join(f"{name} [bold]{value:.1%}[/]" for name, value in right.items()))
     console.print(f"{summary['requests_per_second']} requests/s; half of them took at most {summary['p50_ms']} ms in the server.")
