@@ -6,9 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -16,8 +16,8 @@ import psutil
 from benchmarks.harness import ROOT, pin
 
 ENVIRONMENTS = ROOT / "build" / "peers"
-TWINFER, BARE, BATCHER = "twinfer", "bare", "batcher"
-"""The second is plain grpc.aio on asyncio that calls the models row by row; the third the same with a simple batcher of 2 ms."""
+TWINFER, BARE, LEAN, MOSEC, TRITON = "twinfer", "bare", "lean", "Mosec", "Triton"
+"""`bare` is plain grpc.aio on asyncio that calls the models request by request; `lean` is on uvloop, with a lean batcher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +27,11 @@ class Contender:
     name: str
     ways: tuple[str, ...]
     arguments: tuple[str, ...]
-    environment: str = ""
-    """The folder of its own Python environment; empty: it is in the one that everything else is in."""
+    python: Path = Path(sys.executable)
+    """The interpreter that runs it, in an environment of its own or in the one that everything else is in."""
     package: str = ""
     """What that environment is there for."""
-
-    @property
-    def python(self) -> Path:
-        """The interpreter that runs it."""
-        return ENVIRONMENTS / self.environment / "bin" / "python" if self.environment else Path(sys.executable)
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -51,18 +47,28 @@ class Contender:
         return "" if self.python.exists() else f"{self.python.relative_to(ROOT)} is not there; `make peers` makes it"
 
 
-QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=")
-COUNTING = ("--set", "metrics_listen=127.0.0.1:{second_port}")
+QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=", "--set", "metrics_listen=127.0.0.1:{second_port}")
 SERVE = ("-c", "from twinfer.cli import main; main()", "serve", "{folder}", "--listen", "127.0.0.1:{port}", "--trust-code")
-MOSEC = ("-m", "benchmarks.peers.mosec_server", "{pair}", "--address", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
-TRITON = ("-m", "benchmarks.peers.triton_server", "{pair}", "{port}", "{second_port}", "{folder}/triton")
+PLAIN = ("-m", "benchmarks.peers.plain", "{pair}", "{port}")
+EXPERIMENTS = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
+MOSEC_SERVER = (
+    "-m",
+    "benchmarks.peers.mosec_server",
+    "{pair}",
+    "--address",
+    "127.0.0.1",
+    "--port",
+    "{port}",
+    "--log-level",
+    "warning",
+)
+TRITON_SERVER = ("-m", "benchmarks.peers.triton_server", "{pair}", "{port}", "{second_port}", "{folder}/triton")
 CONTENDERS = (
-    Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY, *COUNTING)),
-    Contender(BARE, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}")),
-    Contender(BATCHER, ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}", "--batching")),
-    Contender("batcher on uvloop", ("Infer",), ("-m", "benchmarks.peers.plain", "{pair}", "{port}", "--batching", "--uvloop")),
-    Contender("Mosec", ("HTTP",), MOSEC, "mosec", "mosec"),
-    Contender("PyTriton", ("ModelInfer",), TRITON, "triton", "nvidia-pytriton"),
+    Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY)),
+    Contender(BARE, ("Infer",), (*PLAIN, "--bare"), variables=EXPERIMENTS),
+    Contender(LEAN, ("Infer",), (*PLAIN, "--lean"), variables=EXPERIMENTS),
+    Contender(MOSEC, ("HTTP",), MOSEC_SERVER, ENVIRONMENTS / "mosec/bin/python", "mosec"),
+    Contender(TRITON, ("ModelInfer",), TRITON_SERVER, ENVIRONMENTS / "triton/bin/python", "nvidia-pytriton"),
 )
 
 
@@ -90,8 +96,8 @@ def started(contender: Contender, pair: str, folder: Path, cores: frozenset[int]
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "clients" / "python", ROOT / "service")))
     began = time.perf_counter()
     with log.open("wb") as output, subprocess.Popen(
-        [contender.python, *arguments], stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths},
-        preexec_fn=lambda: pin(cores),
+        [contender.python, *arguments], stdout=output, stderr=output, cwd=ROOT,
+        env={**os.environ, **contender.variables, "PYTHONPATH": paths}, preexec_fn=lambda: pin(cores),
     ) as process:  # fmt: skip
         try:
             yield Running(contender, f"127.0.0.1:{port}", process, began)
