@@ -9,15 +9,13 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from twinfer_server.serve import Observer, serve
+from twinfer_server.serve import serve
 from twinfer_server.settings import ServerSettings
-
-OnListening = Callable[[str, str], None]
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "ensembles" / "digits"
 DEFAULTS: dict[str, Any] = {"listen": "127.0.0.1:0", "cache_dir": "", "reply_slack_seconds": 0.25}
-"""The margin is wide because a busy machine may take as long to bring a degraded answer to its caller."""
+"""The slack is wide because a busy machine may take as long to bring a degraded answer to its caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +30,29 @@ class RunningServer:
 
 
 @contextmanager
-def running(folder: Path, on_listening: OnListening | None = None, **settings: Any) -> Iterator[RunningServer]:
+def running(folder: Path, on_listening: Callable[[str], None] | None = None, **settings: Any) -> Iterator[RunningServer]:
     """Serve `folder` in this process, so that a test can hold its models' gates; drain and end it afterwards.
 
-    It is ready when the body begins; who needs the addresses before that is told them by `on_listening`.
+    It is ready when the body begins; `on_listening` is told its address before that.
     """
     ready, ended, stop = threading.Event(), threading.Event(), threading.Event()
-    addresses: list[str] = []
-    metrics: list[str] = []
+    addresses = {"listening": "", "operators": "", "metrics": ""}
     failures: list[BaseException] = []
 
-    def listen(address: str, admin_address: str) -> None:
-        addresses.extend((address, admin_address))
-        if on_listening:
-            on_listening(address, admin_address)
+    def say(line: str) -> None:
+        name, _, address = line.partition(" on ")
+        if name in addresses:
+            addresses[name] = address
+        if name == "listening" and on_listening:
+            on_listening(address)
+        if line == "ready":
+            ready.set()
 
     async def life() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         threading.Thread(target=lambda: (stop.wait(), loop.call_soon_threadsafe(stopping.set)), daemon=True).start()
-        observer = Observer(listen, metrics.append, lambda done, total: None, ready.set)
-        await serve(folder, ServerSettings(**(DEFAULTS | settings)), observer, stopping)
+        await serve(folder, ServerSettings(**(DEFAULTS | settings)), stopping, say, lambda done, total: None)
 
     def run() -> None:
         try:
@@ -69,7 +69,7 @@ def running(folder: Path, on_listening: OnListening | None = None, **settings: A
     if failures:
         raise failures[0]
     try:
-        yield RunningServer(addresses[0], addresses[1], "".join(metrics), stop, ended)
+        yield RunningServer(*addresses.values(), stop, ended)
     finally:
         stop.set()
         thread.join()

@@ -58,7 +58,7 @@ def in_the_background(folder: Path, **settings: Any) -> Iterator[tuple[str, thre
     address, ready, done = [""], threading.Event(), threading.Event()
     listening = threading.Event()
 
-    def on_listening(found: str, admin: str) -> None:
+    def on_listening(found: str) -> None:
         address[0] = found
         listening.set()
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..device import open_device
 from ..executor import load_ensemble
+from ..fit.rows import InvalidRows
 from ..inputs import InputLimits
 from ..settings import read_settings
 from ..spec import read_spec
@@ -36,7 +37,7 @@ def compare_command(
     """Try every precision with every acceleration: time, memory and agreement with fp32, or why it is refused."""
     for package in ["polars"] * (data is not None) + ["matplotlib"] * (png is not None):
         importlib.import_module(package)
-    with plain_errors():
+    with plain_errors(InvalidRows):
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
         spec = plain_spec(read_spec(folder))
         opened = open_device(settings.device, lanes=len(spec.members))

@@ -11,7 +11,6 @@ from ..executor import Ensemble
 from ..settings import ServerSettings
 from ..types import InferRequest, Policy, Request, Response
 from .batcher import Batcher
-from .description import Description
 from .operations import Operations
 from .reception import Reception
 from .record import Recorder, Span
@@ -31,7 +30,7 @@ class Engine(Reception):
         self._ensemble = ensemble
         self._batcher = Batcher(ensemble, settings, self._answer_soon, self._note_switches_soon)
         self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
-        self.operations = Operations(ensemble, settings, self._batcher)
+        self.operations = Operations(ensemble, self._batcher)
         self._recorder: Recorder | None = None
         self._timeline: Timeline | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -40,11 +39,6 @@ class Engine(Reception):
     def ensemble(self) -> Ensemble:
         """What it computes with."""
         return self._ensemble
-
-    @property
-    def description(self) -> Description:
-        """What is served."""
-        return self.operations.description
 
     def start(self) -> None:
         """Start the threads."""

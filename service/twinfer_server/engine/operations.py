@@ -1,4 +1,4 @@
-"""Operations: what operators change while rows fly, and the description that changes with it. Event loop only."""
+"""Operations: what operators change while rows fly. Event loop only."""
 
 import asyncio
 import logging
@@ -7,28 +7,23 @@ from functools import partial
 
 from ..errors import UnknownMember, quote
 from ..executor import Ensemble, FusionChange, FusionVersions
-from ..settings import ServerSettings
 from .batcher import Batcher
-from .description import Description, describe
+from .breaker import SwitchState
 from .record import Recorder
 
 logger = logging.getLogger(__name__)
 
 
 class Operations:
-    """Changes the fusion and the members' switches, and keeps the ensemble's description true to them."""
+    """Changes the fusion and the members' switches."""
 
-    def __init__(self, ensemble: Ensemble, settings: ServerSettings, batcher: Batcher) -> None:
+    def __init__(self, ensemble: Ensemble, batcher: Batcher) -> None:
         """Begin with what was loaded; `batcher` has its switches."""
         self._ensemble = ensemble
-        self._settings = settings
         self._batcher = batcher
         self._versions = FusionVersions(ensemble, batcher.holding)
         self._changing = asyncio.Lock()
         self.recorder: Recorder | None = None
-        self.description = self._describe()
-        self.on_change: Callable[[], None] = lambda: None
-        """Told that the description is another one."""
 
     async def update_fusion(self, change: FusionChange) -> None:
         """Put another fusion to use, for every flight from now on; raises InvalidOption and FusionConflict."""
@@ -45,14 +40,17 @@ class Operations:
             raise UnknownMember(f"member: found {quote(name)}; allowed: {', '.join(map(repr, names))}")
         # Not behind other changes: one of them may be waiting for just the member that is to be switched off.
         await asyncio.to_thread(self._batcher.set_member, names.index(name), is_on)
-        self._renew()
 
     def note_switches(self) -> None:
-        """Describe anew how the members are switched, and tell whoever keeps the books."""
-        self._renew()
+        """Tell the recorder how the members are switched."""
         if self.recorder is not None:
             for member, breaker in zip(self._ensemble.members, self._batcher.switchboard.breakers, strict=True):
                 self.recorder.on_switch(member.name, breaker.state.switch, breaker.trips)
+
+    @property
+    def breaker_states(self) -> list[SwitchState]:
+        """The state of each member's breaker, in the ensemble's order."""
+        return [breaker.state for breaker in self._batcher.switchboard.breakers]
 
     @property
     def switches(self) -> dict[str, bool]:
@@ -60,14 +58,6 @@ class Operations:
         return self._batcher.switchboard.is_on
 
     async def _change(self, change: Callable[[], None]) -> None:
-        """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away, and describe what is."""
+        """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away."""
         async with self._changing:
             await asyncio.to_thread(change)
-            self._renew()
-
-    def _renew(self) -> None:
-        self.description = self._describe()
-        self.on_change()
-
-    def _describe(self) -> Description:
-        return describe(self._ensemble, self._settings, [breaker.state for breaker in self._batcher.switchboard.breakers])

@@ -19,7 +19,7 @@ from ..trust import Trust
 from .cascade import CascadeWish
 from .fit import unfitted_spec
 from .report import Report, format_score
-from .rows import LabelledRows, read_rows
+from .rows import InvalidRows, LabelledRows, read_rows
 from .split import check_count, split_rows
 from .study import Study, Wishes
 
@@ -53,7 +53,7 @@ def fit_command(
     """Learn temperatures, weights or a stacking head from labelled rows, and report on rows held out from that."""
     for package in EXTRA:
         importlib.import_module(package)
-    with plain_errors():
+    with plain_errors(InvalidRows):
         if saving is not None and tolerate is not None:
             raise InvalidSettings("--saving and --tolerate: found both; allowed: one of them")
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)

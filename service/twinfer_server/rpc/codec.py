@@ -1,8 +1,7 @@
-"""The codec: protobuf messages to plain rows, and answers back to messages."""
+"""The codec: protobuf messages to plain requests, and errors and spans of time back to messages."""
 
 import math
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 from typing import TypedDict, TypeVar
 
 import numpy as np
@@ -59,26 +58,20 @@ _NO_OPTIONS = _Options()
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def read_request(
-    message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, traceparent: str = "",
-    large: Mapping[str, memoryview] = MappingProxyType({}),
-) -> InferRequest:  # fmt: skip
-    """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept.
-
-    `large` has the data of tensors that are not in the message, by the name of the input.
-    """
+def read_request(message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None) -> InferRequest:
+    """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
     request_id = message.request_id
     if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
         raise InvalidOption(f"request_id: found {len(request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
     # Most requests have none, or an empty message of them.
     options = _read_options(message.options) if message.options.ByteSize() else _NO_OPTIONS
     return InferRequest(
-        inputs={name: _read_input(name, value, large.get(name)) for name, value in message.inputs.items()},
+        inputs={name: _read_input(name, value) for name, value in message.inputs.items()},
         arrived_at=arrived_at,
         deadline=deadline,
         ensemble=message.ensemble,
         version=message.version,
-        caller=Caller(request_id, traceparent),
+        caller=Caller(request_id),
         **options,
     )
 
@@ -96,7 +89,7 @@ def _read_options(options: ensemble_service_pb2.InferOptions) -> _Options:
 
 
 def read_enum(field: str, number: int, kind: type[E], allowed: Collection[int]) -> E | None:
-    """Give the enum's value, None where it is unset; raises InvalidOption for a number that the contract does not have."""
+    """Return the enum's value, None where it is unset; raises InvalidOption for a number that the contract does not have."""
     if number not in allowed:
         raise InvalidOption(f"{field}: found {number}; allowed: {', '.join(map(str, sorted(allowed)))}")
     return kind(number) if number else None
@@ -109,7 +102,7 @@ def _read_timeout(timeout: Duration) -> float:
     return seconds
 
 
-def _read_input(name: str, message: ensemble_service_pb2.Input, data: memoryview | None) -> RawInput:
+def _read_input(name: str, message: ensemble_service_pb2.Input) -> RawInput:
     match message.WhichOneof("value"):
         case "image":
             return message.image
@@ -120,12 +113,13 @@ def _read_input(name: str, message: ensemble_service_pb2.Input, data: memoryview
                 raise InvalidInput(f"inputs[{quote(name)}].texts: found no text; allowed: at least one")
             return tuple(message.texts.values)
         case "tensor":
-            return _read_tensor(name, message.tensor, message.tensor.data if data is None else data)
+            return _read_tensor(name, message.tensor)
     raise InvalidInput(f"inputs[{quote(name)}]: no value is set; allowed: image, text, texts or tensor")
 
 
-def _read_tensor(name: str, message: tensor_pb2.Tensor, data: bytes | memoryview) -> Array:
-    """Look at a tensor's bytes as an array, read-only and without a copy; raises InvalidInput."""
+def _read_tensor(name: str, message: tensor_pb2.Tensor) -> Array:
+    """Return a tensor's bytes as an array, read-only; raises InvalidInput."""
+    data = message.data
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         names = ", ".join(tensor_pb2.DataType.Name(number) for number in _DTYPES)
@@ -164,7 +158,7 @@ def _tensor_field(name: str) -> str:
     return f"inputs[{quote(name)}].tensor"
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- responses ----------------------------------------------------------------------------------------------------------
 
 
 def write_error(error: TwinferError) -> error_pb2.Error:

@@ -22,10 +22,11 @@ def describe(
     if as_json:
         print_json(plain(ensemble))
     else:
-        _print(ensemble)
+        print_ensemble(ensemble)
 
 
-def _print(ensemble: ensemble_pb2.Ensemble) -> None:
+def print_ensemble(ensemble: ensemble_pb2.Ensemble) -> None:
+    """Print an ensemble for people."""
     described = plain(ensemble)
     typer.secho(f"{ensemble.name} version {ensemble.version}", bold=True)
     labels = ", ".join(ensemble.labels[:12]) + ", ..." * (len(ensemble.labels) > 12)

@@ -21,7 +21,6 @@ MODULES = frozenset(
     {
         "grpc_health",
         "grpc_reflection",
-        "hpack",
         "numpy",
         "PIL",
         "prometheus_client",
@@ -58,5 +57,5 @@ def forward(context: typer.Context) -> None:
     name = context.info_name or ""
     modules, install, what = EXTRAS.get(name, (MODULES, INSTALL, "the server"))
     with needing(modules, f"twinfer {name}", install, what):
-        status = importlib.import_module("twinfer_server.commands").main([name, *context.args])
+        status = importlib.import_module("twinfer_server.cli").main([name, *context.args])
     raise typer.Exit(status or 0)

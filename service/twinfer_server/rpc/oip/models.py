@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from ...engine import Description, InputDescription, MemberDescription
 from ...errors import UnknownEnsemble, quote
+from .adapter import Description, InputDescription, MemberDescription
 from .datatypes import BYTES, DATATYPE_OF_NAME
 
 Dims = tuple[int, ...]

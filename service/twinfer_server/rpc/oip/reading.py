@@ -73,7 +73,7 @@ def read_call(message: pb.ModelInferRequest, model: Model, regions: Regions, arr
         timeout_seconds=timeout / 1e6 if timeout else None,
         priority=_read_priority(options),
         wants_member_predictions=any(want.output.role is Role.OWN for want in wanted),
-        caller=Caller(message.id, arrival.traceparent),
+        caller=Caller(message.id),
     )
     return Call(model, message.id, make_row, wanted)
 

@@ -16,7 +16,7 @@ LEVELS = ("debug", "info", "warning", "error")
 
 def facts_methods(settings: ServerSettings) -> Methods:
     """Give the methods by name."""
-    extensions = [*EXTENSIONS, *(["system_shared_memory"] if settings.shared_memory else [])]
+    extensions = EXTENSIONS
 
     def trace(message: pb.TraceSettingRequest) -> Message:
         _refuse_changes(message.settings, "twinfer timeline, which traces everything for a while")

@@ -15,8 +15,10 @@ from ...settings import ServerSettings
 from ...types import InferRequest, Response
 from ..boundary import SMALL_MESSAGE_BYTES, Arrival, Context, describe_error, find_arrival, parse, summarize, unary
 from ..codec import MAX_REQUEST_ID_BYTES
+from ..describe import describe
 from ..streams import Streams
 from . import grpc_service_pb2 as pb
+from .adapter import adapt
 from .describing import write_config, write_metadata
 from .memory import REFUSED, Methods, memory_methods
 from .models import Catalog, Model
@@ -42,7 +44,7 @@ class InferenceService:
         self._catalog: Catalog | None = None
         self._pool = pool
         self._settings = settings
-        self._regions = Regions(settings.shared_memory)
+        self._regions = Regions(False)
         self._statistics = Statistics()
         self._streams = Streams(self._respond, settings.max_stream_requests, is_in_order=True)
         self._is_draining = False
@@ -79,7 +81,7 @@ class InferenceService:
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
-        self._catalog = Catalog(engine.description)
+        self._catalog = Catalog(adapt(describe(engine.ensemble, self._settings)))
         self._engine = engine
 
     def report(self, is_serving: bool, switches: Mapping[str, bool]) -> None:
@@ -101,7 +103,7 @@ class InferenceService:
     def _is_ready(self, model: Model) -> bool:
         if not self._is_serving or self._is_draining or self._engine is None:
             return False
-        return model.member < 0 or self._switches.get(self._engine.description.members[model.member].name, False)
+        return model.member < 0 or self._switches.get(self._engine.ensemble.members[model.member].name, False)
 
     def _server_ready(self, message: pb.ServerReadyRequest) -> Message:
         return pb.ServerReadyResponse(ready=self._is_serving and not self._is_draining)
@@ -160,7 +162,7 @@ class InferenceService:
         requests = await self._on_pool(size_bytes, lambda: read_rows(call, sources))
         answers = await _infer(engine, requests, size_bytes, model.member)
         began = time.monotonic()
-        response = write_response(call, answers, engine.description.labels)
+        response = write_response(call, answers, engine.ensemble.labels)
         for request, answer in zip(requests, answers, strict=True):
             engine.note_reply(request, answer, began)
         now = time.monotonic()

@@ -1,22 +1,57 @@
-"""The commands around a server: `serve`, `validate` and `demo`."""
+"""The commands that need the service, and the way into them from the light client's command line.
 
+What a command needs is imported when it is called, so that `serve` starts without what fitting and drafting need.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import InvalidEnsemble
-from .runtime import allow_connections, configure_logging, end_process, run_loop
-from .serve import Observer, prepare_ensemble, serve, stop_on_signals
+from .runtime import allow_connections, begin_with_grpc_defaults, configure_logging, end_process, garbage_put_off, run_loop
 from .settings import ServerSettings, read_settings
 from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
+
+if TYPE_CHECKING:
+    from twinfer.v1.ensemble_pb2 import Ensemble
+
+COMMANDS: Mapping[str, str] = {
+    "serve": ".cli",
+    "validate": ".cli",
+    "demo": ".cli",
+    "fit": ".fit.command",
+    "compare": ".comparison.command",
+    "init": ".draft.command",
+}
+"""The modules; each has a function named after the command."""
 
 Folder = Annotated[Path | None, typer.Argument(help="The ensemble folder. Default: the digits that come with twinfer.")]
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Run one of the commands with `arguments`, the command's name first."""
+    name, *rest = arguments
+    if name == "serve":
+        begin_with_grpc_defaults()
+    load_command(name)(args=rest, prog_name=f"twinfer {name}")
+
+
+def load_command(name: str) -> typer.Typer:
+    """Import one of the commands, and all that it needs."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    with garbage_put_off():
+        module = import_module(COMMANDS[name], __package__)
+    app.command()(getattr(module, f"{name}_command"))
+    return app
+
+
 def digits_folder() -> Path:
-    """Find the ensemble that comes with twinfer: inside the installed package, or beside it in a checkout."""
+    """Return the ensemble that comes with twinfer: inside the installed package, or beside it in a checkout."""
     installed = Path(__file__).parent / "ensembles" / "digits"
     return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "ensembles" / "digits"
 
@@ -46,9 +81,14 @@ def serve_command(
         settings = read_settings(**flags)
         configure_logging(settings.log_level, settings.log_json)
         allow_connections()
+        with garbage_put_off():
+            from .serve import OnProgress, serve, stop_on_signals
+
+        async def live(on_progress: OnProgress) -> None:
+            await serve(folder or digits_folder(), settings, stop_on_signals(), _say, on_progress)
+
         with warmup_bar() as on_progress:
-            observer = Observer(_say_listening, _say_metrics, on_progress, _say_ready)
-            run_loop(_serve_until_signal(folder or digits_folder(), settings, observer))
+            run_loop(live(on_progress))
     end_process(0)
 
 
@@ -59,19 +99,24 @@ def validate_command(
     trust_list: TrustList = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Load, probe and warm an ensemble folder without serving it, and say what is wrong with it or how it will run."""
-    from .validate import report, report_invalid
+    """Load, check and warm an ensemble folder without serving it; describe it as a server would, or say what is wrong with it."""
+    from twinfer.cli.describe import print_ensemble
+    from twinfer.cli.report import plain, print_json
 
     with plain_errors():
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
         try:
-            with warmup_bar() as on_progress:
-                ensemble = prepare_ensemble(folder, settings, on_progress)
+            ensemble = _prepare(folder, settings)
         except InvalidEnsemble as error:
             if as_json:
-                report_invalid(error)
+                print_json({"is_valid": False, "error": str(error)})
             raise
-        report(ensemble, settings, as_json)
+        if as_json:
+            print_json({"is_valid": True, **plain(ensemble)})
+        else:
+            print_ensemble(ensemble)
+            typer.secho("valid", fg=typer.colors.GREEN)
+    sys.stdout.flush()
 
 
 def demo_command(
@@ -86,6 +131,14 @@ def demo_command(
         demo(folder or digits_folder(), device, as_json)
 
 
+def _prepare(folder: Path, settings: ServerSettings) -> "Ensemble":
+    with garbage_put_off():
+        from .rpc import describe
+        from .serve import prepare_ensemble
+    with warmup_bar() as on_progress:
+        return describe(prepare_ensemble(folder, settings, on_progress), settings)
+
+
 def _split_setting(text: str) -> tuple[str, str]:
     name, found, value = text.partition("=")
     if not found or name not in ServerSettings.model_fields:
@@ -94,24 +147,6 @@ def _split_setting(text: str) -> tuple[str, str]:
 
 
 def _say(line: str) -> None:
-    """Print what scripts wait for, and read addresses from; whoever has read enough may have gone."""
+    """Print what scripts wait for, and read addresses from; a reader that has read enough may have gone."""
     with suppress(BrokenPipeError):
         print(line, flush=True)  # noqa: T201
-
-
-def _say_listening(address: str, admin_address: str) -> None:
-    _say(f"listening on {address}")
-    if admin_address:
-        _say(f"operators on {admin_address}")
-
-
-def _say_metrics(address: str) -> None:
-    _say(f"metrics on {address}")
-
-
-def _say_ready() -> None:
-    _say("ready")
-
-
-async def _serve_until_signal(folder: Path, settings: ServerSettings, observer: Observer) -> None:
-    await serve(folder, settings, observer, stop_on_signals())
