@@ -97,8 +97,8 @@ def test_what_concerns_the_whole_fails_the_call(folder: Path) -> None:
         with Client(server.address) as client:
             assert client.describe().limits.max_batch_requests == 3
     for failure, reason, text in (
-        (none, "INVALID_OPTION", "requests: found 0 rows; allowed: 1 to 3"),
-        (too_many, "INVALID_OPTION", "requests: found 4 rows; allowed: 1 to 3"),
+        (none, "INVALID_OPTION", "requests: found 0; allowed: 1 to 3"),
+        (too_many, "INVALID_OPTION", "requests: found 4; allowed: 1 to 3"),
         (other, "UNKNOWN_ENSEMBLE", "'other' version 0 is not served"),
         (newer, "UNKNOWN_ENSEMBLE", "'' version 8 is not served"),
         (malformed, "MALFORMED_MESSAGE", "twinfer.v1.BatchInferRequest"),
@@ -113,7 +113,7 @@ def test_a_batch_is_never_allowed_more_rows_than_there_are_places(folder: Path) 
         assert len(results_of(batch_infer(channel, *[row()] * 5))) == 5
         failure = batch_infer(channel, *[row()] * 6)
     assert isinstance(failure, Failure)
-    assert "found 6 rows; allowed: 1 to 5" in failure.details
+    assert "requests: found 6; allowed: 1 to 5" in failure.details
 
 
 def test_a_batch_over_what_may_be_in_hand_is_refused_whole_and_single_rows_still_find_a_place(folder: Path, gate: Gate) -> None:
@@ -128,13 +128,13 @@ def test_a_batch_over_what_may_be_in_hand_is_refused_whole_and_single_rows_still
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert "13 rows are in hand and this request has 2; allowed: 14" in refused.details
         assert int(refused.pushback) > 0
-        assert count(scrape(server), "twinfer_rows_in_hand") == 13
+        assert count(scrape(server), "twinfer_requests_in_flight") == 13
         assert isinstance(infer(channel, TEXT), pb.InferResponse)
         gate.open()
         assert [said(result) for result in pb.BatchInferResponse.FromString(held.result()).results] == ["c"] * 13
         assert len(results_of(batch_infer(channel, *[row()] * 16))) == 16
-        assert count(scrape(server), "twinfer_rows_in_hand") == 0
-        assert count(scrape(server), "twinfer_bytes_in_hand") == 0
+        assert count(scrape(server), "twinfer_requests_in_flight") == 0
+        assert count(scrape(server), "twinfer_request_bytes_in_flight") == 0
 
 
 def test_rows_are_counted_one_by_one(folder: Path) -> None:
@@ -144,10 +144,10 @@ def test_rows_are_counted_one_by_one(folder: Path) -> None:
     ):
         results_of(batch_infer(channel, *[row()] * 6, pb.InferRequest(), row(request_id="x" * 300)))
         samples = scrape(server)
-    assert count(samples, "twinfer_rows_total", code="OK", reason="") == 6
-    assert count(samples, "twinfer_rows_total", code="INVALID_ARGUMENT", reason="MISSING_INPUT") == 1
-    assert count(samples, "twinfer_rows_total", code="INVALID_ARGUMENT", reason="INVALID_OPTION") == 1
-    assert count(samples, "twinfer_stage_seconds_count", stage="total") == 6
+    assert count(samples, "twinfer_requests_total") == 8
+    assert count(samples, "twinfer_request_failures_total", code="INVALID_ARGUMENT", reason="MISSING_INPUT") == 1
+    assert count(samples, "twinfer_request_failures_total", code="INVALID_ARGUMENT", reason="INVALID_OPTION") == 1
+    assert count(samples, "twinfer_request_duration_seconds_count") == 6
 
 
 def test_the_deadline_of_the_call_is_every_rows_and_the_others_are_answered_by_then(folder: Path, gate: Gate) -> None:

@@ -1,6 +1,6 @@
 """Metrics for Prometheus, on a listener of their own; docs/metrics.md lists them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -19,8 +19,8 @@ BREAKER_STATES = {Switch.ON: "CLOSED", Switch.TRIPPED: "OPEN", Switch.OFF: "DISA
 class Metrics:
     """Counts what an engine does. Requests are noted on the event loop, batches on the threads that complete them."""
 
-    def __init__(self) -> None:
-        """Begin at 0, in a registry of its own."""
+    def __init__(self, members: Sequence[str]) -> None:
+        """Begin at 0, in a registry of its own; `members` are the names, in the order in which responses list them."""
         self._registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -38,9 +38,8 @@ class Metrics:
         self._duration = histogram("request_duration_seconds", "From a request's arrival to its response.")
         stages = histogram("stage_duration_seconds", "Where the time of answered requests went.", "stage")
         self._decode, self._queue, self._device = (stages.labels(stage) for stage in ("decode", "queue", "device"))
-        self._states = counter("member_states", "Responses, by what became of the member.", "member", "state")
-        self._states_of: tuple[dict[State, Counter], ...] = ()
-        """A counter for each state of each member, in the order in which responses list them."""
+        states = counter("member_states", "Responses, by what became of the member.", "member", "state")
+        self._states = [{state: states.labels(name, state.name) for state in State} for name in members]
         self._batches = counter("batches", "Batches completed.", "execution")
         self._batch_size = histogram("batch_size", "Requests per batch.", buckets=REQUESTS)
         ratio = "Sum of the members' solo latencies over the time from fork to join, per batch of several members; 1 is no gain."
@@ -78,8 +77,6 @@ class Metrics:
         self._waiting.set_function(lambda: engine.rows_waiting)
         self._in_flight.set_function(lambda: engine.rows_in_hand)
         self._bytes.set_function(lambda: engine.bytes_in_hand)
-        names = [member.name for member in engine.ensemble.members]
-        self._states_of = tuple({state: self._states.labels(name, state.name) for state in State} for name in names)
         engine.listen(self)
 
     def on_answer(self, response: Response, seconds: float) -> None:
@@ -90,7 +87,7 @@ class Metrics:
         self._decode.observe(timings.decode_seconds)
         self._queue.observe(timings.queue_seconds)
         self._device.observe(timings.device_seconds)
-        for counters, member in zip(self._states_of, response.members, strict=True):
+        for counters, member in zip(self._states, response.members, strict=True):
             counters[member.state].inc()
         if response.is_degraded:
             self._degraded.inc()

@@ -86,7 +86,7 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             if settings.metrics_listen:
                 from .metrics import Metrics  # brings an HTTP server
 
-                metrics = Metrics()
+                metrics = Metrics(list(read_spec(folder).members))
                 say(f"metrics on {stack.enter_context(metrics.listening(settings.metrics_listen))}")
             ensemble = await _load(folder, settings, on_progress, stopping)
             if ensemble is None:

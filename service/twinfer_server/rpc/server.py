@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -34,6 +35,9 @@ OPTIONS = (
     # Calls at once on one connection; its client queues the rest. More than `max_concurrent_calls` by default, so that calls
     # that are too many are told so, and health still has room.
     ("grpc.max_concurrent_streams", 1024),
+    # Windows as small as they begin: they would grow with the bandwidth, and so would what lies in memory of calls that are refused.
+    # A message that is being read gets the window that it needs all the same.
+    ("grpc.http2.bdp_probe", 0),
     # A client that vanishes without a word holds its calls no longer than this.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -42,6 +46,7 @@ OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
 )
+SHARED_FILES = (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
 
 GOODBYE_SECONDS = 0.02
 """How long replies are held after the server has told its clients to go elsewhere: what they send then goes there."""
@@ -63,7 +68,7 @@ class AdminServer:
         self._health = Health((ADMIN_SERVICE,))
         self._server: grpc.aio.Server | None = None
         if self._address:
-            files = (ensemble_admin_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
+            files = (ensemble_admin_service_pb2.DESCRIPTOR, *SHARED_FILES)
             calls = CallInterceptor(settings.max_concurrent_calls)
             self._server = _make_server(settings, calls, (self._service.handlers(),), self._health, files)
 
@@ -97,7 +102,7 @@ class RpcServer:
         self._address = settings.listen
         self._calls = CallInterceptor(settings.max_concurrent_calls, self._ensemble_service.note_failure)
         handlers = self._ensemble_service.handlers(), self._inference_service.handlers()
-        files = (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
+        files = (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, *SHARED_FILES)
         self._server = _make_server(settings, self._calls, handlers, self._health, files)
         self._stopping: asyncio.Task[None] | None = None
 
@@ -116,7 +121,7 @@ class RpcServer:
         self._inference_service.report(is_serving, members)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Report NOT_SERVING for good, send clients elsewhere, and end watches now and RPC streams when their requests are answered.
+        """Report NOT_SERVING for good, send clients elsewhere, end watches now, and RPC streams when their requests are answered.
 
         Calls that came before clients were told are served; after the grace they are cancelled.
         """
@@ -144,14 +149,30 @@ def _make_server(
     health: Health,
     files: Sequence[FileDescriptor],
 ) -> grpc.aio.Server:
-    """Make a server of some services, health and reflection, which describes the services in `files`."""
+    """Make a server of some services, health and reflection, which describes the services in `files` and nothing else."""
     options = (*OPTIONS, ("grpc.max_receive_message_length", settings.max_message_bytes))
     server = grpc.aio.server(interceptors=(calls,), options=options)
     server.add_generic_rpc_handlers(tuple(handlers))
     health.add_to(server)
-    names = [service.full_name for file in (*files, reflection_pb2.DESCRIPTOR) for service in file.services_by_name.values()]
-    reflection.enable_server_reflection(names, server)
+    names = [service.full_name for file in files for service in file.services_by_name.values()]
+    reflection.enable_server_reflection(names, server, _make_pool(files))
     return server
+
+
+def _make_pool(files: Sequence[FileDescriptor]) -> DescriptorPool:
+    """Make a pool of files and what they import: not all of them are in the one that the process has."""
+    pool, added = DescriptorPool(), set()
+
+    def add(file: FileDescriptor) -> None:
+        if file.name not in added:
+            added.add(file.name)
+            for imported in file.dependencies:
+                add(imported)
+            pool.AddSerializedFile(file.serialized_pb)
+
+    for file in files:
+        add(file)
+    return pool
 
 
 async def _start(server: grpc.aio.Server, address: str) -> str:
