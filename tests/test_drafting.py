@@ -14,7 +14,7 @@ from tests.pictures import encode
 from tests.pretrained import make_image, save, save_bert, save_clip, save_siglip, save_vit
 from tests.servers import running
 from twinfer import Client
-from twinfer_server.commands import load_command
+from twinfer_server.cli import load_command
 from twinfer_server.draft import CannotDraft, draft_member, draft_towers, write_folder
 from twinfer_server.spec import read_spec
 

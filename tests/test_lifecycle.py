@@ -36,7 +36,8 @@ def first_label(answer: pb.InferResponse) -> str:
 
 def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(folder: Path, gate: Gate) -> None:
     # The drain may take longer than this test waits: what ends it is that everything is answered.
-    patient = ("--set", f"drain_seconds={100 * PATIENCE_SECONDS}")
+    # Nor does the breaker of the member that stands at the gate open meanwhile.
+    patient = ("--set", f"drain_seconds={100 * PATIENCE_SECONDS}", "--set", f"breaker_stall_seconds={100 * PATIENCE_SECONDS}")
     with started(folder, *patient) as server, connect(server.address) as channel:
         idle = watch(channel)
         assert next(idle).status == SERVING
@@ -53,10 +54,12 @@ def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(fol
 
         server.process.send_signal(signal.SIGTERM)
         assert [status.status for status in idle] == [NOT_SERVING]
-        for method, message in ((INFER, row().SerializeToString()), (GET_ENSEMBLE, b"")):
-            found = call(channel, method, message)
-            assert isinstance(found, Failure)
-            assert found.code is grpc.StatusCode.UNAVAILABLE  # nobody listens any more
+        while isinstance(found := call(channel, GET_ENSEMBLE, b""), bytes):
+            pass  # the server says goodbye a little later
+        assert found.code is grpc.StatusCode.UNAVAILABLE
+        refused = call(channel, INFER, row().SerializeToString())
+        assert isinstance(refused, Failure)
+        assert refused.code is grpc.StatusCode.UNAVAILABLE
 
         gate.open()
         assert first_label(pb.InferResponse.FromString(held.result())) == "c"
@@ -222,7 +225,7 @@ def test_wrong_settings_are_refused(
 
 
 def test_settings_come_from_variables_and_flags_win(folder: Path) -> None:
-    env = {"TWINFER_MAX_TEXT_BYTES": "77", "TWINFER_MAX_WAITING_ROWS": "88", "TWINFER_TRUST_CODE": "0"}
+    env = {"TWINFER_MAX_TEXT_BYTES": "77", "TWINFER_MAX_IN_FLIGHT_REQUESTS": "88", "TWINFER_TRUST_CODE": "0"}
     arguments = ("--set", "max_in_flight_requests=99", "--set", "admin_listen=127.0.0.1:0")
     with started(folder, *arguments, env=env) as server, connect(server.address) as channel:
         reply = call(channel, GET_ENSEMBLE, b"")
@@ -255,7 +258,8 @@ def test_validate_prints_one_json_object_even_where_colours_are_forced(folder: P
     found = run("validate", str(folder), "--trust-code", "--json", env={"FORCE_COLOR": "1"})
     report = json.loads(found.stdout)
     assert (found.returncode, report["is_valid"], report["name"], report["version"]) == (0, True, "gated", 7)
-    assert list(report["members"]) == ["numbers", "picture", "words"]
+    assert [member["name"] for member in report["members"]] == ["numbers", "picture", "words"]
+    assert all(member["solo_latencies"] for member in report["members"])
 
 
 def test_validate_refuses_a_bad_folder(folder: Path) -> None:

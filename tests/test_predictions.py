@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from twinfer import DetectedBox, Prediction, ScoredClass, ScoredMatch, Tensor
 from twinfer.cli.predictions import says, tables
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
-from twinfer_server.rpc.predictions import write_matches, write_prediction, write_tensor
+from twinfer_server.rpc.responses import write_matches, write_prediction, write_tensor
 
 LABELS = ("ant", "bee", "cat")
 

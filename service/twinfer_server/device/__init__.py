@@ -35,7 +35,6 @@ def open_device(name: str, lanes: int) -> Device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
-        keep_freed_memory()
         return CpuDevice(lanes)
     if torch.cuda.is_available() and re.fullmatch(r"cuda(:\d+)?", name):
         return CudaDevice(torch.device("cuda", torch.device(name).index or 0))
