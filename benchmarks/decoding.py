@@ -6,8 +6,8 @@ time (nothing here computes with more than one), ratios are medians of the pairs
 says by the clock how much more two threads get done than one: 2.0 means that neither holds the other up. It takes two idle cores
 to see that, so on a machine that is busy with other things it is left out.
 
-The pictures are mosaics of the two photographs that scikit-learn brings. OpenCV and PyTurboJPEG are measured where they are
-installed (`pip install opencv-python-headless PyTurboJPEG`; the latter needs a libturbojpeg, which no wheel of it brings).
+The pictures are mosaics of the two photographs that scikit-learn brings. Other libraries are measured where they are
+installed (`pip install simplejpeg opencv-python-headless PyTurboJPEG`; the latter needs a libturbojpeg, which no wheel of it brings).
 
     python -m benchmarks.decoding --json benchmarks/results/decoding-cpu.json --markdown benchmarks/results/decoding-cpu.md
 """
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import simplejpeg
 import torch
 import typer
 from PIL import Image
@@ -95,16 +94,17 @@ def _pillow_scaled(content: bytes) -> Array:
     return np.asarray(image.resize((TARGET, TARGET), Image.Resampling.BILINEAR))
 
 
-def _simplejpeg(content: bytes) -> Array:
-    return _resize(simplejpeg.decode_jpeg(content, "RGB"))
+def _simplejpeg() -> Way:
+    simplejpeg: Any = importlib.import_module("simplejpeg")
+    return lambda content: _resize(simplejpeg.decode_jpeg(content, "RGB"))
 
 
 def _twinfer(scaled_decoding: bool) -> Way:
     spec = ImageInputSpec(kind="image", size=[TARGET, TARGET], scaled_decoding=scaled_decoding)
-    kind = make_input("vision", "image", spec, Path(), InputLimits())
+    kind = make_input("vision", "image", spec, Path(), InputLimits(), torch.device("cpu"))
 
     def decode(content: bytes) -> Array:
-        [samples] = kind.prepare(kind.decode(content, kind.at_least))
+        [samples] = kind.prepare(kind.decode(content, kind.min_size))
         return np.asarray(samples[0])
 
     return decode
@@ -123,9 +123,10 @@ def _pyturbojpeg() -> Way:
 
 def find_ways() -> tuple[dict[str, Way], dict[str, str]]:
     """Give the ways by name, plain Pillow first, and why others could not be measured."""
-    ways: dict[str, Way] = {PLAIN: _pillow, "Pillow, scaled (draft)": _pillow_scaled, "simplejpeg + Pillow's resize": _simplejpeg}
+    ways: dict[str, Way] = {PLAIN: _pillow, "Pillow, scaled (draft)": _pillow_scaled}
     missing = {}
-    for name, make in {"OpenCV + Pillow's resize": _opencv, "PyTurboJPEG + Pillow's resize": _pyturbojpeg}.items():
+    others = {"simplejpeg": _simplejpeg, "OpenCV": _opencv, "PyTurboJPEG": _pyturbojpeg}
+    for name, make in {f"{library} + Pillow's resize": make for library, make in others.items()}.items():
         try:
             ways[name] = make()
         except (ImportError, RuntimeError) as error:

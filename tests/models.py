@@ -19,10 +19,8 @@ from torch import Tensor, nn
 
 from tests.servers import write_ensemble
 from twinfer import Response
-from twinfer_server.device import CpuDevice, Device
-from twinfer_server.executor import BucketTimes, Ensemble, load_ensemble, warm_up
-from twinfer_server.executor.bucket import Bucket, doublings
-from twinfer_server.executor.times import TimesTable
+from twinfer_server.device import CpuDevice, Device, Execution
+from twinfer_server.executor import Bucket, Ensemble, LatencyTable, load_ensemble
 from twinfer_server.inputs import InputLimits
 from twinfer_server.trust import Trust
 
@@ -129,21 +127,13 @@ def number(x: float) -> NDArray[np.float32]:
     return np.array([x], dtype=np.float32)
 
 
-def load_members(folder: Path, execution: str = "serial", device: Device | None = None, seconds: float = 0.001) -> Ensemble:
-    """Load an ensemble of trusted models and make it warm, as if each member had been measured to take `seconds`."""
-    ensemble = load_ensemble(folder, device or CpuDevice(lanes=2), Trust(runs_any_code=True), InputLimits())
-    count = len(ensemble.members)
-    measured = [
-        BucketTimes(
-            Bucket(rows),
-            execution,
-            {execution: count * seconds},
-            count * seconds,
-            dict.fromkeys(("serial", "streams"), (seconds,) * count),
-        )
-        for rows in doublings(1, ensemble.spec.batching.max_batch_size)
-    ]
-    warm_up(ensemble, TimesTable(measured, serial_threads=1), lambda done, total: None)
+def load_members(folder: Path, execution: Execution = "serial", device: Device | None = None, seconds: float = 0.001) -> Ensemble:
+    """Load an ensemble of trusted models, as if warm-up had found that each member takes `seconds`."""
+    ensemble = load_ensemble(folder, device or CpuDevice(streams=2), Trust(runs_any_code=True), InputLimits())
+    ensemble.execution = execution
+    ensemble.latencies = LatencyTable(
+        {member.index: dict.fromkeys(map(Bucket, (1, member.max_samples)), seconds) for member in ensemble.members}
+    )
     for member in ensemble.members:
         if isinstance(member.model.module, Opinion):
             member.model.module.forget()

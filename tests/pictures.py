@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from twinfer_server.inputs import InputKind, InputLimits, make_input
@@ -24,10 +25,10 @@ def encode(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 def make_kind(limits: InputLimits | None = None, *, size: Sequence[int], **keys: object) -> InputKind[Any]:
     """Make the input "image" of a member "vision", with the `keys` that an ensemble's file would give it."""
     spec = ImageInputSpec.model_validate({"kind": "image", "size": list(size), **keys})
-    return make_input("vision", "image", spec, Path(), limits or InputLimits())
+    return make_input("vision", "image", spec, Path(), limits or InputLimits(), torch.device("cpu"))
 
 
-def see(kind: InputKind[Any], value: RawInput, at_least: Size = IN_FULL) -> Array:
+def see(kind: InputKind[Any], value: RawInput, min_size: Size = IN_FULL) -> Array:
     """Give the uint8 pixels [height, width, channels] that the member gets."""
-    [samples] = kind.prepare(kind.decode(value, at_least))
+    [samples] = kind.prepare(kind.decode(value, min_size))
     return np.asarray(samples[0])

@@ -170,7 +170,7 @@ def test_a_caller_who_goes_away_leaves_nothing_behind(folder: Path, gate: Gate) 
         gate.open()
         # There is room for sixteen rows; if the cancelled ones were still in hand, this would be refused for good.
         with Client(server.address, attempts=5) as client:
-            assert [outcome.answer.label for outcome in client.infer_batch([row()] * 16)] == ["c"] * 16
+            assert [outcome.response.label for outcome in client.infer_batch([row()] * 16)] == ["c"] * 16
 
 
 def test_a_drain_answers_a_batch_that_is_in_hand_and_refuses_the_next(folder: Path, gate: Gate) -> None:

@@ -37,8 +37,8 @@ NEVER = {part: never for parts, never in LAYERS for part in parts}
 # the service from inside functions only.
 LIBRARY = {"grpc", "google.protobuf", "twinfer"}
 COMMAND_LINE = LIBRARY | {"typer"}
-# What makes load is no part of the library: its extra brings `hdrh`, and the rest is put off like the command line's.
-LOAD = LIBRARY | {"hdrh"}
+# What makes load is no part of the library: its extra brings numpy and Pillow, and the rest is put off like the command line's.
+LOAD = LIBRARY | {"numpy", "PIL"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from tests.calls import GET_ENSEMBLE, INFER, PATIENCE_SECONDS, Failure, begin, c
 from tests.gated import HELD, Gate, row, write_gated
 from tests.processes import run, started
 from tests.servers import DIGITS
-from tests.test_cli import python
 from tests.test_streams import Outbox
+from tests.without import without
 from twinfer.v1 import ensemble_service_pb2 as pb
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -155,7 +155,7 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 def test_it_may_have_as_many_connections_as_the_system_allows() -> None:
-    assert python(LIMITED).stdout == "300 300\n"
+    assert without((), program=LIMITED).stdout == "300 300\n"
 
 
 # --- the beginning ----------------------------------------------------------------------------------------------------

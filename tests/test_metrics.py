@@ -99,7 +99,7 @@ def test_responses_of_every_kind_of_member_are_counted_as_they_were(tmp_path: Pa
     metrics = Metrics(["left", "right"])
     for left, right in states:
         members = MemberResult(left), MemberResult(right)
-        metrics.on_answer(Response(np.zeros(2, dtype=np.float32), members, None, timings), 0.5)
+        metrics.on_response(Response(np.zeros(2, dtype=np.float32), members, None, timings), 0.5)
     with metrics.listening("127.0.0.1:0") as address:
         samples = read(address)
     assert count(samples, "twinfer_requests_total") == 4

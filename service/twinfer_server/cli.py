@@ -25,7 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "validate": ".cli",
     "demo": ".cli",
     "fit": ".fit.command",
-    "compare": ".comparison.command",
+    "profile": ".profile.command",
     "init": ".draft.command",
 }
 """The modules; each has a function named after the command."""

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from .engine import Engine, FlightRecord, Switch
+from twinfer.v1.error_pb2 import Reason
+
+from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
 from .rpc import PortTaken
 from .types import Response, State
@@ -13,7 +15,6 @@ from .types import Response, State
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-BREAKER_STATES = {Switch.ON: "CLOSED", Switch.TRIPPED: "OPEN", Switch.OFF: "DISABLED"}
 
 
 class Metrics:
@@ -74,12 +75,12 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """Count what `engine` does from now on."""
-        self._waiting.set_function(lambda: engine.rows_waiting)
-        self._in_flight.set_function(lambda: engine.rows_in_hand)
-        self._bytes.set_function(lambda: engine.bytes_in_hand)
+        self._waiting.set_function(lambda: engine.requests_waiting)
+        self._in_flight.set_function(lambda: engine.requests_in_flight)
+        self._bytes.set_function(lambda: engine.bytes_in_flight)
         engine.listen(self)
 
-    def on_answer(self, response: Response, seconds: float) -> None:
+    def on_response(self, response: Response, seconds: float) -> None:
         """Count a response that was written so long after the request's arrival."""
         self._requests.inc()
         self._duration.observe(seconds)
@@ -95,12 +96,12 @@ class Metrics:
     def on_failure(self, error: TwinferError) -> None:
         """Count a request that ended with an error."""
         self._requests.inc()
-        self._failures.labels(error.code.name, error.reason.name).inc()
+        self._failures.labels(error.code.name, Reason.Name(error.reason).removeprefix("REASON_")).inc()
 
-    def on_flight(self, record: FlightRecord) -> None:
+    def on_batch(self, record: BatchRecord) -> None:
         """Count a batch that has completed."""
         self._batches.labels(record.execution).inc()
-        self._batch_size.observe(record.rows)
+        self._batch_size.observe(record.batch_size)
         self._buffer_wait.observe(record.buffer_wait_seconds)
         if record.overlap_ratio is not None:
             self._overlap.observe(record.overlap_ratio)
@@ -110,9 +111,9 @@ class Metrics:
             if member.span is not None and not member.has_failed:
                 self._compute.labels(member.name).observe(member.span.seconds)
 
-    def on_switch(self, member: str, switch: Switch, trips: int) -> None:
+    def on_breaker(self, member: str, reading: BreakerReading, times_opened: int) -> None:
         """Note the state of a member's circuit breaker, and how often it has opened so far."""
-        for other, name in BREAKER_STATES.items():
-            self._breaker.labels(member, name).set(other is switch)
-        self._opened.labels(member).inc(trips - self._opened_told.get(member, 0))
-        self._opened_told[member] = trips
+        for state in BreakerState:
+            self._breaker.labels(member, state.name).set(state is reading.state)
+        self._opened.labels(member).inc(times_opened - self._opened_told.get(member, 0))
+        self._opened_told[member] = times_opened

@@ -15,7 +15,7 @@ import torch
 
 from .device import open_device
 from .engine import Engine
-from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, measure_memory, read_times, warm_up, write_times
+from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, warm_up
 from .inputs import InputLimits
 from .rpc import AdminServer, RpcServer
 from .runtime import end_process, freeze_garbage
@@ -50,18 +50,14 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
         # cuBLAS reads it when it is first used; without it, its answers depend on what else runs.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)  # for the process: a model that has no such algorithm raises when it is checked
-    device = open_device(settings.device, lanes=len(spec.members))
+    device = open_device(settings.device, streams=len(spec.members))
     device.prepare_thread()
     logger.info("computing on %s", device.fingerprint)
     trust = Trust.read(settings.trust_code, settings.trust_list)
     limits = InputLimits(settings.max_image_pixels, settings.max_text_bytes)
-    cache = Path(settings.cache_dir).expanduser() if settings.cache_dir else None
-    ensemble = load_ensemble(folder, device, trust, limits, cache=cache)
-    warm_up(ensemble, read_times(cache, folder, ensemble) if cache else None, on_progress)
-    if cache:
-        write_times(cache, folder, ensemble)
-    ensemble.memory = measure_memory(ensemble.members)
-    check_budget(ensemble.memory, ensemble.flight_bytes, _find_budget(ensemble, settings))
+    ensemble = load_ensemble(folder, device, trust, limits)
+    warm_up(ensemble, on_progress)
+    check_budget(ensemble.memory, _find_budget(ensemble, settings))
     return ensemble
 
 
@@ -98,7 +94,7 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             freeze_garbage()  # it takes a moment, so before there are requests that would feel it
             server.open(engine)
             admin.open(engine)
-            server.report(is_serving=True, members=engine.operations.switches)
+            server.report(is_serving=True, members=engine.breakers.is_on)
             say("ready")
             await _look_after(server, engine, stopping)
             await _drain(server, admin, engine, settings.drain_seconds)
@@ -123,10 +119,10 @@ async def _load(folder: Path, settings: ServerSettings, on_progress: OnProgress,
 
 async def _look_after(server: RpcServer, engine: Engine, stopping: asyncio.Event) -> None:
     """Keep health true to the streams and the breakers, until the server is told to stop or the device is lost."""
-    told = (True, engine.operations.switches)
+    told = (True, engine.breakers.is_on)
     while not stopping.is_set() and not engine.loss:
-        stuck, members = engine.stuck_members(), engine.operations.switches
-        now = (engine.can_answer and not stuck, members)
+        stuck, members = await engine.stuck_members(), engine.breakers.is_on
+        now = (engine.can_answer() and not stuck, members)
         if now[0] != told[0]:
             off = [name for name, is_on in members.items() if not is_on]
             health = "SERVING" if now[0] else "NOT_SERVING"

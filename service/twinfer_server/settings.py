@@ -90,8 +90,6 @@ class ServerSettings(BaseSettings):
     """The time a request may take where the caller sets none; also the most that a caller can set."""
     reply_slack_seconds: Seconds = 0.02
     """How long before its deadline a request is answered; more where replies take longer, at most a quarter of its time."""
-    stall_seconds: Seconds = 0.25
-    """How long a request waits before the batch ahead of it is checked for being stuck."""
     stuck_seconds: Seconds = 10.0
     """How long a member's stream may stand still before health turns NOT_SERVING."""
     breaker_window: Count = 20
@@ -100,7 +98,7 @@ class ServerSettings(BaseSettings):
     """How many failures among them open the breaker, at most as many as it looks back upon; 0 means that failures never do."""
     breaker_stall_seconds: Seconds = 2.0
     """How long a member's stream may be behind its time before the breaker opens."""
-    breaker_probe_seconds: Seconds = 5.0
+    breaker_retry_seconds: Seconds = 5.0
     """How long a breaker stays open before the member is tried again; twice as long after each failed trial, at most a minute."""
     drain_seconds: Seconds = 20.0
     """How long the requests in flight may take once the server is told to stop."""
@@ -108,8 +106,6 @@ class ServerSettings(BaseSettings):
     """Threads that decode and tokenize; 0 means one per core."""
     memory_budget_mb: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """The device memory that the members may take, in megabytes (10^6 bytes); 0 means no limit. The folder may set a lower one."""
-    cache_dir: str = "~/.cache/twinfer"
-    """Where measured times are kept for the next start; empty means nowhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged: this and all that is graver."""
     log_json: bool = False

@@ -1,21 +1,27 @@
-"""The plain messages inside the service: a row on its way in, its answer on the way out.
+"""The plain messages inside the service: a request on its way in, its response on the way out.
 
-Nothing here knows protobuf or torch: arrays and small dataclasses only, so that a row can cross a process boundary.
+Nothing here knows protobuf, gRPC or torch: arrays and small dataclasses only.
 """
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DeadlinePassed, TwinferError
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 Array = NDArray[np.generic]
 RawInput = bytes | str | tuple[str, ...] | Array
 """What a caller sent for one input: an encoded image, a text, several texts (at least one), or a ready tensor."""
+Samples = tuple[Array, ...]
+"""A member's prepared input for one request: one array [samples, ...] per staging buffer of the member."""
 
 
 class Policy(IntEnum):
@@ -26,7 +32,7 @@ class Policy(IntEnum):
 
 
 class Priority(IntEnum):
-    """Which rows go first, with the numbers of `twinfer.v1.Priority`."""
+    """Which requests go first, with the numbers of `twinfer.v1.Priority`."""
 
     LOW = 1
     NORMAL = 2
@@ -34,7 +40,7 @@ class Priority(IntEnum):
 
 
 class State(IntEnum):
-    """What became of a member for a row, with the numbers of `twinfer.v1.MemberState`."""
+    """What became of a member for a request, with the numbers of `twinfer.v1.MemberState`."""
 
     OK = 1
     FAILED = 2
@@ -48,17 +54,8 @@ DEGRADING = (State.FAILED, State.LATE, State.OFF)
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: ids for logs and traces, never used for the answer."""
-
-    request_id: str = ""
-    traceparent: str = ""
-    identity: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class InferRequest:
-    """One row as it arrived, checked against nothing yet but its own form.
+    """One request as it arrived, checked against nothing yet but its own form.
 
     `arrived_at` and `deadline` are absolute times of `time.monotonic()`, in seconds; `deadline` is None where the call has none.
     `timeout_seconds` counts from `arrived_at`. `fusion_weights` are as sent: neither normalised nor complete.
@@ -69,6 +66,7 @@ class InferRequest:
     deadline: float | None = None
     ensemble: str = ""
     version: int = 0
+    request_id: str = ""
     policy: Policy | None = None
     timeout_seconds: float | None = None
     priority: Priority = Priority.NORMAL
@@ -76,93 +74,89 @@ class InferRequest:
     wants_member_predictions: bool = False
     wants_explanation: bool = False
     fusion_weights: Mapping[str, float] = field(default_factory=dict)
-    caller: Caller = Caller()
-
-
-Samples = tuple[Array, ...]
-"""A member's prepared input for one row: one array [samples, ...] per staging buffer of the member."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartialResult:
-    """What a member gave for a row in an earlier flight: `output` float32 [samples, ...], or None and the error."""
+    """What a member gave for a request in an earlier batch: `output` float32 [samples, ...], or None and the error."""
 
     output: NDArray[np.float32] | None
     error: TwinferError | None
-    device_seconds: float | None
-    solo_seconds: float | None
-    used_cuda_graph: bool
+    device_seconds: float | None = None
+    solo_seconds: float | None = None
+    used_cuda_graph: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One row on its way through the engine.
+    """One request on its way through the engine.
 
-    `samples` holds, by member index, what each member computes on; a member without input is absent. `crew` are the members that
-    its next flight needs; in a cascade those are not all, and what earlier flights gave is in `parts`. `weights` is float64
-    [members], summing to 1, or None for the fusion's own. `reply_by` is the monotonic time at which the row must be answered: its
-    deadline less the reply margin. `answer` is resolved once, on the event loop; a blank row of warm-up has none.
+    `samples` holds, by member index, what each member computes on; a member without input is absent. `members` are those that its
+    next batch needs; in a cascade these are not all, and what earlier batches gave is in `partials`. `weights` is float64
+    [members], summing to 1, or None for the fusion's own. `reply_by` is the monotonic time by which the request must be answered:
+    its deadline less the reply slack. `response` is resolved once, on the event loop; a synthetic request has none.
     """
 
     request: InferRequest
     policy: Policy
     weights: NDArray[np.float64] | None
     reply_by: float
-    answer: "asyncio.Future[Response] | None" = None
+    response: "asyncio.Future[Response] | Future[Response] | None" = None
     samples: Mapping[int, Samples] = field(default_factory=dict)
-    crew: tuple[int, ...] = ()
-    parts: dict[int, PartialResult] = field(default_factory=dict)
-    flown_seconds: float = 0.0
-    """How long its earlier flights took."""
+    members: tuple[int, ...] = ()
+    partials: dict[int, PartialResult] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
+    """How long its earlier batches took."""
     ready_at: float = 0.0
     decode_seconds: float = 0.0
     blocked_at: float = 0.0
-    """When it was ready, or later, and lanes or slots were busy; 0 if they were not."""
-    size_bytes: int = 0
-    """Its share of the size of its request; known where the row comes from another process."""
-    place: int = 0
-    """Its place among the rows that came with it, from 0."""
+    """When the request was ready, or later, and streams or staging buffers were busy; 0 if they were not."""
+    index: int = 0
+    """Its index among the requests that came in the same call, from 0."""
 
     def __post_init__(self) -> None:
-        """Have every member that the row has samples for fly, unless somebody has said otherwise."""
-        self.crew = self.crew or tuple(self.samples)
+        """Ask every member that there are samples for, unless the caller has said otherwise."""
+        self.members = self.members or tuple(self.samples)
 
     @property
     def is_answered(self) -> bool:
-        """Whether somebody has answered, failed or given up this row."""
-        return self.answer is None or self.answer.done()
+        """Whether the request has its response or its error, or was cancelled."""
+        return self.response is None or self.response.done()
 
     @property
     def outcome(self) -> "Response | TwinferError":
-        """The answer that it got, or the error that it ended with; raises what is neither. Once it is answered."""
-        assert self.answer is not None
-        error = self.answer.exception()
-        return error if isinstance(error, TwinferError) else self.answer.result()
+        """The response of an answered request, or the error that it ended with; raises what is neither."""
+        assert self.response is not None
+        error = self.response.exception()
+        return error if isinstance(error, TwinferError) else self.response.result()
 
-    @property
-    def without_flight(self) -> DeadlinePassed:
-        """The error that it ends with if its time is up before it has a flight."""
+    def pending_members(self) -> tuple[int, ...]:
+        """List the members that there are samples for and that have not been asked, nor are being asked now."""
+        return tuple(index for index in self.samples if index not in self.members and index not in self.partials)
+
+    def unbatched_error(self) -> DeadlinePassed:
+        """Return the error for a request whose time is up before it is in a batch."""
         seconds = self.reply_by - self.request.arrived_at
         which = "the earliest of the call's own, options.timeout and the server's default_timeout_seconds"
-        return DeadlinePassed(f"the row had no flight within {seconds:.3f} s of its arrival, as its deadline asks: {which}")
+        return DeadlinePassed(f"the request was in no batch within {seconds:.3f} s of its arrival, as its deadline asks: {which}")
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """How far a member moved an answer, 0 to 1, and what the others would have said without it: float32, as `Answer.fused`."""
+    """How far a member moved the prediction, 0 to 1, and what it would have been without that member: float32, as fused."""
 
-    moved: float
+    delta: float
     without: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class MemberResult:
-    """One member's part in an answer; `output` is float32 [...], or None where it has none."""
+    """One member's part in a response; `prediction` is its own, float32 [...], or None where it has none."""
 
     state: State
     weight: float = 0.0
     device_seconds: float | None = None
-    output: NDArray[np.float32] | None = None
+    prediction: NDArray[np.float32] | None = None
     error: TwinferError | None = None
     solo_seconds: float | None = None
     used_cuda_graph: bool = False
@@ -171,7 +165,7 @@ class MemberResult:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a row's time went, in seconds; the total is counted when the answer is written."""
+    """Where a request's time went, in seconds; the total is counted when the response is written."""
 
     decode_seconds: float
     queue_seconds: float
@@ -186,12 +180,12 @@ class Timings:
 class Response:
     """One fused answer; members in the ensemble's order.
 
-    `fused` is float32, by task: classification and multi_label probabilities [classes]; embedding [features]; similarity
+    `prediction` is float32, by task: classification and multi_label probabilities [classes]; embedding [features]; similarity
     [texts, 2], cosine and probability; detection [boxes, 6], x_min, y_min, x_max, y_max (0 to 1), score (0: no box) and class;
     tensor [...].
     """
 
-    fused: NDArray[np.float32]
+    prediction: NDArray[np.float32]
     members: tuple[MemberResult, ...]
     disagreement: float | None
     timings: Timings

@@ -1,25 +1,27 @@
-"""Lanes on an NVIDIA GPU: one CUDA stream each, joined by CUDA events."""
+"""Streams on an NVIDIA GPU: CUDA streams, joined by CUDA events. Graphs are in `cuda_graph`."""
 
-import warnings
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .lane import Event, Lane, Work
+from .cuda_graph import CudaGraph, find_sync
+from .device import CannotCapture, Event, Execution, Stream, UnrecordedEvent, Work
+
+logger = logging.getLogger(__name__)
 
 
 class CudaEvent:
-    """A CUDA event that knows whether it was recorded: CUDA itself calls an unrecorded event done."""
+    """A CUDA event that knows whether it was recorded: CUDA itself calls an unrecorded event done, and waits for it for nothing."""
 
-    __slots__ = ("_is_recorded", "_torch_event")
+    __slots__ = ("_torch_event", "is_recorded")
 
     def __init__(self) -> None:
         """Make an event that keeps its time and on which a waiting thread sleeps instead of spinning."""
         self._torch_event = torch.cuda.Event(enable_timing=True, blocking=True)
-        self._is_recorded = False
+        self.is_recorded = False
 
     @property
     def done_at(self) -> None:
@@ -29,88 +31,73 @@ class CudaEvent:
     def record(self, stream: torch.cuda.Stream) -> None:
         """Record the event on `stream`."""
         self._torch_event.record(stream)
-        self._is_recorded = True
+        self.is_recorded = True
 
     def hold(self, stream: torch.cuda.Stream) -> None:
-        """Let later work of `stream` wait on the device until the event is done."""
+        """Let later work of `stream` wait on the device until the event is done; raises UnrecordedEvent."""
+        if not self.is_recorded:
+            raise UnrecordedEvent(str(stream))
         stream.wait_event(self._torch_event)
 
     def is_done(self) -> bool:
-        """Whether the work before the event has run; asks the driver and returns at once."""
-        return self._is_recorded and self._torch_event.query()
+        """Ask the driver whether the work before the event has run; True on a lost device, on which it never will."""
+        if not self.is_recorded:
+            return False
+        try:
+            return bool(self._torch_event.query())
+        except RuntimeError:  # the error sticks: who reads the outputs gets it, and `find_loss` says it once
+            return True
 
     def wait(self) -> None:
         """Sleep until the event is done; releases the GIL."""
         self._torch_event.synchronize()
 
     def seconds_since(self, earlier: Event) -> float:
-        """Give the device time from `earlier` to this event, in seconds."""
+        """Return the device time from `earlier` to this event, in seconds."""
         assert isinstance(earlier, CudaEvent)
         return float(earlier._torch_event.elapsed_time(self._torch_event)) / 1000.0
 
 
-class CudaLane:
-    """A lane on a GPU: a stream. Queueing work launches its kernels and returns."""
+def _cuda_event(event: Event) -> CudaEvent:
+    assert isinstance(event, CudaEvent)
+    return event
+
+
+class CudaStream:
+    """A CUDA stream. Queueing work launches its kernels and returns."""
 
     def __init__(self, name: str, device: torch.device, is_high: bool = False) -> None:
-        """Make the lane's stream on `device`."""
+        """Make the stream on `device`."""
         self.name = name
-        self.stream = torch.cuda.Stream(device, priority=-1 if is_high else 0)
+        self.cuda_stream = torch.cuda.Stream(device, priority=-1 if is_high else 0)
 
-    def run(self, work: Work) -> None:
-        """Launch the work's kernels on the lane's stream."""
-        with torch.cuda.stream(self.stream):
+    def submit(self, work: Work) -> None:
+        """Launch the work's kernels on the stream."""
+        with torch.cuda.stream(self.cuda_stream):
             work()
 
     def record(self, event: Event) -> None:
         """Record the event behind everything queued so far."""
-        assert isinstance(event, CudaEvent)
-        event.record(self.stream)
+        _cuda_event(event).record(self.cuda_stream)
 
-    def wait_for(self, event: Event) -> None:
-        """Hold later work of the stream until the event is done, on the device."""
-        assert isinstance(event, CudaEvent)
-        event.hold(self.stream)
+    def wait_event(self, event: Event) -> None:
+        """Hold later work of the stream until the event is done, on the device; raises UnrecordedEvent."""
+        _cuda_event(event).hold(self.cuda_stream)
 
     def close(self) -> None:
-        """Give back nothing: torch keeps its streams in a pool."""
+        """End nothing: torch keeps its streams in a pool."""
 
 
-class CudaGraph:
-    """One CUDA graph; its outputs lie in the graph's own memory pool, and so do cuBLAS's workspaces."""
-
-    def __init__(self, stream: torch.cuda.Stream, work: Callable[[], list[Tensor]], pool: Any) -> None:
-        """Capture `work`, beginning on `stream`."""
-        self._graph = torch.cuda.CUDAGraph()
-        # torch keeps a workspace per stream: all graphs captured on one would write into it, even those that run at the same time.
-        torch._C._cuda_clearCublasWorkspaces()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
-            self.outputs = work()
-        torch._C._cuda_clearCublasWorkspaces()
-
-    def replay(self) -> None:
-        """Launch the graph on the current stream."""
-        self._graph.replay()
-
-
-def _set_sync_mode(mode: str) -> None:
-    """Say what torch does, in all threads, where an operation waits for the device: "error" or "default"."""
-    with warnings.catch_warnings():  # once in a process, torch warns that it does not find them all
-        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
-        torch.cuda.set_sync_debug_mode(mode)
-
-
-def _stream(lane: Lane) -> torch.cuda.Stream:
-    assert isinstance(lane, CudaLane)
-    return lane.stream
+def _cuda_stream(stream: Stream) -> torch.cuda.Stream:
+    assert isinstance(stream, CudaStream)
+    return stream.cuda_stream
 
 
 class CudaDevice:
-    """One GPU as a device: streams for lanes, pinned host memory for staging."""
+    """One GPU as a device, with pinned host memory for staging."""
 
-    runs_inline = False
+    default_execution: Execution = "streams"
     can_capture = True
-    serial_threads = 1
 
     def __init__(self, torch_device: torch.device) -> None:
         """Use the GPU `torch_device`, for instance `cuda:0`."""
@@ -118,77 +105,52 @@ class CudaDevice:
         torch.backends.cudnn.allow_tf32 = False  # torch's default rounds convolutions; here "fp32" means it, and "tf32" asks for it
         driver = Path("/proc/driver/nvidia/version")
         version = driver.read_text(encoding="utf-8").splitlines()[0] if driver.is_file() else "unknown driver"
-        self.fingerprint = f"cuda {torch.cuda.get_device_name(torch_device)} {version} {torch.version.cuda}"
-        self._serial = CudaLane("serial", torch_device)
-        self._copy = CudaLane("copy", torch_device)
+        self.description = f"{torch_device} {torch.cuda.get_device_name(torch_device)}, {version}, CUDA {torch.version.cuda}"
 
-    def lane(self, name: str, is_high: bool = False) -> CudaLane:
-        """Make a lane with a stream of its own."""
-        return CudaLane(name, self.torch_device, is_high)
+    def stream(self, name: str, is_high: bool = False) -> CudaStream:
+        """Make a stream of its own."""
+        return CudaStream(name, self.torch_device, is_high)
 
-    def serial_lane(self) -> CudaLane:
-        """Give the one stream on which the serial plan computes."""
-        return self._serial
-
-    def copy_lane(self) -> CudaLane:
-        """Give the stream on which inputs travel to the device."""
-        return self._copy
+    def launch_stream(self, name: str) -> CudaStream:
+        """Make a stream of its own: launching on it costs the same as on any other."""
+        return CudaStream(name, self.torch_device)
 
     def event(self) -> CudaEvent:
         """Make an event that is not recorded."""
         return CudaEvent()
 
-    def staging(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Make a pinned host buffer and its twin on the device, so that copies between them do not stop the host."""
-        return (
-            torch.zeros(shape, dtype=dtype, pin_memory=True),
-            torch.zeros(shape, dtype=dtype, device=self.torch_device),
-        )
+    def buffers(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Make a pinned host tensor and one on the device, so that copies between them do not stop the host."""
+        return torch.zeros(shape, dtype=dtype, pin_memory=True), torch.zeros(shape, dtype=dtype, device=self.torch_device)
 
-    def thread_choices(self) -> tuple[int, ...]:
-        """One: the launching thread computes nothing itself."""
-        return (1,)
+    def capture(
+        self, stream: Stream, work: Callable[[], list[Tensor]], pool: object | None = None, *, is_serving: bool = False
+    ) -> CudaGraph:
+        """Warm `work` up on `stream` and capture it; raises CannotCapture where it waits for the device.
 
-    def set_serial_threads(self, count: int) -> None:
-        """Nothing to set."""
+        While the server `is_serving` nothing is looked for: that takes a switch of the whole process.
+        """
+        sync = "" if is_serving else find_sync(_cuda_stream(stream), work)
+        if sync:
+            raise CannotCapture(f"it waits for the device: {sync}")
+        return CudaGraph(_cuda_stream(stream), work, pool, is_serving)
 
     def graph_pool(self) -> object:
         """Make a memory pool for graphs that never run at the same time."""
         return torch.cuda.graph_pool_handle()
 
-    def find_sync(self, lane: Lane, work: Callable[[], list[Tensor]]) -> str:
-        """Do `work` three times, the last time with torch raising wherever an operation waits for the device."""
-        torch.cuda.synchronize(self.torch_device)
-        with torch.cuda.stream(_stream(lane)):
-            work()
-            work()  # libraries choose their algorithms in the first calls
-            torch.cuda.synchronize(self.torch_device)
-            try:
-                _set_sync_mode("error")
-                work()
-            except RuntimeError as error:
-                return str(error).splitlines()[0]
-            finally:
-                _set_sync_mode("default")
-                torch.cuda.synchronize(self.torch_device)
-        return ""
-
-    def capture(self, lane: Lane, work: Callable[[], list[Tensor]], pool: object) -> CudaGraph:
-        """Capture `work`, beginning on `lane`'s stream."""
-        return CudaGraph(_stream(lane), work, pool)
-
     def find_loss(self) -> str:
         """Ask the driver: an error such as an illegal access sticks, and every call to CUDA repeats it until the process ends."""
         try:
             event = torch.cuda.Event()
-            event.record(self._copy.stream)
+            event.record(torch.cuda.current_stream(self.torch_device))
             event.query()
         except RuntimeError as error:
             return str(error).splitlines()[0]
         return ""
 
     def memory_bytes(self) -> int:
-        """Count what torch's allocator has reserved, less what it only keeps for later, and less cuBLAS's workspaces."""
+        """Count what torch's allocator has reserved after giving back what it only kept, cuBLAS's workspaces included."""
         torch.cuda.synchronize(self.torch_device)
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
@@ -203,9 +165,6 @@ class CudaDevice:
         torch.cuda.synchronize(self.torch_device)
         return int(torch.cuda.max_memory_allocated(self.torch_device)) - before
 
-    def give_way(self) -> None:
-        """Nothing to do: what launches on a GPU leaves the cores alone."""
-
-    def prepare_thread(self) -> None:
+    def prepare_thread(self, *, is_launching: bool = False) -> None:
         """Make the GPU the calling thread's current device."""
         torch.cuda.set_device(self.torch_device)

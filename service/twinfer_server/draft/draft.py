@@ -12,8 +12,7 @@ from safetensors import safe_open
 
 from ..errors import quote
 from ..loaders.source import outline
-from ..spec.classes import has_several_labels, name_classes
-from ..spec.directory import PREFIX, find_output_kind
+from ..spec import PREFIX, find_output_kind, has_several_labels, name_classes
 
 DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(int64)": "int64",

@@ -38,7 +38,7 @@ def write_folder(folder: Path, drafts: Sequence[MemberDraft], method: str) -> No
         raise CannotDraft("members: their configurations name different classes, or in another order; allowed: the same")
     drafts = _part_inputs(drafts)
     task = drafts[0].task
-    methods = [name for name, entry in METHODS.items() if task in entry.builds]
+    methods = [name for name, entry in METHODS.items() if task in entry.tasks]
     if method and method not in methods:
         raise CannotDraft(f"--fusion: found {quote(method)}; allowed for task {task!r}: {', '.join(methods)}")
     if folder.exists() and any(folder.iterdir()):

@@ -1,18 +1,7 @@
-"""The engine: owns queue, batcher, flights and their life; knows no protobuf."""
+"""The engine: what to run when. Admits requests, forms batches, keeps deadlines, and opens breakers; knows no RPC."""
 
-from .breaker import Switch, SwitchState
-from .engine import Engine
-from .reception import Reception
-from .record import FlightRecord, Recorder, Span
-from .watch import Watch
+from .circuit_breaker import BreakerReading, BreakerState, CircuitBreakers
+from .engine import Engine, Listener
+from .trace import BatchRecord, Span
 
-__all__ = [
-    "Engine",
-    "FlightRecord",
-    "Reception",
-    "Recorder",
-    "Span",
-    "Switch",
-    "SwitchState",
-    "Watch",
-]
+__all__ = ["BatchRecord", "BreakerReading", "BreakerState", "CircuitBreakers", "Engine", "Listener", "Span"]

@@ -3,233 +3,288 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
-from ..errors import Cancelled, MemberLate, Overloaded, TwinferError
-from ..executor import Ensemble
+from ..device import usable_cores
+from ..errors import Cancelled, Overloaded, TwinferError, UnknownMember, quote
+from ..executor import Ensemble, FusionChange, FusionVersions
 from ..settings import ServerSettings
 from ..types import InferRequest, Policy, Request, Response
-from .batcher import Batcher
-from .operations import Operations
-from .reception import Reception
-from .record import Recorder, Span
-from .timeline import Timeline
-from .watch import Watch
+from .admission import Admission
+from .circuit_breaker import BreakerReading, CircuitBreakers
+from .deadlines import DeadlineTimer, ReplySlack
+from .preprocessor import Preprocessor
+from .scheduler import Scheduler
+from .trace import BatchRecord, Span, Trace
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
 
 
-class Engine(Reception):
-    """An engine that computes in this process. All methods belong to the event loop."""
+class Listener(Protocol):
+    """What is told of everything that an engine does: its metrics."""
+
+    def on_batch(self, record: BatchRecord) -> None:
+        """Note a complete batch; on a completion thread."""
+        ...
+
+    def on_response(self, response: Response, seconds: float) -> None:
+        """Note that a request has been answered, `seconds` after its arrival."""
+        ...
+
+    def on_failure(self, error: TwinferError) -> None:
+        """Note that a request has ended with an error."""
+        ...
+
+    def on_breaker(self, member: str, reading: BreakerReading, times_opened: int) -> None:
+        """Note a member's breaker now, and how often it has opened so far."""
+        ...
+
+
+class Engine:
+    """Serves one warm ensemble. All methods belong to the event loop, and none of them computes or waits for a device.
+
+    It owns the work, not the caller's RPC: a caller who goes away takes its requests out of the queue, but a batch that holds them
+    goes on.
+    """
 
     def __init__(self, ensemble: Ensemble, settings: ServerSettings) -> None:
         """Serve a warm ensemble; call `start` from the event loop that will call `infer`."""
-        super().__init__(ensemble.intake, settings, settings.decode_threads)
-        self._ensemble = ensemble
-        self._batcher = Batcher(ensemble, settings, self._answer_soon, self._note_switches_soon)
-        self._late = Workers("late", 1)  # of its own: a late row cannot wait behind a large image
-        self.operations = Operations(ensemble, self._batcher)
-        self._recorder: Recorder | None = None
-        self._timeline: Timeline | None = None
+        self.ensemble = ensemble
+        self.settings = settings
+        self._admission = Admission(settings)
+        self._slack = ReplySlack(settings)
+        self._scheduler = Scheduler(ensemble, settings, self._respond_soon, self._note_breakers_soon)
+        threads = settings.decode_threads or usable_cores()
+        self._preprocessor = Preprocessor(ensemble.processor, threads, self._enqueue, self._fail_soon)
+        self._late = Workers("late", 1)  # of its own: a late request cannot wait behind a large image
+        self._versions = FusionVersions(ensemble)
+        self._changing = asyncio.Lock()
+        self._listener: Listener | None = None
+        self._trace: Trace | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def ensemble(self) -> Ensemble:
-        """What it computes with."""
-        return self._ensemble
 
     def start(self) -> None:
         """Start the threads."""
         self._loop = asyncio.get_running_loop()
-        self._batcher.start()
+        self._scheduler.start()
 
-    def take(self, row: Request) -> None:
-        """Take in hand a row that has been checked and decoded elsewhere; raises TwinferError.
+    def close(self) -> None:
+        """End the threads; call it when nothing is in flight, or when that no longer matters."""
+        self._scheduler.close()
+        self._preprocessor.close()
+        self._late.close()
+        self.ensemble.close()
 
-        Its `answer` is there, belongs to this event loop, and is set in the end; who cancels it gives the row up.
+    # --- requests -------------------------------------------------------------------------------------------------------------
+
+    def check_served(self, ensemble: str, version: int) -> None:
+        """Raise UnknownEnsemble unless the name and version are served."""
+        self.ensemble.processor.check_served(ensemble, version)
+
+    async def infer(self, request: InferRequest, size_bytes: int) -> Response:
+        """Answer one request; raises TwinferError."""
+        [response] = await self.infer_batch([request], size_bytes)
+        if isinstance(response, TwinferError):
+            raise response
+        return response
+
+    async def infer_batch(self, requests: Sequence[InferRequest], size_bytes: int) -> list[Response | TwinferError]:
+        """Answer the requests of one call, each with its response or its error, in their order.
+
+        Raises TwinferError if they cannot be admitted.
         """
-        self._admission.enter(row.size_bytes)
+        count = len(requests)
+        self._admission.enter(size_bytes, count)
         try:
-            self._batcher.switchboard.check(row.policy)
-        except TwinferError:
-            self._admission.leave(row.size_bytes)
+            made = [self._make_request(request, index, count) for index, request in enumerate(requests)]
+            admitted = [request for request in made if isinstance(request, Request)]
+            if admitted:
+                await self._answer(admitted, size_bytes)
+            return [request.outcome if isinstance(request, Request) else request for request in made]
+        finally:
+            self._admission.leave(size_bytes, count)
+
+    async def drain(self) -> None:
+        """Admit nothing more and return when every request has been answered."""
+        self._admission.is_draining = True
+        while self._admission.requests:
+            await asyncio.sleep(0.01)
+
+    def _make_request(self, request: InferRequest, index: int, count: int) -> Request | TwinferError:
+        """Check a request, all but its inputs; it is answered together with `count` requests in all."""
+        try:
+            policy = self.ensemble.check(request)
+            self._scheduler.breakers.check(policy)
+            weights = self.ensemble.processor.read_weights(request.fusion_weights)
+            reply_by = self._slack.reply_by(request, count)
+        except TwinferError as error:
+            return error.detached()
+        assert self._loop is not None
+        return Request(request, policy, weights, reply_by, self._loop.create_future(), index=index)
+
+    async def _answer(self, requests: Sequence[Request], size_bytes: int) -> None:
+        """Have requests prepared and computed, and wait until the last of them is answered."""
+        futures = [request.response for request in requests if isinstance(request.response, asyncio.Future)]
+        timer = DeadlineTimer(requests, self._on_time_up)
+        try:
+            self._preprocessor.prepare(requests, size_bytes)
+            for future in futures:
+                if not future.done():  # most are by then: a batch's requests wake their caller once
+                    try:
+                        await future
+                    except TwinferError as error:
+                        error.detached()
+        except asyncio.CancelledError:
+            for future in futures:
+                if future.cancel():
+                    self.note_failure(Cancelled("the caller went away"))
+                elif not future.cancelled():
+                    future.exception()  # it will not be asked for
+            self._scheduler.drop_answered()
             raise
-        assert row.answer is not None
-        row.answer.add_done_callback(partial(self._let_go, row, self._watch([row])))
-        self._put([row])
+        finally:
+            timer.cancel()
 
-    def _let_go(self, row: Request, watch: Watch, answer: "asyncio.Future[Response]") -> None:
-        """Let go of a row that `take` took in hand, now that it is answered or given up."""
-        watch.cancel()
-        self._admission.leave(row.size_bytes)
-        if answer.cancelled():
-            self._give_up([row])
+    def _enqueue(self, requests: Sequence[Request]) -> None:
+        """Let prepared requests wait for their batches; any thread."""
+        for request in requests:
+            request.members = self.ensemble.first_members(request.samples)
+        self._scheduler.put(requests, self._admission.requests)
+
+    def _on_time_up(self, request: Request) -> None:
+        """Answer a request whose time is up: from the members so far if it is in a batch, else with an error."""
+        self._late.do(lambda: self._respond_soon(*self._scheduler.respond_late(request)))
+
+    def _fail_soon(self, request: Request, error: TwinferError) -> None:
+        """Have the event loop end a request with an error; any thread."""
+        self._respond_soon([request], [error])
+
+    def _respond_soon(self, requests: Sequence[Request], responses: Sequence[Response | TwinferError]) -> None:
+        """Have the event loop hand out responses; any thread."""
+        self._call_soon(partial(self._respond, requests, responses, time.monotonic()))
+
+    def _respond(self, requests: Sequence[Request], responses: Sequence[Response | TwinferError], since: float) -> None:
+        self._slack.note(time.monotonic() - since)
+        for request, response in zip(requests, responses, strict=True):
+            future = request.response
+            if future is None or future.done():
+                continue
+            if isinstance(response, TwinferError):
+                future.set_exception(response)
+            else:
+                future.set_result(response)
+                if self._trace is not None:
+                    self._trace.add_request(request, request.ready_at + response.timings.queue_seconds)
+        if requests:  # a cascade may escalate all of a batch's requests
+            self._admission.note_responses(len(requests))
+
+    def _call_soon(self, work: Callable[[], None]) -> None:
+        """Have the event loop do something; any thread."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(work)
+        except RuntimeError:  # the loop has ended, and with it every caller
+            logger.info("something came after the event loop's end")
+
+    # --- what operators ask and change ----------------------------------------------------------------------------------------
 
     @property
-    def rows_in_hand(self) -> int:
-        """The rows that wait or are in the air."""
-        return self._admission.rows
+    def breakers(self) -> CircuitBreakers:
+        """The members' circuit breakers, to read."""
+        return self._scheduler.breakers
 
-    @property
-    def bytes_in_hand(self) -> int:
-        """The bytes of their requests."""
-        return self._admission.bytes
+    async def update_fusion(self, change: FusionChange) -> None:
+        """Put another fusion to use, for every batch from now on; raises InvalidOption and FusionConflict."""
+        await asyncio.shield(self._change(partial(self._versions.update, change)))
 
-    @property
-    def idle_seconds(self) -> float:
-        """How long no row has been in hand; 0 while one is."""
-        return self._admission.idle_seconds
+    async def roll_back_fusion(self, version: int) -> None:
+        """Put an earlier version of the fusion to use again, 0 for the one before; raises FusionConflict."""
+        await asyncio.shield(self._change(partial(self._versions.roll_back, version)))
 
-    @property
-    def rows_waiting(self) -> int:
-        """The rows that wait for a flight."""
-        return self._batcher.waiting_rows
+    async def _change(self, change: Callable[[], None]) -> None:
+        """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away."""
+        async with self._changing:
+            await asyncio.to_thread(change)
 
-    def listen(self, recorder: Recorder) -> None:
-        """Have `recorder` told of everything from now on."""
-        self._recorder = recorder
-        self.operations.recorder = recorder
-        self.operations.note_switches()
-        self._batcher.on_flight = (recorder.on_flight,)
+    async def set_member(self, name: str, is_enabled: bool) -> None:
+        """Enable or disable a member by hand; raises UnknownMember."""
+        names = [member.name for member in self.ensemble.members]
+        if name not in names:
+            raise UnknownMember(f"member: found {quote(name)}; allowed: {', '.join(map(repr, names))}")
+        # Not behind other changes: one of them may be waiting for just the member that is to be disabled.
+        await asyncio.to_thread(self._scheduler.set_member, names.index(name), is_enabled)
 
-    def note_reply(self, request: InferRequest, answer: Response, began: float) -> None:
-        """Note, for whoever listens, that an answer has been written since `began`."""
-        if self._timeline is not None:
-            self._timeline.add_encoding(request, Span(began, time.monotonic()))
-        self.note_answer(answer, time.monotonic() - request.arrived_at)
-
-    def note_answer(self, answer: Response, seconds: float) -> None:
-        """Note, for whoever listens, that a row has been answered so long after its arrival."""
-        if self._recorder is not None:
-            self._recorder.on_answer(answer, seconds)
-
-    def note_failure(self, error: TwinferError) -> None:
-        """Note, for whoever listens, that a row has ended with an error."""
-        if self._recorder is not None:
-            self._recorder.on_failure(error)
-
-    async def capture_timeline(self, seconds: float) -> str:
-        """Watch everything for so long and give it as a Chrome trace; raises Overloaded if somebody else is watching."""
-        if self._timeline is not None:
+    async def capture_trace(self, seconds: float) -> str:
+        """Watch everything for so long and return it as a Chrome trace; raises Overloaded if another capture is under way."""
+        if self._trace is not None:
             raise Overloaded("a timeline is being captured; allowed: one at a time", retry_after_seconds=1.0)
-        self._timeline = timeline = Timeline()
-        before, began = self._batcher.on_flight, time.monotonic()
-        self._batcher.on_flight = (*before, timeline.add_flight)
+        self._trace = trace = Trace()
+        before, began = self._scheduler.on_batch, time.monotonic()
+        self._scheduler.on_batch = (*before, trace.add_batch)
         try:
             await asyncio.sleep(seconds)
         finally:
-            self._timeline, self._batcher.on_flight = None, before
-        return await asyncio.to_thread(timeline.write_trace, Span(began, time.monotonic()))
+            self._trace, self._scheduler.on_batch = None, before
+        return await asyncio.to_thread(trace.write, Span(began, time.monotonic()))
 
-    def _note_switches_soon(self) -> None:
-        """Have the event loop note that a member has been switched; any thread."""
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(self.operations.note_switches)
-        except RuntimeError:  # the loop has ended
-            logger.info("a member was switched after the end")
+    # --- health and metrics ---------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """End the threads; call it when nothing is in hand, or when that no longer matters."""
-        self._batcher.close()
-        self._decoder.close()
-        self._late.close()
-        self._ensemble.close()
+    @property
+    def requests_in_flight(self) -> int:
+        """The requests that are being prepared, wait or compute."""
+        return self._admission.requests
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """The bytes of their calls."""
+        return self._admission.bytes
+
+    @property
+    def requests_waiting(self) -> int:
+        """The requests that wait for a batch."""
+        return self._scheduler.waiting_requests
 
     @property
     def loss(self) -> str:
         """Why the device is lost for good; empty while it is not."""
-        return self._batcher.loss
+        return self._scheduler.loss
 
-    @property
-    def can_answer(self) -> bool:
-        """Whether the members that are on are enough for the ensemble's own policy."""
-        return self._batcher.switchboard.can_answer(self._ensemble.default_policy)
+    def can_answer(self, policy: Policy | None = None) -> bool:
+        """Whether the members that are on are enough for a policy; None is the ensemble's own."""
+        return self._scheduler.breakers.can_answer(policy or self.ensemble.default_policy)
 
-    def refusal(self, policy: Policy) -> TwinferError | None:
-        """Give the error that every row under `policy` is refused with now, before anything is done for it; None if none is."""
-        try:
-            self._batcher.switchboard.check(policy)
-        except TwinferError as error:
-            return error
-        return None
+    async def stuck_members(self) -> list[str]:
+        """Name the members whose stream has been behind for `stuck_seconds`."""
+        behind = await asyncio.to_thread(self._scheduler.behind_seconds)
+        return [name for name, seconds in behind.items() if seconds >= self.settings.stuck_seconds]
 
-    def stuck_members(self) -> list[str]:
-        """Name the members whose lane has stood still for `stuck_seconds`; looks for those that have just got stuck, too."""
-        self._batcher.look_for_stuck()
-        standing = self._batcher.standing_seconds()
-        return [name for name, seconds in standing.items() if seconds >= self._settings.stuck_seconds]
+    def listen(self, listener: Listener) -> None:
+        """Have `listener` told of everything from now on."""
+        self._listener = listener
+        self._scheduler.on_batch = (listener.on_batch,)
+        self._note_breakers()
 
-    def _check(self, request: InferRequest) -> Policy:
-        """Check a request, all but its inputs; give the policy that it is answered under. Raises TwinferError."""
-        policy = self._ensemble.check(request)
-        self._batcher.switchboard.check(policy)
-        return policy
+    def note_reply(self, request: InferRequest, response: Response, began: float) -> None:
+        """Note that a response has been written since `began`."""
+        now = time.monotonic()
+        if self._trace is not None:
+            self._trace.add_encoding(request, Span(began, now))
+        if self._listener is not None:
+            self._listener.on_response(response, now - request.arrived_at)
 
-    def _watch(self, rows: Sequence[Request]) -> Watch:
-        """Start a clock for rows that have been taken in hand."""
-        return Watch(rows, self._settings.stall_seconds, self._batcher.look_for_stuck, self._on_time_up)
+    def note_failure(self, error: TwinferError) -> None:
+        """Note that a request or a call has ended with an error."""
+        if self._listener is not None:
+            self._listener.on_failure(error)
 
-    def _give_up(self, rows: Sequence[Request]) -> None:
-        """Let go of rows whose caller went away, and whose answers are cancelled."""
-        for _ in rows:
-            self.note_failure(Cancelled("the caller went away"))
-        self._batcher.discard_answered()
+    def _note_breakers_soon(self) -> None:
+        """Have the event loop note that a breaker has changed; any thread."""
+        self._call_soon(self._note_breakers)
 
-    def _put(self, rows: Sequence[Request]) -> None:
-        """Let prepared rows wait for their flights; any thread."""
-        for row in rows:
-            row.crew = self._ensemble.first_crew(row.samples)
-        self._batcher.put(rows)
-
-    # --- time --------------------------------------------------------------------------------------------------------------
-
-    def _on_time_up(self, row: Request) -> None:
-        """Answer a row whose time is up: from the members so far if it is in the air and its policy allows, else with an error."""
-        self._late.do(partial(self._answer_late, row))
-
-    def _answer_late(self, row: Request) -> None:
-        late = self._batcher.fuse_late(row)
-        if late is None:
-            error: TwinferError = row.without_flight
-            is_on = self._batcher.switchboard.is_on
-            names = [name for index in row.samples if is_on[name := self._ensemble.members[index].name]]
-            behind = {name: seconds for name, seconds in self._batcher.standing_seconds().items() if seconds and name in names}
-            # Under BEST_EFFORT a row flies without those that are behind, unless there is nobody else.
-            if behind and (row.policy is Policy.REQUIRE_ALL or len(behind) == len(names)):
-                name, seconds = max(behind.items(), key=lambda item: item[1])
-                text = f"the member's lane has been behind for {seconds:.3f} s, longer than the row could wait"
-                error = MemberLate(text, member=name)
-            late = [row], [error]
-        if late[0]:  # else somebody else has answered the row together with another one
-            self._answer_soon(*late)
-
-    # --- answers -----------------------------------------------------------------------------------------------------------
-
-    def _fail_soon(self, row: Request, error: TwinferError) -> None:
-        """Have the event loop end a row with an error; any thread."""
-        self._answer_soon([row], [error])
-
-    def _answer_soon(self, rows: Sequence[Request], answers: Sequence[Response | TwinferError]) -> None:
-        """Have the event loop hand out answers; any thread."""
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(self._answer, rows, answers, time.monotonic())
-        except RuntimeError:  # the loop has ended, and with it every caller
-            logger.info("%d answers came after the end", len(rows))
-
-    def _answer(self, rows: Sequence[Request], answers: Sequence[Response | TwinferError], since: float) -> None:
-        self._margin.note(time.monotonic() - since)
-        for row, answer in zip(rows, answers, strict=True):
-            if row.is_answered or row.answer is None:
-                continue
-            if isinstance(answer, TwinferError):
-                row.answer.set_exception(answer)
-            else:
-                row.answer.set_result(answer)
-                if self._timeline is not None:
-                    self._timeline.add_row(row, row.ready_at + answer.timings.queue_seconds)
-        if rows:  # a cascade may send all of a flight's rows on
-            self._admission.note_answers(len(rows))
+    def _note_breakers(self) -> None:
+        if self._listener is not None:
+            for member, breaker in zip(self.ensemble.members, self.breakers.breakers, strict=True):
+                self._listener.on_breaker(member.name, breaker.reading, breaker.times_opened)

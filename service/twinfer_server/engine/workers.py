@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 class Workers:
-    """A few threads and one queue. Nobody waits for a result: work hands on what it makes by itself.
+    """A few threads and one queue; no result is waited for.
 
     Leaner than an executor, which makes a future with a lock for every piece, and its threads are daemons: one that waits for a
     stuck member must not keep the process from ending.
@@ -38,4 +38,4 @@ class Workers:
                 work()
             except Exception:  # a defect: work answers for its own failures
                 logger.exception("a worker's work raised")
-            del work  # which may hold large rows, and the next may be long in coming
+            del work  # it may hold large requests, and the next may be long in coming

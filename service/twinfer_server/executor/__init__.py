@@ -1,50 +1,36 @@
-"""The ensemble: members, slots, plans and flights; what is computed, on which lane, and what became of it."""
+"""The executor: members, staging buffers and batches; what is computed, on which stream, and what became of it."""
 
-from .answers import answer_rows, fusion_failure
-from .bucket import Bucket
-from .cascade import pending_members
-from .crew import FusionVersion
+from .batch import Batch, Excluded
 from .ensemble import Ensemble
-from .execution import Plan
-from .flight import Flight, LeftOut
+from .fusion_versions import FusionChange, FusionVersion, FusionVersions
+from .latency import Bucket, LatencyTable
 from .loading import load_ensemble
 from .member import Member
-from .memory import MEGABYTE, MemberMemory, check_budget, measure_memory
-from .plan_cache import read_times, write_times
-from .run import Run
-from .sampling import make_probe_samples
-from .slot import Slot
-from .times import BucketTimes
-from .trial import Trial, fly_blank, make_blank_row
-from .versions import FusionChange, FusionVersions
-from .warmup import warm_up
+from .memory import MEGABYTE, MemberMemory, check_budget
+from .results import find_refusal, fusion_failures, make_responses
+from .run import MemberRun
+from .warm_up import Measurement, make_synthetic_request, run_synthetic, warm_up
 
 __all__ = [
     "MEGABYTE",
+    "Batch",
     "Bucket",
-    "BucketTimes",
     "Ensemble",
-    "Flight",
+    "Excluded",
     "FusionChange",
     "FusionVersion",
     "FusionVersions",
-    "LeftOut",
+    "LatencyTable",
+    "Measurement",
     "Member",
     "MemberMemory",
-    "Plan",
-    "Run",
-    "Slot",
-    "Trial",
-    "answer_rows",
+    "MemberRun",
     "check_budget",
-    "fly_blank",
-    "fusion_failure",
+    "find_refusal",
+    "fusion_failures",
     "load_ensemble",
-    "make_blank_row",
-    "make_probe_samples",
-    "measure_memory",
-    "pending_members",
-    "read_times",
+    "make_responses",
+    "make_synthetic_request",
+    "run_synthetic",
     "warm_up",
-    "write_times",
 ]

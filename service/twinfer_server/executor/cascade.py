@@ -1,7 +1,7 @@
-"""Cascades: one member looks at a row first, and the others only if it is not sure.
+"""Cascades: one member looks at a request first, and the others only if it is not sure.
 
-That makes two flights. When the first has landed the gate is read on the host; rows of which the first member is not sure wait
-again, for the other members, and share their next flight with whoever else waits.
+That makes two batches. When the first is complete the gate is read on the host; requests of which the first member is not sure
+wait again, for the other members, and share their next batch with whatever else waits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,54 +9,48 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..types import Request, Samples
-from .flight import Flight
+from .batch import Batch
 
 
 class Cascade:
-    """Who is asked first, and of which rows the others are asked too; the gate is that of the flight's version of the fusion."""
+    """Which member is asked first, and for which requests the others are; the gate is that of the batch's fusion version."""
 
     def __init__(self, first: int) -> None:
         """Ask the member with the index `first` before the others."""
         self._first = first
 
-    def first_crew(self, samples: Mapping[int, Samples]) -> tuple[int, ...]:
-        """Give the members that look at a row first: the cascade's, or all where the row has no input for that one."""
+    def first_members(self, samples: Mapping[int, Samples]) -> tuple[int, ...]:
+        """List the members that look at a request first: the cascade's, or all where there is no input for that one."""
         return (self._first,) if self._first in samples else tuple(samples)
 
-    def find_unsure(self, flight: Flight, rows: Sequence[Request]) -> list[int]:
-        """Find the places in `rows` of those that the others must look at, too.
+    def find_unsure(self, batch: Batch, indices: Sequence[int]) -> set[int]:
+        """Find which of the requests with these indices the others must look at, too.
 
-        These are rows with members that nobody has asked yet, for which the first one's calibrated confidence - the probability of
-        its best class - is below the gate, which it has not answered, or for which it weighs nothing.
+        These have members that have not been asked yet, and the first member's calibrated confidence - the probability of its best
+        class - is below the gate, or it has not answered, or weighs nothing for them.
         """
-        pending = [place for place, row in enumerate(rows) if pending_members(row)]
-        run = next((run for run in flight.runs if run.member.index == self._first), None)
+        pending = [index for index in indices if batch.requests[index].pending_members()]
+        run = batch.run_of.get(self._first)
         if not pending or run is None or not run.has_output:
-            return pending
-        asked = [place for place in pending if flight.number_of(rows[place]) in run.firsts and self._weighs(flight, rows[place])]
-        outputs = [torch.from_numpy(run.sample_of(flight.number_of(rows[place]))) for place in asked]
-        if not outputs:
-            return pending
-        version = flight.crew.version
-        beliefs = version.host_fusion.belief(self._first, torch.cat(outputs))
-        # What is not finite is not sure.
-        is_sure = dict(zip(asked, (beliefs.amax(-1) >= version.gate).tolist(), strict=True))
-        return [place for place in pending if not is_sure.get(place, False)]
+            return set(pending)
+        asked = [index for index in pending if index in run.first and self._weighs(batch, index)]
+        if not asked:
+            return set(pending)
+        outputs = torch.cat([torch.from_numpy(run.output_of(index)) for index in asked])
+        confidences = batch.version.host_fusion.member_prediction(self._first, outputs).amax(-1)
+        # A confidence that is not finite is below every gate.
+        is_sure = dict(zip(asked, (confidences >= batch.version.gate).tolist(), strict=True))
+        return {index for index in pending if not is_sure.get(index, False)}
 
-    def send_on(self, flight: Flight, row: Request, seconds: float) -> None:
-        """Have a row that has landed wait for the members that nobody has asked yet; its flight took `seconds`."""
-        crew = pending_members(row)
-        row.parts.update({index: flight.part_of(row, index) for index in row.crew})
-        row.crew = crew
-        row.flown_seconds += seconds
-        row.blocked_at = 0.0
+    def escalate(self, batch: Batch, request: Request, seconds: float) -> None:
+        """Have a request ask the members that have not been asked yet, in its next batch; the one before took `seconds`."""
+        members = request.pending_members()
+        request.partials.update({index: batch.partial_result(request, index) for index in request.members})
+        request.members = members
+        request.earlier_seconds += seconds
+        request.blocked_at = 0.0
 
-    def _weighs(self, flight: Flight, row: Request) -> bool:
-        """Whether the first member counts for the row at all: by its own weights, or by those of the flight's fusion."""
-        weights = flight.crew.version.weights if row.weights is None else row.weights
-        return bool(weights[self._first] > 0)
-
-
-def pending_members(row: Request) -> tuple[int, ...]:
-    """List the members that a row has input for and that nobody has asked, nor is asking now."""
-    return tuple(index for index in row.samples if index not in row.crew and index not in row.parts)
+    def _weighs(self, batch: Batch, index: int) -> bool:
+        """Whether the first member counts for a request at all: by its own weights, or by those of the batch's fusion."""
+        own = batch.requests[index].weights
+        return bool((batch.version.weights if own is None else own)[self._first] > 0)

@@ -1,134 +1,123 @@
-"""The ensemble at work: members and fusion, loaded, probed and warm; it boards flights."""
+"""The ensemble at work: members and fusion, loaded, checked and warm; it forms batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from ..device import Device, Event, Lane
-from ..inputs import FedCount, FedInput, Intake, MemberInputs
+from ..device import Device, Execution, Stream
+from ..inputs import RequestProcessor
 from ..spec import EnsembleSpec
 from ..types import InferRequest, Policy, Request, Samples
-from .bucket import Bucket, round_up
-from .capture import CapturedFusion, FlightCapture
+from .batch import Batch, Excluded, Streams
+from .buffers import BUFFER_SETS, FusionBuffers, StagingBuffers
 from .cascade import Cascade
-from .crew import Crew, FusionBuilder
-from .execution import make_plans
-from .flight import Flight, LeftOut
+from .fusion_versions import FusionBuilder
+from .latency import LatencyTable
 from .member import Member
 from .memory import MemberMemory
-from .run import Run
-from .slot import Slot
-from .times import TimesTable
+from .run import MemberRun
 
 
 class Ensemble:
-    """Members and a fusion on a device. Made by `load_ensemble`; warm once `times` is set."""
+    """Members and a fusion on a device. Made by `load_ensemble`; warm once `latencies` is set."""
 
     def __init__(
-        self, folder: Path, spec: EnsembleSpec, labels: tuple[str, ...], crew: Crew, fusion_builder: FusionBuilder, device: Device
+        self, folder: Path, spec: EnsembleSpec, labels: tuple[str, ...], members: Sequence[Member], fusion_builder: FusionBuilder,
+        device: Device,
     ) -> None:  # fmt: skip
         """Take over what `load_ensemble` has loaded from `folder` and checked."""
-        self.fusion_builder = fusion_builder
         self.folder = folder
         self.spec = spec
         self.labels = labels
-        self.crew = crew
-        """Replaced as a whole when the fusion changes; every flight keeps the one that it boarded with."""
+        self.members = tuple(members)
+        """In the order in which responses list them; upstream members stand before those that take their outputs."""
+        self.fusion_builder = fusion_builder
+        self.fusion = fusion_builder.build(1, spec)
+        """Replaced as a whole when the fusion changes; every batch keeps the version that it was formed with."""
         self.device = device
+        self.execution: Execution = spec.execution or device.default_execution
         self.default_policy = Policy[spec.policy.upper()]
-        self.times: TimesTable | None = None
+        self.latencies: LatencyTable | None = None
         self.memory: Mapping[str, MemberMemory] = {}
         """What each member takes, by name; known once the ensemble is warm."""
-        self.plans = make_plans(device, crew.members)
-        self.flight_captures: dict[tuple[int, Bucket], FlightCapture] = {}
-        """By slot number and bucket: whole flights that are faster as one graph."""
-        self.captured_fusion = CapturedFusion(crew.version)
         self.cascade = Cascade(list(spec.members).index(spec.cascade.first)) if spec.cascade else None
-        self.intake = Intake(spec, [_list_inputs(member) for member in crew.members])
-        self._fusion_lanes: dict[Lane, Event | None] = {self.plans["streams"].fusion: None}
-        """The plan `lanes` has several, each with the landing of its last flight; one for each flight in the air, as it comes."""
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The members, in the order in which answers list them."""
-        return self.crew.members
-
-    @property
-    def flight_bytes(self) -> int:
-        """The device memory that the captures of whole flights take."""
-        return sum(capture.device_bytes for capture in self.flight_captures.values())
+        self.processor = RequestProcessor(spec, [member.inputs for member in members])
+        own = tuple(member.device.stream(member.name, member.spec.priority == "high") for member in members)
+        first = device.launch_stream("serial")
+        in_turn = tuple(first if member.device is device else stream for member, stream in zip(members, own, strict=True))
+        self.streams: Mapping[Execution, Streams] = {
+            "serial": Streams("serial", first, in_turn, first),
+            "streams": Streams("streams", device.launch_stream("copy"), own, None),
+        }
+        self.captured_fusion_buffers = [self._make_fusion_buffers() for _ in range(BUFFER_SETS)]
+        self._free_fusion_buffers = list(self.captured_fusion_buffers)
 
     @property
     def classes(self) -> int:
-        """How many classes, labels or texts of its own an answer chooses among; 0 where the task knows none."""
+        """How many classes, labels or texts of its own a prediction chooses among; 0 where the task has none."""
         if self.spec.task in ("classification", "multi_label"):
-            return self.members[self.crew.version.fusion.voters[0]].output_shape[0]
+            return self.members[self.fusion.fusion.fused_members[0]].output_shape[0]
         return self.fusion_builder.texts if self.spec.task == "similarity" else 0
+
+    @property
+    def member_streams(self) -> Sequence[Stream]:
+        """A stream of its own for each member."""
+        return self.streams["streams"].members
 
     def is_required(self, input_name: str, policy: Policy) -> bool:
         """Whether a request under `policy` must carry the input, as members are fused now."""
-        return self.intake.is_required(input_name, policy, self.crew.version.fusion.needs)
+        return self.processor.is_required(input_name, policy, self.fusion.fusion.needs)
 
     def check(self, request: InferRequest) -> Policy:
-        """Check a request, without looking into its inputs; give the policy that it is answered under."""
-        return self.intake.check(request, self.crew.version.fusion.needs, self.classes)
+        """Check a request without looking into its inputs; return the policy that it is answered under. Raises InvalidRequest."""
+        return self.processor.check(request, self.fusion.fusion.needs, self.classes)
 
-    def prepare(self, request: InferRequest) -> dict[int, Samples]:
-        """Decode a request's inputs, each once, and make every member's samples; raises InvalidInput. CPU pool."""
-        return self.intake.prepare(request)
+    def first_members(self, samples: Mapping[int, Samples]) -> tuple[int, ...]:
+        """List the members that a request asks first: in a cascade its first one, where there is input for it, else all."""
+        return self.cascade.first_members(samples) if self.cascade else tuple(samples)
 
-    def first_crew(self, samples: Mapping[int, Samples]) -> tuple[int, ...]:
-        """Say which members look at a row first: in a cascade its first one, where the row has input for it, else all."""
-        return self.cascade.first_crew(samples) if self.cascade else tuple(samples)
+    def form_batch(
+        self, requests: Sequence[Request], buffers: Mapping[int, StagingBuffers], excluded: Excluded,
+        execution: Execution | None = None,
+    ) -> Batch:  # fmt: skip
+        """Form a batch; `buffers` has a set for each member that takes part, `excluded` says which does not for which request."""
+        runs: dict[int, MemberRun] = {}
+        for index in sorted(buffers):
+            indices = [n for n, request in enumerate(requests) if index in request.members and (n, index) not in excluded]
+            run = MemberRun(self.members[index], buffers[index], indices, requests)
+            run.upstream = {upstream: runs[upstream] for upstream in run.member.upstream if upstream in runs}
+            if self.latencies is not None:
+                run.solo_seconds = self.latencies.solo_seconds(index, run.bucket)
+            runs[index] = run
+        streams = self.streams[execution or self.execution]
+        return Batch(
+            requests, list(runs.values()), excluded, self.members, self.fusion, streams, self._take_fusion_buffers(), self.device
+        )
 
-    def board(self, rows: Sequence[Request], slots: Mapping[int, Slot], left_out: LeftOut, execution: str | None = None) -> Flight:
-        """Make a flight of `rows`; `slots` has one for each member that takes part, `left_out` says who does not fly for whom."""
-        runs: list[Run] = []
-        for index, slot in slots.items():
-            boarded = [n for n, row in enumerate(rows) if index in row.crew and (n, index) not in left_out]
-            if boarded:
-                run = Run(self.members[index], slot, boarded, rows, self.device)
-                run.feeders = {upstream.member.index: upstream for upstream in runs if upstream.member.index in run.member.feeders}
-                runs.append(run)
-        tokens = max((run.bucket.tokens for run in runs), default=0)
-        name = execution or (self.times.execution(len(rows), tokens) if self.times else "serial")
-        capture = self._find_capture(runs, len(rows), tokens) if name == "graph" else None
-        if name == "graph" and capture is None:
-            name = "streams"
-        fly_by = self.plans[name]
-        if name == "streams":
-            fly_by = replace(fly_by, fusion=self._find_fusion_lane())
-        flight = Flight(rows, runs, left_out, fly_by, self.crew, self.device, capture)
-        if name == "streams":
-            self._fusion_lanes[fly_by.fusion] = flight.landed
-        if self.times is not None:
-            flight.solo_seconds = [self.times.solo_seconds(name, run.member.index, run.row_bucket) for run in runs]
-        return flight
+    def release(self, batch: Batch) -> None:
+        """Take the fusion buffers of a batch that has ended back; its staging buffers are the caller's to take."""
+        self._free_fusion_buffers.insert(0, batch.fusion_buffers)
 
-    def _find_capture(self, runs: Sequence[Run], rows: int, tokens: int) -> FlightCapture | None:
-        """Find the whole flight's capture: there is one only for flights of everybody, in slots of the same number."""
-        numbers = {run.slot.number for run in runs}
-        if len(runs) < len(self.members) or len(numbers) > 1 or not self.flight_captures:
-            return None
-        row_sizes = sorted({bucket.samples for _, bucket in self.flight_captures})
-        token_sizes = sorted({bucket.tokens for _, bucket in self.flight_captures})
-        if rows > row_sizes[-1] or tokens > token_sizes[-1]:
-            return None
-        return self.flight_captures.get((*numbers, Bucket(round_up(rows, row_sizes), round_up(tokens, token_sizes))))  # type: ignore[arg-type]
+    def compute(self, requests: Sequence[Request], execution: Execution | None = None) -> Batch:
+        """Form, launch and complete a batch on the calling thread, with nothing else under way.
 
-    def _find_fusion_lane(self) -> Lane:
-        """Find a fusion lane on which nobody waits: behind a flight with a stuck member a flight without it could not land."""
-        free = (lane for lane, landed in self._fusion_lanes.items() if landed is None or landed.is_done())
-        return next(free, None) or self.device.lane("fusion")
+        Call it in inference mode, on a thread that the device has prepared. Release it when its results have been read.
+        """
+        asked = sorted({index for request in requests for index in request.members})
+        batch = self.form_batch(requests, {index: self.members[index].buffers[0] for index in asked}, {}, execution)
+        batch.launch()
+        batch.completed.wait()
+        return batch
+
+    def _take_fusion_buffers(self) -> FusionBuffers:
+        """Take a free set of fusion buffers, those with graphs first; more are made while batches are stuck."""
+        return self._free_fusion_buffers.pop(0) if self._free_fusion_buffers else self._make_fusion_buffers()
+
+    def _make_fusion_buffers(self) -> FusionBuffers:
+        shapes = [member.output_shape for member in self.members]
+        return FusionBuffers(self.device, shapes, self.spec.batching.max_batch_size, has_partials=self.cascade is not None)
 
     def close(self) -> None:
-        """Give the lanes back."""
-        for execution in self.plans.values():
-            for lane in {*execution.members, execution.copy, execution.fusion, *self._fusion_lanes}:
-                lane.close()
-
-
-def _list_inputs(member: Member) -> MemberInputs:
-    return [
-        FedCount(kind.name, kind.feeder, kind.samples_per_sample) if isinstance(kind, FedInput) else kind for kind in member.inputs
-    ]
+        """End the streams' threads."""
+        streams = {stream for streams in self.streams.values() for stream in (*streams.members, streams.copy)}
+        for stream in (*streams, *(buffers.stream for buffers in self._free_fusion_buffers)):
+            stream.close()

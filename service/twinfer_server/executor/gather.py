@@ -1,63 +1,121 @@
-"""Gathering: from the members' outputs, sample by sample, to what the fusion takes, row by row."""
+"""Gathering: from the members' outputs, sample by sample, to what the fusion takes, request by request.
 
-from collections.abc import Mapping, Sequence
+For every member the fusion takes float32 [requests, ...] or, where a request may give it several samples, [requests, samples, ...];
+and int32 [requests, members]: how many samples a member has for a request, 0 where it is absent. What an absent member's part
+holds means nothing.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..types import Request
+from ..fusion import FusionResult
 from .member import Member
-from .moving import to_device
-from .run import Run
+
+if TYPE_CHECKING:
+    from .batch import Batch
+    from .buffers import FusionBuffers
 
 
-def gather_outputs(
-    rows: Mapping[int, Request], runs: Mapping[int, Run], members: Sequence[Member], device: torch.device
-) -> tuple[list[Tensor], NDArray[np.int32]]:  # fmt: skip
-    """Bring every member's output into the order of `rows` (by their number in the flight), on `device`.
+def write_indices(batch: "Batch", buffers: "FusionBuffers") -> None:
+    """Write the weights, the counts and where samples begin, of all of a batch's requests, into the fusion's host buffers."""
+    count = len(batch.requests)
+    buffers.weights[:count] = _weights(batch, range(count))
+    for member in batch.members:
+        index, run = member.index, batch.run_of.get(member.index)
+        is_there = run is not None and bool(run.outputs)
+        partials = _index_member(batch, member, range(count), buffers.starts[index], buffers.counts[:, index], is_there)
+        for position, partial in enumerate(partials):
+            buffers.partials[index][position] = partial[0]
 
-    Gives one float32 tensor per member, [rows, ...] or, where a row may give it several samples, [rows, samples, ...]; and int32
-    [rows, members]: how many samples a member has for a row, 0 where it is absent. What an absent member's part holds means
-    nothing. On the host only members that have answered are there; on the device the join has seen to that.
+
+def gather_on_device(batch: "Batch", buffers: "FusionBuffers") -> list[Tensor]:
+    """Bring every member's output on the device into the order of the batch's requests; on the fusion stream."""
+    device, count = buffers.device_weights.device, len(batch.requests)
+    outputs = []
+    for member in batch.members:
+        index, run, sources, brought = member.index, batch.run_of.get(member.index), [], 0
+        if run is not None and run.outputs and member.is_fused:
+            sources.append(run.outputs[0].to(device, non_blocking=True))
+        if buffers.partials:
+            brought = sum(request.partials[index].output is not None for request in batch.requests if index in request.partials)
+            sources += [buffers.device_partials[index][:brought]] if brought else []
+        is_in_order = run is not None and not brought and run.indices == tuple(range(count))
+        starts = None if is_in_order else buffers.device_starts[index, :count]
+        outputs.append(_arrange(member, sources, starts, buffers.counts[:count, index], buffers.device_counts[:count, index]))
+    return outputs
+
+
+def fuse_on_host(batch: "Batch", indices: Sequence[int], without: int | None) -> FusionResult:
+    """Fuse the requests with these indices on the host, from the members that have answered; see `Batch.fuse`."""
+    counts = np.zeros((len(indices), len(batch.members)), dtype=np.int32)
+    outputs = []
+    for member in batch.members:
+        run, starts = batch.run_of.get(member.index), np.zeros(len(indices), dtype=np.int64)
+        is_there = run is not None and run.has_output and run.host_output is not None
+        partials = _index_member(batch, member, indices, starts, counts[:, member.index], is_there)
+        sources = [run.host_output] if is_there and run is not None and run.host_output is not None else []
+        sources += [torch.from_numpy(partial) for partial in partials]
+        column = counts[:, member.index]
+        outputs.append(_arrange(member, sources, torch.from_numpy(starts), column, torch.from_numpy(column)))
+    if without is not None:
+        counts[:, without] = 0
+    return batch.version.fuse(outputs, torch.from_numpy(_weights(batch, indices)), torch.from_numpy(counts), on_host=True)
+
+
+def _weights(batch: "Batch", indices: Sequence[int]) -> NDArray[np.float32]:
+    """Return the requests' weights, float32 [requests, members]: their own, or those of the batch's version of the fusion."""
+    weights = np.empty((len(indices), len(batch.members)), dtype=np.float32)
+    weights[:] = batch.version.weights
+    for position, index in enumerate(indices):
+        own = batch.requests[index].weights
+        if own is not None:
+            weights[position] = own
+    return weights
+
+
+def _index_member(
+    batch: "Batch", member: Member, indices: Sequence[int], starts: NDArray[np.int64], counts: NDArray[np.int32], takes_run: bool
+) -> list[NDArray[np.float32]]:  # fmt: skip
+    """Write where each request's samples of a member begin and how many there are; return the partial results behind the run's.
+
+    `starts` int64 [requests], `counts` int32 [requests]; 0 and 0 where the member is absent.
     """
-    counts = np.zeros((len(rows), len(members)), dtype=np.int32)
-    outputs = [_gather(rows, member, runs.get(member.index), counts[:, member.index], device) for member in members]
-    return outputs, counts
+    run = batch.run_of.get(member.index) if takes_run else None
+    partials: list[NDArray[np.float32]] = []
+    length = 0 if run is None else run.total
+    for position, index in enumerate(indices):
+        partial = batch.requests[index].partials.get(member.index)
+        if run is not None and index in run.first:
+            starts[position], counts[position] = run.first[index], run.count[index]
+        elif partial is not None and partial.output is not None:
+            starts[position], counts[position] = length, len(partial.output)
+            partials.append(partial.output)
+            length += len(partial.output)
+        else:
+            starts[position] = counts[position] = 0
+    return partials
 
 
-def _gather(
-    rows: Mapping[int, Request], member: Member, run: Run | None, counts: NDArray[np.int32], device: torch.device
-) -> Tensor:
-    """Gather one member's output, and write into `counts`, int32 [rows], how many samples each row has."""
-    source = None if run is None else run.output_on(device)
-    if (
-        source is not None
-        and run is not None
-        and member.samples_per_row == 1
-        and run.rows == tuple(rows) == tuple(range(len(rows)))
-    ):
-        counts[:] = 1
-        return source[: len(rows)]
-    sources = [] if source is None else [source]
-    starts = np.zeros(len(rows), dtype=np.int64)
-    length = 0 if source is None else len(source)
-    for place, (number, row) in enumerate(rows.items()):
-        part = row.parts.get(member.index)
-        if source is not None and run is not None and number in run.firsts:
-            starts[place], counts[place] = run.firsts[number], run.sizes[number]
-        elif part is not None and part.output is not None:
-            starts[place], counts[place] = length, len(part.output)
-            sources.append(to_device(torch.from_numpy(part.output), device))
-            length += len(part.output)
+def _arrange(
+    member: Member, sources: Sequence[Tensor], starts: Tensor | None, counts: NDArray[np.int32], device_counts: Tensor
+) -> Tensor:  # fmt: skip
+    """Put samples in the order of the requests; `starts` None where they are in it already.
+
+    A request without a sample borrows the first one; its count is 0, so nothing comes of it.
+    """
+    requests, several = len(counts), member.samples_per_request > 1
     if not sources:
-        several = (1,) if member.samples_per_row > 1 else ()
-        return torch.zeros((), device=device).expand(len(rows), *several, *member.output_shape)
-    output = sources[0] if len(sources) == 1 else torch.cat(sources)
-    if member.samples_per_row == 1:
-        # A row without a sample borrows the first one; its count is 0, so nothing comes of it.
-        return output.index_select(0, to_device(torch.from_numpy(starts), device))
-    places = np.arange(max(1, counts.max()))
-    picked = starts[:, None] + np.minimum(places, np.maximum(counts[:, None] - 1, 0))
-    return output.index_select(0, to_device(torch.from_numpy(picked.ravel()), device)).view(*picked.shape, *member.output_shape)
+        return torch.zeros((), device=device_counts.device).expand(requests, *((1,) if several else ()), *member.output_shape)
+    output = sources[0] if len(sources) == 1 else torch.cat(list(sources))
+    if not several:
+        return output[:requests] if starts is None else output.index_select(0, starts)
+    width = max(1, int(counts.max()))
+    starts = device_counts.cumsum(0) - device_counts if starts is None else starts
+    offsets = torch.minimum(torch.arange(width, device=output.device), (device_counts - 1).clamp(min=0).unsqueeze(1))
+    picked = (starts.unsqueeze(1) + offsets).flatten()
+    return output.index_select(0, picked).view(requests, width, *member.output_shape)

@@ -1,35 +1,31 @@
-"""Loading: from a folder to an ensemble whose members have been probed and fit each other."""
+"""Loading: from a folder to an ensemble whose members have been checked and fit each other."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..device import CudaDevice, Device
-from ..errors import InvalidEnsemble
+from ..errors import InvalidEnsemble, quote
 from ..fusion import find_method
-from ..inputs import InputLimits, make_input
+from ..inputs import InputKind, InputLimits, UpstreamInput, make_input
 from ..loaders import SharedStorages, load
-from ..spec import EnsembleSpec, FedInputSpec, MemberSpec, check_classes, read_labels, read_spec
+from ..precision import convert
+from ..spec import EnsembleSpec, MemberSpec, UpstreamInputSpec, check_classes, read_labels, read_spec
 from ..trust import Trust
-from ..tuning import Tuner
-from .chain import find_taps, make_fed_input
-from .crew import Crew, FusionBuilder
+from .checks import check_member, check_positions, embed_texts
 from .ensemble import Ensemble
-from .meaning import check_meaning
+from .fusion_versions import FusionBuilder
 from .member import Member
-from .probe import check_places, probe_member
-from .sampling import make_probe_samples
-from .texts import embed_texts
+from .sampling import make_calibration_samples
 
 
-def load_ensemble(
-    folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None,
-    cache: Path | None = None,
-) -> Ensemble:  # fmt: skip
-    """Load and probe the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared.
+def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None) -> Ensemble:
+    """Load and check the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared.
 
-    `spec` is what to load instead of what the folder's file says, of the same members. `cache` is where choices of precision and
-    compiled code are kept.
+    `spec` is what to load instead of what the folder's file says, of the same members.
     """
     spec = spec or read_spec(folder)
     find_method(spec)
@@ -39,42 +35,54 @@ def load_ensemble(
     check_classes(folder, spec, labels)
     members: list[Member] = []
     storages = SharedStorages()
-    for index, (name, member_spec) in enumerate(spec.members.items()):
-        inputs = [
-            make_fed_input(f"members.{name}.input.{input_name}", input_name, input_spec, members)
-            if isinstance(input_spec, FedInputSpec)
-            else make_input(name, input_name, input_spec, folder, limits)
-            for input_name, input_spec in member_spec.input.items()
-        ]
-        place = _find_place(name, member_spec, device)
-        for kind in inputs:
-            kind.to(place.torch_device)
-        model = load(member_spec, folder, place.torch_device, trust, f"members.{name}")
-        member = Member(
-            index, name, member_spec, model, inputs, max_batch_size=spec.batching.max_batch_size, taps=find_taps(name, spec),
-            is_deterministic=spec.deterministic, device=place,
-        )  # fmt: skip
-        with torch.inference_mode():
-            check_meaning(member, spec.task, probe_member(member))
-            if member_spec.is_tuned:
-                member.tune(Tuner(place, cache), make_probe_samples(member))
-            if spec.deterministic:
-                check_places(member)
-        member.shared_bytes = storages.share(member.model) if place is device else 0
-        for slot in member.slots:
-            slot.make_host_outputs(place, member.output_shape)
-        members.append(member)
+    for name in spec.members:
+        members.append(_load_member(name, spec, folder, members, _Site(device, trust, limits, storages)))
     with torch.inference_mode():
-        texts = embed_texts(spec, folder, members)
-    builder = FusionBuilder(folder, members, texts, device)
-    ensemble = Ensemble(folder, spec, labels, Crew(tuple(members), builder.build(1, spec)), builder, device)
+        texts = _embed_texts(spec, folder, members)
+    ensemble = Ensemble(folder, spec, labels, members, FusionBuilder(folder, members, texts, device), device)
     if labels and spec.task != "detection" and len(labels) != ensemble.classes:
         allowed = f"one for each of the {ensemble.classes} {'texts' if spec.task == 'similarity' else 'classes'}"
         raise InvalidEnsemble(f"labels: {len(labels)} labels; allowed: {allowed if ensemble.classes else 'none for this task'}")
     return ensemble
 
 
-def _find_place(name: str, spec: MemberSpec, device: Device) -> Device:
+class _Site:
+    """What all members of an ensemble are loaded with."""
+
+    def __init__(self, device: Device, trust: Trust, limits: InputLimits, storages: SharedStorages) -> None:
+        self.device, self.trust, self.limits, self.storages = device, trust, limits, storages
+
+
+def _load_member(name: str, spec: EnsembleSpec, folder: Path, before: Sequence[Member], site: _Site) -> Member:
+    """Load one member, behind those that stand `before` it, check it and give it its precision."""
+    member_spec = spec.members[name]
+    device = _find_device(name, member_spec, site.device)
+    inputs: list[InputKind[Any] | UpstreamInput] = []
+    for input_name, input_spec in member_spec.input.items():
+        if isinstance(input_spec, UpstreamInputSpec):
+            inputs.append(_make_upstream_input(f"members.{name}.input.{input_name}", input_name, input_spec, before))
+        else:
+            inputs.append(make_input(name, input_name, input_spec, folder, site.limits, device.torch_device))
+    model = load(member_spec, folder, device.torch_device, site.trust, f"members.{name}")
+    member = Member(
+        len(before), name, member_spec, model, inputs, max_batch_size=spec.batching.max_batch_size,
+        extra_outputs=_list_extra_outputs(name, spec), is_deterministic=spec.deterministic, device=device,
+    )  # fmt: skip
+    with torch.inference_mode():
+        check_member(member, spec.task)
+        if (member_spec.precision, member_spec.acceleration) != ("fp32", "eager"):
+            samples = make_calibration_samples(member)
+            member.converted = convert(member_spec, model, samples, device.torch_device, f"members.{name}")
+        if spec.deterministic:
+            check_positions(member)
+    if device is site.device:
+        member.shared_bytes = site.storages.share(member.model)
+    for buffers in member.buffers:
+        buffers.make_host_outputs(device, member.output_shape)
+    return member
+
+
+def _find_device(name: str, spec: MemberSpec, device: Device) -> Device:
     """Find where a member computes: on the ensemble's device, or on another GPU; raises InvalidEnsemble where that is not there."""
     if spec.device in (None, str(device.torch_device)):
         return device
@@ -83,3 +91,33 @@ def _find_place(name: str, spec: MemberSpec, device: Device) -> Device:
         allowed = ", ".join(gpus) or f"none, the ensemble is on {device.torch_device}"
         raise InvalidEnsemble(f"members.{name}.device: found {spec.device!r}; allowed: {allowed}")
     return CudaDevice(torch.device(spec.device))
+
+
+def _list_extra_outputs(name: str, spec: EnsembleSpec) -> list[int | str]:
+    """List the outputs of the member `name` that others take, each once."""
+    inputs = [input_spec for member in spec.members.values() for input_spec in member.input.values()]
+    return list(dict.fromkeys(one.select for one in inputs if isinstance(one, UpstreamInputSpec) and one.member == name))
+
+
+def _make_upstream_input(key: str, name: str, spec: UpstreamInputSpec, before: Sequence[Member]) -> UpstreamInput:
+    """Make the input that takes the output of a member `before` this one; raises InvalidEnsemble."""
+    upstream = next((member for member in before if member.name == spec.member), None)
+    if upstream is None:
+        allowed = ", ".join(repr(member.name) for member in before) or "none, this is the first member"
+        raise InvalidEnsemble(f"{key}.member: found {quote(spec.member)}; allowed: a member before this one: {allowed}")
+    shape = upstream.extra_shapes[upstream.extra_outputs.index(spec.select)]
+    return UpstreamInput(name, upstream.index, spec.select, shape, upstream.samples_per_request)
+
+
+def _embed_texts(spec: EnsembleSpec, folder: Path, members: Sequence[Member]) -> Tensor | None:
+    """Embed the lines of `fusion.texts`, which requests without texts are compared with; None where the ensemble brings none."""
+    if spec.fusion.texts is None:
+        return None
+    query = spec.fusion.query or next(iter(spec.members))
+    member = next((member for member in members if member.name != query and member.spec.output.kind == "embedding"), None)
+    if member is None or len(member.inputs) != 1 or member.spec.input[member.inputs[0].name].kind != "text":
+        raise InvalidEnsemble("fusion.texts: no member takes a text, and nothing else, to compare with the query's embedding")
+    lines = (folder / spec.fusion.texts).read_text(encoding="utf-8-sig").splitlines()
+    if not lines:
+        raise InvalidEnsemble(f"fusion.texts: found no line in {quote(spec.fusion.texts)}; allowed: one text a line")
+    return embed_texts(member, lines)

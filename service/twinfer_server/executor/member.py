@@ -1,138 +1,174 @@
-"""Members: one model each, with the inputs it takes and the slots of its lane."""
+"""Members: one model each, with the inputs it takes, its stream's staging buffers and its buckets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..device import Device
-from ..inputs import FedInput, Feed, InputKind, Staging
+from ..device import CannotCapture, Device, Stream
+from ..errors import InvalidEnsemble
+from ..inputs import InputKind, UpstreamInput
 from ..loaders import LoadedModel
+from ..precision import Converted
 from ..spec import MemberSpec
-from ..tuning import ProbeSamples, Tuned, Tuner
 from ..types import Samples
-from .bucket import MIN_TOKENS, Bucket, doublings, round_up
+from .buffers import BUFFER_SETS, MemberGraph, StagingBuffers
+from .latency import MIN_TOKENS, Bucket, doublings, round_up
 from .output import read_output, select_output
-from .slot import SLOTS_PER_LANE, Slot
 
 
 class Member:
-    """One model of the ensemble, ready to compute on the device."""
+    """One model of the ensemble, ready to compute on its device."""
 
     def __init__(
-        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any] | FedInput], *,
-        max_batch_size: int, taps: Sequence[int | str] = (), is_deterministic: bool, device: Device,
+        self, index: int, name: str, spec: MemberSpec, model: LoadedModel, inputs: Sequence[InputKind[Any] | UpstreamInput], *,
+        max_batch_size: int, extra_outputs: Sequence[int | str] = (), is_deterministic: bool, device: Device,
     ) -> None:  # fmt: skip
-        """Give the member its slots; `is_deterministic` pads every flight to the one largest bucket.
+        """Give the member its staging buffers; `is_deterministic` pads every batch to the one largest bucket.
 
-        `taps` select further outputs, beside the one that counts, for members that are fed with them.
+        `extra_outputs` select what downstream members take, beside the output that counts.
         """
         self.index = index
-        self.device = device
-        """Where it computes: the ensemble's device, or another GPU."""
         self.name = name
         self.spec = spec
-        self.tuned = Tuned(model)
-        """The model as it computes: as it was loaded, or at another precision."""
+        self.device = device
+        """Where it computes: the ensemble's device, or another GPU."""
+        self.converted = Converted(model)
+        """The model as it computes: as it was loaded, or at another precision, and how far that is from fp32."""
         self.inputs = tuple(inputs)
-        self.stagings: tuple[Staging, ...] = tuple(staging for kind in self.inputs for staging in kind.staging)
-        self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, FedInput))
-        self.fed_inputs = tuple(kind for kind in inputs if isinstance(kind, FedInput))
-        self.is_voter = spec.output.kind != "features"
-        """Whether its output takes part in the fusion, and does not only feed others."""
-        self.taps = tuple(taps)
-        self.feeders = tuple(dict.fromkeys(kind.feeder for kind in self.fed_inputs))
-        """The indexes of the members that feed it; they stand before it."""
-        fixed = max((kind.samples_per_sample for kind in self.fed_inputs), default=1)
-        self.samples_per_row = max(fixed, *(getattr(kind, "max_samples", 1) for kind in inputs))
-        """The most samples that one row may give it."""
-        self.has_fixed_samples = self.samples_per_row == fixed
-        """Whether every row gives it just as many."""
-        self.max_samples = (
-            max_batch_size * self.samples_per_row if self.has_fixed_samples else max(max_batch_size, self.samples_per_row)
-        )
+        self.buffer_specs = tuple(buffer for kind in self.inputs for buffer in kind.buffers)
+        self.request_inputs = tuple(kind for kind in inputs if not isinstance(kind, UpstreamInput))
+        self.extra_outputs = tuple(extra_outputs)
+        self.upstream = tuple(dict.fromkeys(kind.upstream for kind in self.inputs if isinstance(kind, UpstreamInput)))
+        """The indexes of the members whose outputs it takes; they stand before it."""
+        self.is_fused = spec.output.kind != "features"
+        """Whether its output takes part in the fusion, and is not for downstream members alone."""
+        self.samples_per_request = max(kind.max_samples for kind in self.inputs)
+        """The most samples that one request may give it."""
+        self.max_samples = max(max_batch_size, self.samples_per_request)
         self.is_deterministic = is_deterministic
-        self.slots = [Slot(number, device, self.stagings, self.max_samples) for number in range(SLOTS_PER_LANE)]
-        self.row_sizes: tuple[int, ...] = ()
-        """The sample counts that it is captured at, and so padded to; empty where it runs as many as there are."""
-        self.why_not_captured = "" if device.can_capture else "the device has no graphs"
-        self.cuda_graph_bytes = 0
-        self.shared_bytes = 0
-        """How much of its parameters and buffers lies where an earlier member's do."""
+        self.buffers = [StagingBuffers(device, self.buffer_specs, self.max_samples) for _ in range(BUFFER_SETS)]
+        self.sample_sizes: tuple[int, ...] = ()
+        """The sample counts that it has CUDA graphs for, and so is padded to; empty where it runs as many as there are."""
         self.token_sizes = self._find_token_sizes()
+        self.no_graph_reason = "" if device.can_capture else "the device has no graphs"
+        self.graph_bytes = 0
+        self.shared_bytes = 0
+        """How much of its parameters lies where an earlier member's do."""
         self.output_shape: tuple[int, ...] = ()
-        """The shape of one sample's output; known once the member has been probed."""
-        self.tap_shapes: tuple[tuple[int, ...], ...] = ()
+        """The shape of one sample's output; known once the member has been checked."""
+        self.extra_shapes: tuple[tuple[int, ...], ...] = ()
 
     def _find_token_sizes(self) -> tuple[int, ...]:
-        longest = max((staging.shape[0] for staging in self.stagings if staging.is_ragged), default=0)
-        # Without a mask padding would change the answers, so such a member always sees the full length it was made for.
+        longest = max((buffer.shape[0] for buffer in self.buffer_specs if buffer.is_ragged), default=0)
+        # Without a mask padding would change the outputs, so such a member always sees the full length it was made for.
         takes_mask = all(getattr(spec, "mask", True) for spec in self.spec.input.values())
         return doublings(MIN_TOKENS, longest) if longest > MIN_TOKENS and takes_mask and not self.is_deterministic else (longest,)
-
-    def bucket(self, samples: Sequence[Samples]) -> Bucket:
-        """Find the size at which these samples run: exact in samples, rounded up in tokens; the largest if deterministic."""
-        if self.is_deterministic:
-            return Bucket(self.max_samples, self.token_sizes[-1])
-        tokens = 0
-        for position, staging in enumerate(self.stagings):
-            if staging.is_ragged:
-                tokens = max(tokens, *(sample[position].shape[1] for sample in samples))
-        count = sum(len(sample[0]) for sample in samples)
-        return Bucket(round_up(count, self.row_sizes) if self.row_sizes else count, round_up(tokens, self.token_sizes))
 
     @property
     def model(self) -> LoadedModel:
         """The model as it computes."""
-        return self.tuned.model
+        return self.converted.model
 
-    def tune(self, tuner: Tuner, samples: ProbeSamples) -> None:
-        """Give the model the precision and acceleration of the spec; raises InvalidEnsemble. Before the first flight."""
-        self.tuned = tuner.tune(f"members.{self.name}", self.spec, self.model, samples)
+    @property
+    def largest_bucket(self) -> Bucket:
+        """The bucket of the most samples and tokens."""
+        return Bucket(self.max_samples, self.token_sizes[-1])
+
+    def bucket(self, samples: Sequence[Samples]) -> Bucket:
+        """Find the bucket of some requests' samples: exact in samples without graphs, rounded up in tokens."""
+        if self.is_deterministic:
+            return self.largest_bucket
+        tokens = 0
+        for position, buffer in enumerate(self.buffer_specs):
+            if buffer.is_ragged:
+                tokens = max(tokens, *(sample[position].shape[1] for sample in samples))
+        count = sum(len(sample[0]) for sample in samples)
+        return Bucket(round_up(count, self.sample_sizes) if self.sample_sizes else count, round_up(tokens, self.token_sizes))
 
     def example(self, seed: int, tokens: int) -> Samples:
-        """Make one sample of random content, as many tokens long as asked, for probing and warm-up."""
-        return tuple(array for kind in self.inputs for array in kind.example(seed, min(tokens, kind.max_tokens)))
+        """Make one sample of seeded random content, as many tokens long as asked, for checks and warm-up."""
+        made = [kind.example(seed, tokens) for kind in self.inputs]
+        return tuple(array[:1] for arrays in made for array in arrays)
 
-    def compute(self, slot: Slot, bucket: Bucket, *, is_checked: bool = False) -> Tensor:
-        """Compute the member on what `slot` holds: float32 [samples, ...]. Runs on the member's lane.
+    def compute(self, buffers: StagingBuffers, bucket: Bucket) -> list[Tensor]:
+        """Compute the output that counts, and behind it the extra ones: float32 [samples, ...] each; on the member's stream."""
+        return self.read(self.model.module(*self.arguments(buffers, bucket)))
 
-        `is_checked` has the model check its arguments, where it can, which takes longer.
-        """
-        return self.compute_all(slot, bucket, is_checked=is_checked)[0]
+    def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:
+        """Compute samples on the calling thread, with the model's own slow checks, and bring all outputs to the host."""
+        buffers, bucket = self.buffers[0], Bucket(len(samples), self.token_sizes[-1])
+        buffers.write(samples, bucket)
+        buffers.copy_in(bucket)
+        module = self.model.checked or self.model.module
+        return [output.cpu() for output in self.read(module(*self.arguments(buffers, bucket)))]
 
-    def compute_all(self, slot: Slot, bucket: Bucket, *, is_checked: bool = False) -> list[Tensor]:
-        """Compute the member's output that counts, and behind it those of `taps`: float32 [samples, ...] each."""
-        module = self.model.checked if is_checked and self.model.checked else self.model.module
-        return self.read(module(*self.arguments(slot, bucket)))
-
-    def arguments(self, slot: Slot, bucket: Bucket) -> tuple[Tensor, ...]:
-        """Give what the model is called with for what `slot` holds."""
-        staged = slot.staged(bucket)
+    def arguments(self, buffers: StagingBuffers, bucket: Bucket) -> tuple[Tensor, ...]:
+        """Return what the model is called with for what `buffers` hold."""
+        staged = buffers.inputs(bucket)
         arguments: list[Tensor] = []
         for kind in self.inputs:
-            count = len(kind.staging)
+            count = len(kind.buffers)
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
         return tuple(arguments)
 
     def read(self, outputs: object) -> list[Tensor]:
-        """Find, in what the model answers, the output that counts and those of `taps`: float32 [samples, ...] each."""
+        """Find, in what the model returns, the output that counts and the extra ones: float32 [samples, ...] each."""
         key = f"members.{self.name}.output.select"
-        taps = [select_output(key, outputs, select).float() for select in self.taps]
-        return [read_output(self.name, self.spec, outputs), *taps]
+        extra = [select_output(key, outputs, select).float() for select in self.extra_outputs]
+        return [read_output(self.name, self.spec, outputs), *extra]
 
-    def feed(self, slot: Slot, bucket: Bucket, outputs: Sequence[Tensor], samples: Tensor | None = None) -> Feed:
-        """Give what members are fed with, of what `compute_all` has made of `slot`, in the order of `samples` (None: as it is)."""
-        images = [buffer for buffer, staging in zip(slot.staged(bucket), self.stagings, strict=True) if staging.name == "pixels"]
-        picked = [*outputs, *images] if samples is None else [values.index_select(0, samples) for values in (*outputs, *images)]
-        taps = dict(zip(self.taps, picked[1 : 1 + len(self.taps)], strict=True))
-        return Feed(picked[0], taps, picked[-1] if len(images) == 1 else None)
-
-    def take_feed(self, slot: Slot, feeder: int, feed: Feed, total: int) -> None:
-        """Copy what the member with the index `feeder` gave into `slot`, `total` samples; on the device, on this member's lane."""
+    def take_upstream(self, buffers: StagingBuffers, upstream: int, outputs: Mapping[int | str, Tensor], total: int) -> None:
+        """Copy what the member with the index `upstream` computed into `buffers`, `total` samples, on this member's stream."""
         position = 0
         for kind in self.inputs:
-            if isinstance(kind, FedInput) and kind.feeder == feeder:
-                slot.receive(position, kind.take(feed)[:total])
-            position += len(kind.staging)
+            if isinstance(kind, UpstreamInput) and kind.upstream == upstream:
+                buffers.receive(position, outputs[kind.select][:total])
+            position += len(kind.buffers)
+
+    def capture(self, sample_sizes: Sequence[int], stream: Stream) -> None:
+        """Capture CUDA graphs for every bucket in every set of buffers, or keep the reason why not.
+
+        Raises InvalidEnsemble where a capture breaks off: the allocator cannot be trusted after that, so the process has to end.
+        """
+        if not self.spec.cuda_graph:
+            self.no_graph_reason = "cuda_graph = false in the ensemble's file"
+        elif not self.model.is_capturable:
+            self.no_graph_reason = f"the loader {self.model.loader!r} cannot be captured"
+        if self.no_graph_reason:
+            return
+        before = self.device.memory_bytes()
+        buckets = [Bucket(samples, tokens) for samples in sample_sizes for tokens in self.token_sizes]
+        try:
+            for buffers in self.buffers:
+                self._capture(buffers, buckets, stream)
+        except CannotCapture as error:
+            self.no_graph_reason = str(error)
+            for buffers in self.buffers:
+                buffers.graphs.clear()
+            return
+        self.sample_sizes = tuple(sample_sizes)
+        self.graph_bytes = max(0, self.device.memory_bytes() - before)
+
+    def _capture(self, buffers: StagingBuffers, buckets: Sequence[Bucket], stream: Stream) -> None:
+        """Capture the member in one set of buffers; its graphs share a pool, for the set is in one batch at a time."""
+        pool = self.device.graph_pool()
+        for bucket in sorted(buckets, reverse=True):  # the largest first: the smaller ones then fit into its memory
+
+            def work(bucket: Bucket = bucket) -> list[Tensor]:
+                outputs = self.compute(buffers, bucket)
+                return [*outputs, buffers.copy_out(outputs[0])] if self.is_fused else outputs
+
+            try:
+                graph = self.device.capture(stream, work, pool)
+            except CannotCapture:
+                raise
+            except Exception as error:
+                raise InvalidEnsemble(
+                    f"members.{self.name}: capturing it at {bucket.samples} samples broke off ({error}); "
+                    f"set members.{self.name}.cuda_graph = false"
+                ) from error
+            count = 1 + len(self.extra_outputs)
+            host_output = graph.outputs[count] if self.is_fused else None
+            buffers.graphs[bucket] = MemberGraph(graph, tuple(graph.outputs[:count]), host_output)

@@ -29,7 +29,7 @@ EXTRA = ("polars", "matplotlib", "jinja2")
 
 
 def fit_command(
-    folder: Annotated[Path, typer.Argument(help="The ensemble folder; fusion.json and fusion.safetensors are written into it.")],
+    folder: Annotated[Path, typer.Argument(help="The ensemble folder; fusion.safetensors is written into it.")],
     data: Annotated[Path, typer.Option(help="A folder with labelled rows: rows.csv or rows.parquet.")],
     heldout: Annotated[Path | None, typer.Option(help="Labelled rows to judge by. Default: half of those of --data.")] = None,
     method: Annotated[str | None, typer.Option(help="The method to fit. Default: the one in ensemble.toml.")] = None,
@@ -92,7 +92,7 @@ def _load(folder: Path, spec: EnsembleSpec, settings: ServerSettings) -> Ensembl
 
 
 def _study(ensemble: Ensemble, data: Path, heldout: Path | None, wishes: Wishes, on_stage: OnStage) -> Study:
-    classes = ensemble.members[ensemble.crew.version.host_fusion.voters[0]].output_shape[0]
+    classes = ensemble.members[ensemble.crew.version.host_fusion.fused_members[0]].output_shape[0]
 
     def read(folder: Path) -> LabelledRows:
         return read_rows(folder, ensemble.spec, ensemble.labels, classes)
@@ -149,7 +149,7 @@ def _show(report: Report, where: Path, spec: EnsembleSpec) -> None:
 
 
 def _snippet(findings: Any, spec: EnsembleSpec) -> str:
-    lines = ["[fusion]", f'method = "{findings["method"]}"', 'fitted = "fusion.json"']
+    lines = ["[fusion]", f'method = "{findings["method"]}"', 'fitted = "fusion.safetensors"']
     own = [name for name in ("weights", "temperatures") if getattr(spec.fusion, name)]
     if own:
         lines[0] += f"  # without its {' and '.join(own)}"

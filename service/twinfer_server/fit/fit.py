@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidEnsemble
 from ..executor import Ensemble
-from ..fusion import METHODS, Fitted, OpinionFusion, flatten_questions
-from ..fusion.pool import Pool, log_opinion_pool, maximum, weighted_mean
+from ..fusion import METHODS, Fitted, OpinionFusion, Pool, flatten_questions, log_opinion_pool, maximum, weighted_mean
 from ..spec import EnsembleSpec, FusionSpec
 from .head import fit_head
 from .outputs import MemberOutputs, OnProgress
@@ -60,7 +59,7 @@ def fit_fusion(
     version = ensemble.crew.version
     fusion = version.host_fusion
     assert isinstance(fusion, OpinionFusion)
-    voters = list(fusion.voters)
+    voters = list(fusion.fused_members)
     names = [ensemble.members[voter].name for voter in voters]
 
     def by_name(values: Tensor) -> dict[str, float]:
@@ -97,9 +96,7 @@ def fit_fusion(
 def read_opinions(fusion: OpinionFusion, outputs: MemberOutputs) -> Tensor:
     """Give the voters' logits, without the temperatures that `fusion` has: float64 [voters, rows, classes], or [..., labels, 2]."""
     with torch.inference_mode():
-        read = [
-            fusion.read(voter, outputs.outputs[voter]).double() * fusion.temperatures[voter].double() for voter in fusion.voters
-        ]
+        read = [fusion.read_logits(voter, outputs.outputs[voter]).double() for voter in fusion.fused_members]
     return torch.stack(read).clone()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import InvalidEnsemble, InvalidRequest
 from ..executor import Ensemble
-from ..fusion.fusion import MAX_MAGNITUDE
+from ..fusion import MAX_MAGNITUDE
 from ..types import InferRequest, Policy, Request
 from .rows import InvalidRows, LabelledRows
 

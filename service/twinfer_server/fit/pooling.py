@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..fusion import log_opinion_pool, renormalise, sharpen
-from ..fusion.pool import Pool
+from ..fusion import Pool, log_opinion_pool, renormalise, sharpen
 from .optimum import minimise
 from .outputs import OnProgress
 

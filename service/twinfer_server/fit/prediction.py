@@ -38,7 +38,7 @@ class ServedFusion:
     @property
     def voters(self) -> tuple[int, ...]:
         """The members that take part in the fusion, by index."""
-        return self.version.host_fusion.voters
+        return self.version.host_fusion.fused_members
 
     def fuse(self, outputs: MemberOutputs) -> Prediction:
         """Fuse all rows."""
@@ -53,7 +53,9 @@ class ServedFusion:
     def believe(self, member: int, outputs: MemberOutputs) -> NDArray[np.float64]:
         """Give what a member believes by itself, with the temperature that this fusion has for it: float64 [rows, classes]."""
         with torch.inference_mode():
-            belief: NDArray[np.float64] = self.version.host_fusion.belief(member, outputs.outputs[member]).double().numpy()
+            belief: NDArray[np.float64] = (
+                self.version.host_fusion.member_prediction(member, outputs.outputs[member]).double().numpy()
+            )
         return belief
 
     def list_beliefs(self, names: Sequence[str], outputs: MemberOutputs) -> list[Prediction]:

@@ -50,7 +50,7 @@ class Study:
     on_stage: OnStage
 
     def run(self) -> Report:
-        """Fit, write `fusion.json` and `fusion.safetensors` into the ensemble's folder, judge; gives the report.
+        """Fit, write `fusion.safetensors` into the ensemble's folder, judge; gives the report.
 
         Raises InvalidRows and InvalidEnsemble. Call it on a thread that the device has prepared.
         """

@@ -1,39 +1,36 @@
 """How the members' outputs become one answer: methods, weights and disagreement, on whatever device the outputs lie.
 
-Everything here is captured with the flight: no code in this folder waits for the device or lets a value decide a shape.
+No code in this folder waits for the device or lets a value decide a shape, so that a CUDA graph can hold any fusion.
 """
 
-from .attribution import moved
-from .boxes import best_boxes, measure_overlaps, nms, weighted_boxes_fusion
-from .disagreement import measure_disagreement
-from .embedding import concatenation
+from .attribution import attribution_delta
+from .detection import best_boxes, measure_overlaps, pack_detections, weighted_boxes_fusion
 from .fitted import FITTED_FILE, Fitted, read_fitted, read_fitted_method, use_fitted, write_fitted
-from .fusion import Fused, Fusion
-from .method import METHODS, Method, build_fusion, find_method
-from .opinion import ROUNDING, OpinionFusion, flatten_questions
-from .pool import log_opinion_pool, maximum, reciprocal_rank, sharpen, weighted_mean
+from .fusion import MAX_MAGNITUDE, Fusion, FusionResult, renormalise
+from .opinions import ROUNDING, OpinionFusion, StackingHead, flatten_questions, stacking_features
+from .pools import Pool, log_opinion_pool, maximum, measure_disagreement, reciprocal_rank, sharpen, weighted_mean
+from .registry import METHODS, Method, build_fusion, find_method
 from .similarity import match, measure_cosines
-from .stacking import StackingHead, stacking_features
-from .tensor import mean_tensor
-from .voters import list_voters
-from .weights import renormalise
+from .tensors import concatenation, mean_tensor
 
 __all__ = [
     "FITTED_FILE",
+    "MAX_MAGNITUDE",
     "METHODS",
     "ROUNDING",
     "Fitted",
-    "Fused",
     "Fusion",
+    "FusionResult",
     "Method",
     "OpinionFusion",
+    "Pool",
     "StackingHead",
+    "attribution_delta",
     "best_boxes",
     "build_fusion",
     "concatenation",
     "find_method",
     "flatten_questions",
-    "list_voters",
     "log_opinion_pool",
     "match",
     "maximum",
@@ -41,8 +38,7 @@ __all__ = [
     "measure_cosines",
     "measure_disagreement",
     "measure_overlaps",
-    "moved",
-    "nms",
+    "pack_detections",
     "read_fitted",
     "read_fitted_method",
     "reciprocal_rank",

@@ -1,4 +1,4 @@
-"""How far apart two fused predictions are."""
+"""Attribution: how far apart two fused predictions are, such as one with and one without a member."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,21 +7,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..spec import Task
-from .boxes import measure_overlaps
-from .embedding import measure_length
+from .detection import measure_overlaps
+from .fusion import TINY
 from .similarity import measure_cosines
-from .weights import TINY
+from .tensors import measure_length
 
-SAME_PLACE = 0.5
+SAME_BOX = 0.5
 """The intersection over union from which a box lies over another."""
 
 
-def moved(task: Task, one: Tensor, other: Tensor) -> Tensor:
-    """Say how far apart two predictions for the same rows are, float32 [rows], 0 to 1.
+def attribution_delta(task: Task, one: Tensor, other: Tensor) -> Tensor:
+    """Return how far apart two predictions for the same requests are, float32 [requests], 0 to 1.
 
-    one, other: float32, predictions of `task` as `Fused.prediction` has them, of the same shape (of similarities, either may have
-    more places).
-    Classes: half the sum of the differences of their probabilities (total variation). Labels, likenesses: the mean difference of
+    one, other: float32, predictions of `task` as `FusionResult.prediction` has them, of the same shape (of similarities, either may
+    be longer).
+    Classes: half the sum of the differences of their probabilities (total variation). Labels, similarities: the mean difference of
     their probabilities. Embeddings: half of 1 less the cosine. Boxes: the part of all scores that belongs to boxes without a box of
     their class over them in the other. Tensors: the distance of the two over the sum of their lengths.
     """
@@ -40,10 +40,10 @@ def _compare_embeddings(one: Tensor, other: Tensor) -> Tensor:
     return (1 - measure_cosines(one, other.unsqueeze(1)).squeeze(-1)) / 2
 
 
-def _compare_likenesses(one: Tensor, other: Tensor) -> Tensor:
-    """Average over the places that either has: [rows, places, 2], 0 where nothing is."""
-    places = max(one.shape[1], other.shape[1])
-    one, other = (functional.pad(values, (0, 0, 0, places - values.shape[1])) for values in (one, other))
+def _compare_similarities(one: Tensor, other: Tensor) -> Tensor:
+    """Average over the entries that either has: [requests, compared, 2], 0 where nothing is."""
+    length = max(one.shape[1], other.shape[1])
+    one, other = (functional.pad(values, (0, 0, 0, length - values.shape[1])) for values in (one, other))
     is_used = ((one != 0) | (other != 0)).any(-1)
     return (one - other)[..., 1].abs().sum(-1) / is_used.sum(-1).clamp_min(1)
 
@@ -60,8 +60,8 @@ def _compare_tensors(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _lone_scores(boxes: Tensor, others: Tensor) -> Tensor:
-    """Add up the scores of boxes without one of their class over them among the others: float32 [rows]."""
-    is_over = measure_overlaps(boxes, others) >= SAME_PLACE
+    """Add up the scores of boxes without one of their class over them among the others: float32 [requests]."""
+    is_over = measure_overlaps(boxes, others) >= SAME_BOX
     is_over &= (boxes[..., 5].unsqueeze(-1) == others[..., 5].unsqueeze(-2)) & (others[..., 4] > 0).unsqueeze(-2)
     return boxes[..., 4].masked_fill(is_over.any(-1), 0.0).sum(-1)
 
@@ -70,7 +70,7 @@ _MEASURES: Mapping[Task, Callable[[Tensor, Tensor], Tensor]] = {
     "classification": _compare_classes,
     "multi_label": _compare_labels,
     "embedding": _compare_embeddings,
-    "similarity": _compare_likenesses,
+    "similarity": _compare_similarities,
     "detection": _compare_boxes,
     "tensor": _compare_tensors,
 }

@@ -1,31 +1,32 @@
-"""The module that turns member outputs into the fused output: the same on the device and, for late rows, on the CPU."""
+"""The module that turns member outputs into the fused output: the same on the device and, for late requests, on the CPU."""
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .weights import renormalise
-
 MAX_MAGNITUDE = 1e30
 """An output beyond it counts as not finite: differences of such numbers overflow fp32."""
+TINY = torch.finfo(torch.float32).tiny
+
+Values = TypeVar("Values", Tensor, tuple[Tensor, ...])
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
-    """What the fusion says about each row of a flight; tensors on the fusion's device, not yet waited for.
+class FusionResult:
+    """What the fusion says about each request of a batch; tensors on the fusion's device, not yet waited for.
 
-    prediction: float32, by task; without meaning where nobody is present, or one of `Fusion.needs` is absent.
-        classification [rows, classes], probabilities; multi_label [rows, labels], a probability each;
-        embedding [rows, features]; tensor [rows, *shape];
-        similarity [rows, compared, 2], cosine and probability, 0 beyond the row's own count;
-        detection [rows, boxes, 6], x_min, y_min, x_max, y_max (0..1), score, class; highest score first, score 0 is no box.
-    weights: float32 [rows, members], as they were used: 0 for the absent, summing to 1 over the present.
-    disagreement: float32 [rows], 0..1; NaN where fewer than two members have weight, and for tasks that know no beliefs.
-    present: bool [rows, members]; false for a member that was absent, or whose output for the row was not finite.
+    prediction: float32, by task; without meaning where no member is present, or one of `Fusion.needs` is absent.
+        classification [requests, classes], probabilities; multi_label [requests, labels], a probability each;
+        embedding [requests, features]; tensor [requests, *shape];
+        similarity [requests, compared, 2], cosine and probability, 0 beyond the request's own count;
+        detection [requests, boxes, 6], x_min, y_min, x_max, y_max (0..1), score, class; highest score first, score 0 is no box.
+    weights: float32 [requests, members], as they were used: 0 for the absent, summing to 1 over the present.
+    disagreement: float32 [requests], 0..1; NaN where fewer than two members have weight, and for tasks without distributions.
+    present: bool [requests, members]; false for a member that was absent, or whose output for the request was not finite.
     """
 
     prediction: Tensor
@@ -33,110 +34,125 @@ class Fused:
     disagreement: Tensor
     present: Tensor
 
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return all of it, in the order of the fields."""
+        return self.prediction, self.weights, self.disagreement, self.present
+
+    def first(self, requests: int) -> "FusionResult":
+        """Return what it says about the first so many requests."""
+        return FusionResult(*(part[:requests] for part in self.parts()))
+
 
 @dataclass(frozen=True, slots=True)
-class Votes:
-    """What the voting members bring for some rows; one column for each of them, in the order of `Fusion.voters`.
+class MemberInputs(Generic[Values]):
+    """What the fused members bring for some requests, one column for each in the order of `Fusion.fused_members`.
 
-    values: one float32 [rows, ...] per voter, as `Fusion.read` gives it; an absent voter's rows may hold anything.
-    shares: float32 [rows, voters]; 0 for the absent, summing to 1 over the present, all 0 where nobody is.
-    counts: int32 [rows, voters]; how many samples a voter has for the row, 0 for the absent.
-    present: bool [rows, voters]; who is there.
+    values: one float32 [requests, ...] per fused member, as `Fusion.member_input` returns it; of opinions they are one tensor,
+        [fused members, requests, ...]. An absent member's part may hold anything.
+    weights: float32 [requests, fused members]; 0 for the absent, summing to 1 over the present, all 0 where none is.
+    counts: int32 [requests, fused members]; how many samples a member has for the request, 0 for the absent.
+    present: bool [requests, fused members].
     """
 
-    values: Sequence[Tensor]
-    shares: Tensor
+    values: Values
+    weights: Tensor
     counts: Tensor
     present: Tensor
-
-
-class Outcome(Protocol):
-    """Who counts, and how much: all that an answer says of votes, of whatever kind they are."""
-
-    @property
-    def shares(self) -> Tensor:
-        """float32 [rows, voters]."""
-        ...
-
-    @property
-    def present(self) -> Tensor:
-        """Bool [rows, voters]."""
-        ...
 
 
 class Fusion(nn.Module):
     """A fusion: whatever is fitted is a buffer of it, so that it moves, is copied and is saved as one thing.
 
-    Weights are no buffer: they come with the rows, since any row may bring its own, and a second copy could differ.
+    Weights are no buffer: they come with the requests, since any request may bring its own, and a second copy could differ.
+    No fusion waits for the device or lets a value decide a shape, so that a CUDA graph can hold it.
     """
 
-    def __init__(self, voters: Sequence[int], needs: Collection[int] = ()) -> None:
-        """Fuse the members with the indexes `voters`; the others only feed members. Without one of `needs` there is no answer."""
+    def __init__(self, fused_members: Sequence[int], needs: Collection[int] = ()) -> None:
+        """Fuse the members with the indexes `fused_members`. Without one of `needs` there is no answer."""
         super().__init__()
-        self.voters = tuple(voters)
+        self.fused_members = tuple(fused_members)
         self.needs = frozenset(needs)
 
     @abstractmethod
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> Fused:
-        """Fuse the members' outputs, row by row, over the members that are present and finite.
+    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> FusionResult:
+        """Fuse the members' outputs, request by request, over the members that are present and finite.
 
-        outputs: one float per member, as the member gave it: [rows, ...], or [rows, samples, ...] of one that may have several
-        samples for a row. What lies beyond a row's own samples, or belongs to a member that does not vote, may be anything.
-        weights: float32 [rows, members], finite, at least 0; renormalised here.
-        samples: int32 (or bool) [rows, members]; how many samples each member has for the row, 0 where it is absent.
+        outputs: one float per member, as the member gave it: [requests, ...], or [requests, samples, ...] of one that may have
+        several samples for a request. What lies beyond a request's own samples, or belongs to a member that is not fused, may be
+        anything.
+        weights: float32 [requests, members], finite, at least 0; renormalised here.
+        samples: int32 (or bool) [requests, members]; how many samples each member has for the request, 0 where it is absent.
         """
 
-    @abstractmethod
-    def belief(self, member: int, output: Tensor) -> Tensor:
-        """Turn a member's output, float [rows, ...], into its own calibrated prediction, in the form of the task's.
+    def member_prediction(self, member: int, output: Tensor) -> Tensor:
+        """Return a member's own calibrated prediction for its output, float [requests, ...], in the form of the task's.
 
         For similarity it is the embedding itself.
         """
+        return output.float()
 
     def needed_by(self, members: Collection[int]) -> frozenset[int]:
-        """Say without whom a row has no answer that has input for `members`, by index."""
+        """Return the members without which a request that has input for `members` has no answer, by index."""
         return self.needs
 
-    def count_places(self, samples: Mapping[int, int]) -> int | None:
-        """Say how many places of the prediction are a row's own, which has so many samples for each member; None: all of them."""
+    def prediction_length(self, samples: Mapping[int, int]) -> int | None:
+        """Return how many entries of the prediction belong to a request with so many samples by member; None: all of them."""
         return None
 
-    def read(self, member: int, output: Tensor, count: Tensor) -> Tensor:
-        """Turn a member's output into the float32 [rows, ...] that is fused; `count` is int32 [rows], its samples for each row.
+    def member_input(self, member: int, output: Tensor, count: Tensor) -> Tensor:
+        """Return what is fused of a member's output, float32 [requests, ...]; count: int32 [requests], its samples for each.
 
-        A row that holds NaN, an infinity or more than MAX_MAGNITUDE counts as absent.
+        A request's part that holds NaN, an infinity or more than MAX_MAGNITUDE counts as absent.
         """
         return output.float()
 
-    def hear(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> Votes:
-        """Gather what the voters bring; arguments as in `forward`."""
-        counts = self._of_voters(samples.to(torch.int32))
-        values = [self.read(member, outputs[member], counts[:, place]) for place, member in enumerate(self.voters)]
+    def gather_inputs(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> MemberInputs[tuple[Tensor, ...]]:
+        """Gather what the fused members bring; arguments as in `forward`."""
+        counts = self._fused_columns(samples.to(torch.int32))
+        values = tuple(self.member_input(member, outputs[member], counts[:, at]) for at, member in enumerate(self.fused_members))
         counts = counts * torch.stack([is_finite(value) for value in values], dim=-1)
         present = counts > 0
-        return Votes(values, renormalise(self._of_voters(weights), present), counts, present)
+        return MemberInputs(values, renormalise(self._fused_columns(weights), present), counts, present)
 
-    def conclude(self, votes: Outcome, members: int, prediction: Tensor, disagreement: Tensor | None = None) -> Fused:
-        """Put an answer together for an ensemble of `members`; without `disagreement`, float32 [rows], it is NaN."""
+    def make_result(
+        self, inputs: MemberInputs[Any], members: int, prediction: Tensor, disagreement: Tensor | None = None
+    ) -> FusionResult:  # fmt: skip
+        """Make the result for an ensemble of `members`; without `disagreement`, float32 [requests], it is NaN."""
         if disagreement is None:
-            disagreement = votes.shares.new_full(votes.shares.shape[:1], torch.nan)
-        return Fused(prediction, self._of_all(votes.shares, members), disagreement, self._of_all(votes.present, members))
+            disagreement = inputs.weights.new_full(inputs.weights.shape[:1], torch.nan)
+        weights, present = self._all_columns(inputs.weights, members), self._all_columns(inputs.present, members)
+        return FusionResult(prediction, weights, disagreement, present)
 
-    def _of_voters(self, values: Tensor) -> Tensor:
-        """Pick the voters' columns of [rows, members]; by slices, for a list of indexes would have to travel to the device."""
-        if self.voters == tuple(range(values.shape[1])):
+    def _fused_columns(self, values: Tensor) -> Tensor:
+        """Pick the fused members' columns of [requests, members]; by slices: a list of indexes would travel to the device."""
+        if self.fused_members == tuple(range(values.shape[1])):
             return values
-        return torch.stack([values[:, member] for member in self.voters], dim=-1)
+        return torch.stack([values[:, member] for member in self.fused_members], dim=-1)
 
-    def _of_all(self, values: Tensor, members: int) -> Tensor:
-        """Put the columns of [rows, voters] where they stand among all members, with 0 for the others."""
-        if self.voters == tuple(range(members)):
+    def _all_columns(self, values: Tensor, members: int) -> Tensor:
+        """Put the columns of [requests, fused members] where they stand among all members, with 0 for the others."""
+        if self.fused_members == tuple(range(members)):
             return values
-        nothing = torch.zeros_like(values[:, 0])
-        places = {member: place for place, member in enumerate(self.voters)}
-        return torch.stack([values[:, places[member]] if member in places else nothing for member in range(members)], dim=-1)
+        columns = [torch.zeros_like(values[:, 0])] * members
+        for member, column in zip(self.fused_members, values.unbind(-1), strict=True):
+            columns[member] = column
+        return torch.stack(columns, dim=-1)
 
 
 def is_finite(values: Tensor) -> Tensor:
-    """Say which rows of float32 [rows, ...] hold only finite numbers: bool [rows]. A NaN compares as false."""
+    """Return which requests of float32 [requests, ...] hold only finite numbers: bool [requests]. A NaN compares as false."""
     return values.abs().reshape(len(values), -1).amax(-1).le(MAX_MAGNITUDE)
+
+
+def renormalise(weights: Tensor, present: Tensor) -> Tensor:
+    """Take the absent members' weights away and let the present ones share what is left, in their old proportion.
+
+    weights: float [requests, members], finite, at least 0.
+    present: bool [requests, members].
+    Returns float [requests, members]: 0 for the absent; each request's sum to 1. Where the present members all weigh 0 (a caller
+    gave all weight to a member that is absent) they share equally: a degraded answer is an answer. All 0 where none is present.
+    """
+    equal = present.to(weights.dtype)
+    shares = weights * equal
+    shares = torch.where(shares.sum(-1, keepdim=True) >= TINY, shares, equal)
+    return shares / shares.sum(-1, keepdim=True).clamp_min(TINY)

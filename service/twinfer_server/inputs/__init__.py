@@ -1,19 +1,19 @@
-"""The kinds of input: one file each, found by the spec's `kind` in one table."""
+"""Inputs: what requests carry becomes members' samples; one file for each kind, picked by the spec's `kind`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..spec import CropsInputSpec, EnsembleSpec, FedInputSpec, ImageInputSpec, TensorInputSpec, TextInputSpec
-from .fed import CropsInput, FedInput, Feed, OutputInput
+import torch
+
+from ..spec import ImageInputSpec, TensorInputSpec, TextInputSpec
 from .image import ImageInput
-from .intake import FedCount, Intake, MemberInputs
-from .kind import InputKind, InputLimits
-from .staging import Staging
-from .tensor import TensorInput
+from .kind import BufferSpec, InputKind, InputLimits
+from .request import RequestProcessor
+from .tensor import TensorInput, UpstreamInput
 from .text import TextInput
 
-INPUT_KINDS: Mapping[str, Callable[[str, str, Any, Path, InputLimits], InputKind[Any]]] = {
+INPUT_KINDS: Mapping[str, Callable[[str, str, Any, Path, InputLimits, torch.device], InputKind[Any]]] = {
     "image": ImageInput,
     "text": TextInput,
     "tensor": TensorInput,
@@ -26,40 +26,10 @@ def make_input(
     spec: ImageInputSpec | TextInputSpec | TensorInputSpec,
     folder: Path,
     limits: InputLimits,
+    device: torch.device,
 ) -> InputKind[Any]:
-    """Make the input `name` of `member`; raises InvalidEnsemble where a file that it needs is no good."""
-    return INPUT_KINDS[spec.kind](f"members.{member}.input.{name}", name, spec, folder, limits)
+    """Make the input `name` of `member`, which computes on `device`; raises InvalidEnsemble where a file cannot be used."""
+    return INPUT_KINDS[spec.kind](f"members.{member}.input.{name}", name, spec, folder, limits, device)
 
 
-def make_intake(spec: EnsembleSpec, folder: Path, limits: InputLimits) -> Intake:
-    """Make the intake of an ensemble without loading its models; raises InvalidEnsemble as `make_input` does."""
-    names = list(spec.members)
-    return Intake(
-        spec,
-        [
-            [
-                FedCount(name, names.index(kind.member), kind.max_crops if isinstance(kind, CropsInputSpec) else 1)
-                if isinstance(kind, FedInputSpec)
-                else make_input(member, name, kind, folder, limits)
-                for name, kind in member_spec.input.items()
-            ]
-            for member, member_spec in spec.members.items()
-        ],
-    )
-
-
-__all__ = [
-    "INPUT_KINDS",
-    "CropsInput",
-    "FedCount",
-    "FedInput",
-    "Feed",
-    "InputKind",
-    "InputLimits",
-    "Intake",
-    "MemberInputs",
-    "OutputInput",
-    "Staging",
-    "make_input",
-    "make_intake",
-]
+__all__ = ["INPUT_KINDS", "BufferSpec", "InputKind", "InputLimits", "RequestProcessor", "UpstreamInput", "make_input"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,8 @@ from torch import Tensor
 
 from ..spec import ImageInputSpec
 from ..types import Array, RawInput, Samples
-from .fit import place
-from .kind import IN_FULL, InputLimits, Size, describe, refuse
-from .picture import FORMATS, NoPicture, Picture, check_size, read_picture
-from .staging import Staging
-
-ALLOWED = f"an image as {', '.join(FORMATS)}, or a tensor uint8 [height, width, 1 or 3]"
+from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
+from .picture import ALLOWED, Picture, check_size, read_picture
 
 SCALED_MARGINS = {"bilinear": 1.9, "bicubic": 2.0, "lanczos": 2.0, "hamming": 2.5}
 """A scaled JPEG is larger than what it is resized to by so much, or of photographs differs from one in full by more than 1/255 on
@@ -28,39 +25,39 @@ MAX_GROWTH = 16
 
 
 class ImageInput:
-    """An image input of one member; decoded, it is a picture that knows nothing of members."""
+    """An image input of one member; decoded, it is a picture that does not depend on the member's spec."""
 
-    def __init__(self, key: str, name: str, spec: ImageInputSpec, folder: Path, limits: InputLimits) -> None:
-        """Take the spec; nothing is read."""
+    def __init__(self, key: str, name: str, spec: ImageInputSpec, folder: Path, limits: InputLimits, device: torch.device) -> None:
+        """Take the spec; no file is read. Mean and std go to `device`."""
         self.name = name
-        self.staging: tuple[Staging, ...] = (Staging("pixels", torch.uint8, (*spec.size, spec.channels)),)
+        self.buffers: tuple[BufferSpec, ...] = (BufferSpec("pixels", torch.uint8, (*spec.size, spec.channels)),)
         self.tensor_dtype = "uint8"
         self.tensor_shape: tuple[int, ...] = (-1, -1, spec.channels)
-        self.max_tokens = 0
         self.max_samples = 1
-        self.is_pair = False
+        self.min_size: Size = _find_min_size(spec)
         self._spec = spec
         self._max_pixels = limits.max_image_pixels
         self._resampling = Image.Resampling[spec.resize.upper()]
-        self.at_least: Size = _least_size(spec)
-        self._mean = torch.tensor(spec.mean).view(-1, 1, 1) if spec.mean else None
-        self._std = torch.tensor(spec.std).view(-1, 1, 1) if spec.std else None
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(-1, 1, 1) if values else None for values in (spec.mean, spec.std)
+        )
         # Pillow has one limit for the whole process; it must not refuse, or warn of, what ours lets pass.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, self._max_pixels)
 
-    def decode(self, value: RawInput, at_least: Size = IN_FULL) -> Picture:
+    def decode(self, value: RawInput, min_size: Size = IN_FULL) -> Picture:
         """Decode to 8-bit grey or RGB, upright and opaque; raises InvalidInput."""
-        if isinstance(value, (str, tuple)):
+        if isinstance(value, bytes):
+            return read_picture(self.name, value, self._max_pixels, min_size)
+        if isinstance(value, (str, tuple)) or value.dtype != np.uint8 or value.shape[2:] not in ((1,), (3,)) or value.size == 0:
             raise refuse(self.name, describe(value), ALLOWED)
-        try:
-            return read_picture(value, self._max_pixels, at_least) if isinstance(value, bytes) else self._read_pixels(value)
-        except NoPicture as fault:
-            raise refuse(self.name, fault.found, fault.allowed or ALLOWED) from None
+        height, width = value.shape[:2]
+        check_size(self.name, width, height, self._max_pixels)
+        return Picture(np.ascontiguousarray(value), height, width)
 
     def prepare(self, decoded: Picture) -> Samples:
         """Convert, resize and place, each only where needed, to uint8 [1, height, width, channels]; raises InvalidInput."""
         picture = decoded if self._spec.channels == 3 else decoded.in_grey()
-        placement = place(self._spec, picture.height, picture.width)
+        placement = _place(self._spec, picture.height, picture.width)
         pixels = placement.height * placement.width
         if pixels > max(self._max_pixels, MAX_GROWTH * math.prod(self._spec.size)):
             found = f"an image of {picture.width} x {picture.height} pixels, {placement.width} x {placement.height} when resized"
@@ -70,16 +67,12 @@ class ImageInput:
         samples = laid if laid.shape[2] == self._spec.channels else laid.repeat(3, axis=2)
         return (samples[np.newaxis],)
 
-    def is_light(self, value: RawInput) -> bool:
-        """Whether to decode at once: no image, not even a decoded one, which may have to be resized."""
-        return False
-
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a picture of noise."""
-        return (np.random.default_rng(seed).integers(0, 256, (1, *self.staging[0].shape), dtype=np.uint8),)
+        return (np.random.default_rng(seed).integers(0, 256, (1, *self.buffers[0].shape), dtype=np.uint8),)
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Turn uint8 [n, h, w, c] into one float32 [n, c, h, w], contiguous: (x / 255 - mean) / std."""
+        """Turn uint8 [samples, h, w, c] into one float32 [samples, c, h, w], contiguous: (x / 255 - mean) / std."""
         pixels = staged[0].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if self._mean is not None:
             pixels.sub_(self._mean)
@@ -87,20 +80,59 @@ class ImageInput:
             pixels.div_(self._std)
         return (pixels,)
 
-    def to(self, device: torch.device) -> None:
-        """Move mean and std."""
-        self._mean = None if self._mean is None else self._mean.to(device)
-        self._std = None if self._std is None else self._std.to(device)
 
-    def _read_pixels(self, value: Array) -> Picture:
-        if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] not in (1, 3) or value.size == 0:
-            raise NoPicture(describe(value))
-        height, width = value.shape[:2]
-        check_size(width, height, self._max_pixels)
-        return Picture(np.ascontiguousarray(value), height, width)
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where a picture lies on the member's canvas: resized to `height` and `width`, its upper left corner at (`top`, `left`).
+
+    All in pixels. A corner below 0 lies outside: what is outside is cut off; where the picture does not reach, there are bars.
+    """
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+
+    def lay(self, pixels: Array, size: Size, color: int) -> Array:
+        """Lay the resized picture, uint8 [height, width, channels], on a canvas of `size`, bars in grey of `color`."""
+        if (self.top, self.left, self.height, self.width) == (0, 0, *size):
+            return pixels
+        top, left = max(0, self.top), max(0, self.left)
+        visible = pixels[max(0, -self.top) :, max(0, -self.left) :][: size[0] - top, : size[1] - left]
+        canvas = np.full((*size, pixels.shape[2]), color, dtype=np.uint8)
+        canvas[top : top + visible.shape[0], left : left + visible.shape[1]] = visible
+        return canvas
 
 
-def _least_size(spec: ImageInputSpec) -> Size:
+def _place(spec: ImageInputSpec, height: int, width: int) -> _Placement:
+    """Place a picture of `height` x `width` pixels as `spec.fit` says.
+
+    Sources: torchvision's `Resize`, whose longer edge is rounded down, and `CenterCrop`; for "pad" `LetterBox` of Ultralytics,
+    which scales until a pair of edges meets the canvas.
+    """
+    if spec.fit == "stretch":
+        return _Placement(*spec.size)
+    if spec.fit == "pad":
+        scale = min(spec.size[0] / height, spec.size[1] / width)
+        resized = [max(1, round(height * scale)), max(1, round(width * scale))]
+        if spec.pad_place == "corner":
+            return _Placement(*resized)
+    elif isinstance(spec.crop_from, list):
+        resized = spec.crop_from
+    else:
+        shorter = min(height, width)
+        resized = [int(spec.crop_from * height / shorter), int(spec.crop_from * width / shorter)]
+    return _Placement(*resized, *(_find_corner(spec, has, wanted) for has, wanted in zip(resized, spec.size, strict=True)))
+
+
+def _find_corner(spec: ImageInputSpec, has: int, wanted: int) -> int:
+    """Find the corner of a picture that is `has` pixels long so that the canvas, `wanted` long, shows its middle."""
+    if wanted > has:
+        return (wanted - has) // 2
+    return -((has - wanted) // 2 if spec.crop_offset == "floor" else round((has - wanted) / 2))
+
+
+def _find_min_size(spec: ImageInputSpec) -> Size:
     """Find how large a scaled picture must be, at least, so that it is as good as the one in full."""
     margin = SCALED_MARGINS.get(spec.resize)
     if margin is None or not spec.scaled_decoding:

@@ -1,4 +1,4 @@
-"""What every kind of input can do, and what all of them share: limits, and how an input is refused."""
+"""What every kind of input can do, the buffers that its samples travel in, and how an input is refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..errors import InvalidInput, quote
 from ..types import RawInput, Samples
-from .staging import Staging
 
 Decoded = TypeVar("Decoded")
 
@@ -22,35 +21,48 @@ IN_FULL: Size = (2**31, 2**31)
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
-    """The largest inputs that are looked at; an image of 50 million pixels decodes to 150 MB, in passing to more."""
+    """The largest inputs that are decoded; an image of 50 million pixels takes 150 MB, and for a moment more."""
 
     max_image_pixels: int = 50_000_000
     max_text_bytes: int = 65_536
 
 
-class InputKind(Protocol[Decoded]):
-    """One input of one member: from what a caller sent to what the member is called with.
+@dataclass(frozen=True, slots=True)
+class BufferSpec:
+    """One staging buffer of a member, [samples, *shape].
 
-    `name` is the input's name in requests; errors begin with it. `tensor_dtype`, `tensor_shape` (-1 where any size is
-    accepted) and `max_tokens` (0 where there are none) are what callers are told about the ready tensors it takes. A row gives
-    the member up to `max_samples` samples; where `is_pair`, one, made of two texts. Of a picture it needs to see `at_least` so
-    many pixels, and is content with one that is decoded to no more; (0, 0) for kinds that are no pictures.
+    Where `is_ragged`, the first dimension of `shape` is a maximum: prepared samples are shorter, and the batch pads them to its
+    token bucket with `fill`. Where `is_upstream`, another member's output is copied into it on the device, not from the host.
     """
 
     name: str
-    staging: tuple[Staging, ...]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    is_ragged: bool = False
+    fill: int = 0
+    is_upstream: bool = False
+
+
+class InputKind(Protocol[Decoded]):
+    """One input of one member: from what a caller sent to what the member is called with.
+
+    `name` is the input's name in requests; errors begin with it. `tensor_dtype` and `tensor_shape` (-1 where any size is
+    accepted) describe the ready tensors that it takes. A request gives the member up to `max_samples` samples. `min_size` is how
+    much of a picture the member needs to see, and may be decoded for it; (0, 0) for other kinds.
+    """
+
+    name: str
+    buffers: tuple[BufferSpec, ...]
     tensor_dtype: str
     tensor_shape: tuple[int, ...]
-    max_tokens: int
     max_samples: int
-    is_pair: bool
-    at_least: Size
+    min_size: Size
 
-    def decode(self, value: RawInput, at_least: Size = IN_FULL) -> Decoded:
+    def decode(self, value: RawInput, min_size: Size = IN_FULL) -> Decoded:
         """Do the costly part, once per request even where several members take the input; raises InvalidInput.
 
         The result fits every member that takes the input with this kind: nothing in it depends on this member's spec, and a
-        picture shows `at_least` what the most demanding of them needs.
+        picture has at least `min_size`, which the most demanding of them needs.
         """
         ...
 
@@ -61,12 +73,8 @@ class InputKind(Protocol[Decoded]):
         """
         ...
 
-    def is_light(self, value: RawInput) -> bool:
-        """Whether `decode` and `prepare` take less time than handing the value to another thread."""
-        ...
-
     def example(self, seed: int, tokens: int) -> Samples:
-        """Make one sample of seeded random content, `tokens` long where the kind has tokens, for probing and warm-up."""
+        """Make one sample of seeded random content, up to `tokens` long where the kind has tokens, for checks and warm-up."""
         ...
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -76,10 +84,6 @@ class InputKind(Protocol[Decoded]):
         """
         ...
 
-    def to(self, device: torch.device) -> None:
-        """Move the constants that `arguments` needs; once, before the first flight."""
-        ...
-
 
 def refuse(name: str, found: str, allowed: str) -> InvalidInput:
     """Make the error for an input that cannot be used."""
@@ -87,7 +91,7 @@ def refuse(name: str, found: str, allowed: str) -> InvalidInput:
 
 
 def describe(value: RawInput) -> str:
-    """Say what was sent, without repeating it whole."""
+    """Describe what was sent, without repeating it whole."""
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if isinstance(value, str):

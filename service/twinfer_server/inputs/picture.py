@@ -12,7 +12,6 @@ How pictures that are not plain 8-bit grey or RGB are read:
 
 import io
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,28 +19,21 @@ from PIL import ExifTags, Image
 from torch.nn import functional
 
 from ..types import Array
-from .jpeg import decode_jpeg
-from .kind import Size
+from .kind import Size, refuse
 
-JPEGS = ("JPEG", "MPO")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
-
-class NoPicture(Exception):
-    """What was sent cannot be seen; says what it is, and what would be allowed (empty: any picture)."""
-
-    def __init__(self, found: str, allowed: str = "") -> None:
-        super().__init__(found)
-        self.found = found
-        self.allowed = allowed
+ALLOWED = f"an image as {', '.join(FORMATS)}, or a tensor uint8 [height, width, 1 or 3]"
+JPEGS = ("JPEG", "MPO")
+JPEG_SCALES = (8, 4, 2)
+"""What libjpeg-turbo decodes faster than the whole picture, as it has vector code for these; the largest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A decoded picture of `height` x `width` pixels, upright and opaque.
 
-    `pixels` is uint8 [rows, columns, 1 or 3], and shows the picture at 1 / `scale` of its size: beyond 1 the last row and column
-    may reach over the picture's edge.
+    `pixels` is uint8 [height / scale, width / scale, 1 or 3], both rounded up: where `scale` does not divide them, the last row
+    and column reach over the picture's edge.
     """
 
     pixels: Array
@@ -64,69 +56,65 @@ class Picture:
         """
         if self.pixels.shape[:2] == (height, width) and self.scale == 1:
             return self.pixels
-        if self.pixels.shape[2] == 3 and how is Image.Resampling.BILINEAR:
-            return self._resize_with_torch(height, width)
+        has_whole_edges = self.height % self.scale == 0 == self.width % self.scale
+        if self.pixels.shape[2] == 3 and how is Image.Resampling.BILINEAR and has_whole_edges:
+            return _resize_bilinearly(self.pixels, height, width)
         image = Image.fromarray(self.pixels if self.pixels.shape[2] == 3 else self.pixels[:, :, 0])
         edges = (0, 0, self.width / self.scale, self.height / self.scale)
         return np.asarray(image.resize((width, height), how, edges)).reshape(height, width, -1)
 
-    def _resize_with_torch(self, height: int, width: int) -> Array:
-        pixels = self.pixels if self.pixels.flags.writeable else self.pixels.copy()  # torch warns of memory that is not its own
-        planes = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
-        resize = partial(functional.interpolate, planes, mode="bilinear", antialias=True)
-        if self.height % self.scale or self.width % self.scale:
-            # Told the size, torch would take the last row and column for whole; told the factors, it rounds the size down.
-            down, across = ((to + 1e-6) * self.scale / size for to, size in ((height, self.height), (width, self.width)))
-            resized = resize(scale_factor=(down, across), recompute_scale_factor=False)
-        else:
-            resized = resize(size=(height, width))
-        array: Array = resized[0].permute(1, 2, 0).numpy()
-        return array
 
-
-def read_picture(content: bytes, max_pixels: int, at_least: Size) -> Picture:
-    """Decode; a JPEG that is far larger than `at_least` may come scaled. Raises NoPicture."""
+def read_picture(name: str, content: bytes, max_pixels: int, min_size: Size) -> Picture:
+    """Decode what was sent as the input `name`; a JPEG that is far larger than `min_size` may come scaled. Raises InvalidInput."""
     if not content:
-        raise NoPicture("no bytes")
+        raise refuse(name, "no bytes", ALLOWED)
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise NoPicture("a larger image", f"at most {max_pixels} pixels") from None
+        raise refuse(name, "a larger image", f"at most {max_pixels} pixels") from None
     except Exception:  # Pillow's readers raise what the bytes make them stumble over, of any class
-        raise NoPicture(f"{len(content)} bytes that are no image, or only its beginning") from None
-    check_size(*image.size, max_pixels)
+        raise refuse(name, f"{len(content)} bytes that are no image, or only its beginning", ALLOWED) from None
+    width, height = image.size
+    check_size(name, width, height, max_pixels)
     if image.mode in ("I", "F"):
-        raise NoPicture(f"32-bit pixels (mode {image.mode})", "8 or 16 bits per channel")
-    scaled = _decode_jpeg(content, image, at_least) if image.format in JPEGS else None
-    if scaled is not None:
-        return scaled
+        raise refuse(name, f"32-bit pixels (mode {image.mode})", "8 or 16 bits per channel")
+    scale = _find_scale(image, min_size) if image.format in JPEGS else 1
     try:
+        if scale > 1:
+            image.draft(None, (width // scale, height // scale))
         image.load()
-        pixels = _turn_upright(_to_plain(image), _read_orientation(image))
+        orientation = _read_orientation(image)  # not before: Pillow turns a TIFF itself while loading
+        pixels = _turn_upright(_to_plain(image), orientation)
     except Exception as error:
-        raise NoPicture(f"a truncated or damaged {image.format} ({error})", "a whole image") from None
-    return Picture(pixels, *pixels.shape[:2])
+        raise refuse(name, f"a truncated or damaged {image.format} ({error})", "a whole image") from None
+    if scale == 1:
+        return Picture(pixels, *pixels.shape[:2])
+    return Picture(pixels, *((width, height) if orientation >= 5 else (height, width)), scale)
 
 
-def _decode_jpeg(content: bytes, image: Image.Image, at_least: Size) -> Picture | None:
-    orientation = _read_orientation(image)
-    is_sideways = orientation >= 5
-    found = decode_jpeg(content, image, at_least[::-1] if is_sideways else at_least, is_turned=orientation > 1)
-    if found is None:
-        return None
-    pixels, scale = found
-    height, width = image.size if is_sideways else image.size[::-1]
-    return Picture(_turn_upright(pixels, orientation), height, width, scale)
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise NoPicture for a picture over the limit."""
+def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    """Raise InvalidInput for a picture over the limit."""
     if width * height > max_pixels:
-        raise NoPicture(f"an image of {width} x {height} pixels", f"at most {max_pixels} pixels")
+        raise refuse(name, f"an image of {width} x {height} pixels", f"at most {max_pixels} pixels")
+
+
+def _find_scale(image: Image.Image, min_size: Size) -> int:
+    """Find the largest scale at which a JPEG still has `min_size`; 1 if it is to be decoded in full.
+
+    One that will be turned has no part of a pixel at its edge, which would then be the wrong edge.
+    """
+    width, height = image.size
+    orientation = _read_orientation(image)
+    least_height, least_width = min_size[::-1] if orientation >= 5 else min_size
+    for scale in JPEG_SCALES:
+        is_enough = height >= scale * least_height and width >= scale * least_width
+        if is_enough and (orientation == 1 or height % scale == 0 == width % scale):
+            return scale
+    return 1
 
 
 def _read_orientation(image: Image.Image) -> int:
-    """Give the EXIF orientation, 1 (upright) to 8."""
+    """Return the EXIF orientation, 1 (upright) to 8."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a photograph with damaged EXIF is still a photograph
@@ -145,7 +133,7 @@ def _turn_upright(pixels: Array, orientation: int) -> Array:
 
 
 def _to_plain(image: Image.Image) -> Array:
-    """Give 8-bit pixels, uint8 [height, width, 1 or 3]."""
+    """Convert to 8-bit pixels, uint8 [height, width, 1 or 3]."""
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint32)[:, :, np.newaxis]
         return ((wide + 128) // 257).astype(np.uint8)
@@ -157,3 +145,11 @@ def _to_plain(image: Image.Image) -> Array:
     plain = image if image.mode == mode else image.convert(mode)
     # Not by NumPy's way to ask an image for its pixels, which copies them twice.
     return np.frombuffer(plain.tobytes(), dtype=np.uint8).reshape(plain.height, plain.width, -1)
+
+
+def _resize_bilinearly(pixels: Array, height: int, width: int) -> Array:
+    writeable = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of memory that it must not write to
+    planes = torch.from_numpy(writeable).permute(2, 0, 1).unsqueeze(0)
+    resized = functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
+    array: Array = resized[0].permute(1, 2, 0).numpy()
+    return array

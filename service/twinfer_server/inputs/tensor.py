@@ -1,4 +1,4 @@
-"""Ready tensors: checked against the spec and handed to the member as they are."""
+"""Tensors: ready ones from requests, checked against the spec, and those that another member's model gives."""
 
 import math
 from collections.abc import Sequence
@@ -10,44 +10,39 @@ from torch import Tensor
 
 from ..spec import TensorInputSpec
 from ..types import Array, RawInput, Samples
-from .kind import IN_FULL, InputLimits, Size, describe, refuse
-from .staging import Staging
-
-LIGHT_BYTES = 65536
+from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 
 
 class TensorInput:
-    """A tensor input of one member: one sample per row, of the spec's dtype and shape, or several on top of each other.
+    """A tensor input of one member: a sample of the spec's dtype and shape, or several stacked.
 
-    NaN and infinities are refused: through a model they would come back as its failure, and nobody would know whose
-    fault it was. A member that wants to be told what is missing takes a second tensor for it. So are numbers beyond the spec's
-    range, at which a model may raise: it would do so for every row of the flight.
+    NaN and infinities are refused: behind a model they would look like its failure. A member that is to be told what is missing
+    takes a second tensor for it. Refused too are numbers beyond the spec's range, at which a model may raise: it would do so for
+    every request of the batch.
     """
 
-    def __init__(self, key: str, name: str, spec: TensorInputSpec, folder: Path, limits: InputLimits) -> None:
-        """Take the spec; nothing is read."""
+    def __init__(self, key: str, name: str, spec: TensorInputSpec, folder: Path, limits: InputLimits, device: torch.device) -> None:
+        """Take the spec; no file is read."""
         self.name = name
         self.tensor_dtype: str = spec.dtype
         self.tensor_shape: tuple[int, ...] = tuple(spec.shape)
-        self.max_tokens = 0
         self.max_samples = spec.max_samples
-        self.is_pair = False
-        self.at_least: Size = (0, 0)
-        self.staging: tuple[Staging, ...] = (Staging("values", getattr(torch, spec.dtype), self.tensor_shape),)
+        self.min_size: Size = (0, 0)
+        self.buffers: tuple[BufferSpec, ...] = (BufferSpec("values", getattr(torch, spec.dtype), self.tensor_shape),)
         self._dtype = np.dtype(spec.dtype)
         # As the dtype has them: 0.1 in float32 is a little more than 0.1.
         self._least = -math.inf if spec.min is None else float(self._dtype.type(spec.min))
         self._most = math.inf if spec.max is None else float(self._dtype.type(spec.max))
         self._has_range = (spec.min, spec.max) != (None, None)
 
-    def decode(self, value: RawInput, at_least: Size = IN_FULL) -> Array:
-        """Check that it is a tensor; its dtype and shape are each member's own matter. Raises InvalidInput."""
+    def decode(self, value: RawInput, min_size: Size = IN_FULL) -> Array:
+        """Check that it is a tensor; each member checks its dtype and shape. Raises InvalidInput."""
         if isinstance(value, (bytes, str, tuple)):
             raise refuse(self.name, describe(value), f"a tensor {self.tensor_dtype} {list(self.tensor_shape)}")
         return value
 
     def prepare(self, decoded: Array) -> Samples:
-        """Check dtype, rank, shape and values, and give [samples, *shape]; raises InvalidInput."""
+        """Check dtype, rank, shape and values, and return [samples, *shape]; raises InvalidInput."""
         if decoded.dtype != self._dtype:
             raise refuse(self.name, f"dtype {decoded.dtype}", self.tensor_dtype)
         rank = len(self.tensor_shape)
@@ -68,16 +63,10 @@ class TensorInput:
             self._check_range(samples.min(), samples.max())
         return (samples,)
 
-    def is_light(self, value: RawInput) -> bool:
-        """Whether to decode at once: all but large tensors that are looked through, for NaN or for a range."""
-        if not isinstance(value, np.ndarray):
-            return False
-        return value.nbytes <= LIGHT_BYTES or (value.dtype.kind != "f" and not self._has_range)
-
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a tensor of normal numbers, or of zeros and ones where the dtype has no others in common; within the range.
 
-        The first two are of whole numbers at the range's ends, so that one which the member does not bear shows when it is probed.
+        Whole numbers of the first two seeds are at the range's ends, so that one which the model cannot take shows at load.
         """
         random, size = np.random.default_rng(seed), (1, *self.tensor_shape)
         nearest = max(self._least, min(0.0, self._most))
@@ -85,16 +74,13 @@ class TensorInput:
             return ((nearest + random.standard_normal(size)).clip(self._least, self._most).astype(self._dtype),)
         least = self._least if math.isfinite(self._least) else nearest
         most = self._most if math.isfinite(self._most) else nearest + 1
-        ends = {0: most, 1: least} if self._has_range else {}
-        values = random.integers(int(least), int(most), size, endpoint=True)
-        return (np.full(size, ends.get(seed, values)).astype(self._dtype),)
+        if self._has_range and seed < 2:
+            return (np.full(size, least if seed else most).astype(self._dtype),)
+        return (random.integers(int(least), int(most), size, endpoint=True).astype(self._dtype),)
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Hand the staged tensor on: [n, *shape] of the spec's dtype."""
+        """Return the staged tensor: [samples, *shape] of the spec's dtype."""
         return (staged[0],)
-
-    def to(self, device: torch.device) -> None:
-        """Nothing to move."""
 
     def _check_range(self, least: np.generic, most: np.generic) -> None:
         is_below = least.item() < self._least
@@ -102,3 +88,26 @@ class TensorInput:
             ends = (("at least", self._least), ("at most", self._most))
             allowed = " and ".join(f"{name} {self._dtype.type(end)!s}" for name, end in ends if math.isfinite(end))
             raise refuse(self.name, f"the number {least if is_below else most!s}", allowed)
+
+
+class UpstreamInput:
+    """An output of another member of the same batch, copied on the device: one sample for each of that member's.
+
+    `upstream` is that member's index, and `select` the output's name or position there.
+    """
+
+    def __init__(self, name: str, upstream: int, select: int | str, shape: tuple[int, ...], max_samples: int) -> None:
+        """Take samples float32 of `shape`; of one request the upstream member has up to `max_samples`."""
+        self.name = name
+        self.upstream = upstream
+        self.select = select
+        self.max_samples = max_samples
+        self.buffers: tuple[BufferSpec, ...] = (BufferSpec("values", torch.float32, shape, is_upstream=True),)
+
+    def example(self, seed: int, tokens: int) -> Samples:
+        """Make a sample of normal numbers."""
+        return (np.random.default_rng(seed).standard_normal((1, *self.buffers[0].shape)).astype(np.float32),)
+
+    def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the staged tensor: float32 [samples, *shape]."""
+        return (staged[0],)

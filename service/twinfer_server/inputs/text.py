@@ -12,48 +12,38 @@ from torch import Tensor
 from ..errors import InvalidEnsemble, quote
 from ..spec import TextInputSpec
 from ..types import Array, RawInput, Samples
-from .kind import IN_FULL, InputLimits, Size, describe, refuse
-from .staging import Staging
+from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 
 
 class TextInput:
     """A text input of one member; decoded, it is still the texts (tokenizers differ by member), or the ready ids.
 
-    With a mask, samples are as long as the row's longest text and the flight pads them; without one the member could not tell
+    With a mask, samples are as long as the request's longest text and the batch pads them; without one the member could not tell
     padding from text, so every sample is padded to `max_tokens` and an answer never depends on the neighbours' lengths.
     """
 
-    def __init__(self, key: str, name: str, spec: TextInputSpec, folder: Path, limits: InputLimits) -> None:
+    def __init__(self, key: str, name: str, spec: TextInputSpec, folder: Path, limits: InputLimits, device: torch.device) -> None:
         """Read the tokenizer; raises InvalidEnsemble where that cannot be used."""
         self.name = name
         self.tensor_dtype = "int64"
         self.tensor_shape: tuple[int, ...] = (2, -1) if spec.token_types else (-1,)
-        self.max_tokens = spec.max_tokens
         self.max_samples = spec.max_samples
-        self.is_pair = spec.pair
-        self.at_least: Size = (0, 0)
-        ids = Staging("ids", torch.int32, (spec.max_tokens,), is_ragged=spec.mask, fill=spec.pad_id)
-        types = Staging("types", torch.int32, (spec.max_tokens,), is_ragged=True)
-        self.staging: tuple[Staging, ...] = (ids, Staging("length", torch.int32, ())) if spec.mask else (ids,)
-        self.staging += (types,) if spec.token_types else ()
-        self._has_types = spec.token_types
+        self.min_size: Size = (0, 0)
+        self.buffers: tuple[BufferSpec, ...] = (
+            BufferSpec("ids", torch.int32, (spec.max_tokens,), is_ragged=spec.mask, fill=spec.pad_id),
+        )
+        if spec.mask:
+            self.buffers += (BufferSpec("length", torch.int32, ()),)
+        if spec.token_types:
+            self.buffers += (BufferSpec("types", torch.int32, (spec.max_tokens,), is_ragged=True),)
         ready = "[2, tokens] of token ids and types" if spec.token_types else "[tokens] of token ids"
         self._allowed = f"{'two texts' if spec.pair else 'a text'}, or a tensor int32 or int64 {ready}"
+        self._spec = spec
         self._max_bytes = limits.max_text_bytes
-        self._tokenizer = _read_tokenizer(f"{key}.tokenizer", folder / spec.tokenizer)
+        self._tokenizer = _read_tokenizer(key, folder, spec)
         self._vocabulary = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        # The file's own truncation and padding are for whoever made it; the spec's count here.
-        self._tokenizer.no_padding()
-        special_tokens = self._tokenizer.num_special_tokens_to_add(spec.pair)
-        if special_tokens >= spec.max_tokens:
-            raise InvalidEnsemble(
-                f"{key}.max_tokens: found {spec.max_tokens}; allowed: more than the {special_tokens} tokens that the "
-                f"tokenizer adds to every {'pair' if spec.pair else 'text'}"
-            )
-        self._tokenizer.enable_truncation(spec.max_tokens, direction=spec.truncation_side)
-        self._device = torch.device("cpu")
 
-    def decode(self, value: RawInput, at_least: Size = IN_FULL) -> tuple[str, ...] | Array:
+    def decode(self, value: RawInput, min_size: Size = IN_FULL) -> tuple[str, ...] | Array:
         """Check the kind of value and each text's size; raises InvalidInput."""
         if isinstance(value, bytes):
             raise refuse(self.name, describe(value), self._allowed)
@@ -73,54 +63,45 @@ class TextInput:
         """Make int32 ids [samples, tokens], with a mask lengths [samples] too, and types [samples, tokens]; raises InvalidInput."""
         if isinstance(decoded, tuple):
             encodings = self._tokenize(decoded)
-            ids = [encoding.ids for encoding in encodings]
-            types = [encoding.type_ids for encoding in encodings] if self._has_types else []
+            ids, types = [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
         else:
             ready = self._read_ids(decoded)
             ids, types = ready[:1], ready[1:]
         lengths = [len(sample) for sample in ids]
-        tokens = max(lengths) if self.staging[0].is_ragged else self.max_tokens
-        samples: Samples = (_pad(ids, tokens, self.staging[0].fill),)
-        if self.staging[0].is_ragged:
+        tokens = max(lengths) if self._spec.mask else self._spec.max_tokens
+        samples: Samples = (_pad(ids, tokens, self._spec.pad_id),)
+        if self._spec.mask:
             samples += (np.array(lengths, dtype=np.int32),)
-        if self._has_types:
+        if self._spec.token_types:
             samples += (_pad(types, tokens, 0),)
         return samples
 
-    def is_light(self, value: RawInput) -> bool:
-        """Whether to decode at once: ready ids."""
-        return isinstance(value, np.ndarray)
-
     def example(self, seed: int, tokens: int) -> Samples:
-        """Make a text of random tokens."""
-        length = tokens if self.staging[0].is_ragged else self.max_tokens
+        """Make a text of random tokens, as many as asked where the member takes a mask, else `max_tokens`."""
+        length = min(tokens, self._spec.max_tokens) if self._spec.mask else self._spec.max_tokens
         random = np.random.default_rng(seed)
         arrays = {
             "ids": random.integers(0, self._vocabulary, (1, length), dtype=np.int32),
             "length": np.array([length], dtype=np.int32),
             "types": random.integers(0, 2, (1, length), dtype=np.int32),
         }
-        return tuple(arrays[staging.name] for staging in self.staging)
+        return tuple(arrays[buffer.name] for buffer in self.buffers)
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Turn int32 ids [n, tokens] (lengths [n], types [n, tokens]) into int64 ids (mask, types), each [n, tokens]."""
         ids = staged[0].to(torch.int64)
         if len(staged) == 1:
             return (ids,)
-        positions = torch.arange(ids.shape[1], dtype=torch.int32, device=self._device)
+        positions = torch.arange(ids.shape[1], dtype=torch.int32, device=ids.device)
         mask = (positions < staged[1].unsqueeze(1)).to(torch.int64)
         return ids, mask, *(types.to(torch.int64) for types in staged[2:])
 
-    def to(self, device: torch.device) -> None:
-        """Remember where the mask is made."""
-        self._device = device
-
     def _tokenize(self, texts: tuple[str, ...]) -> list[Encoding]:
-        if self.is_pair and len(texts) != 2:
+        if self._spec.pair and len(texts) != 2:
             raise refuse(self.name, describe(texts), "2 texts, the first and the second of a pair")
-        if not self.is_pair and len(texts) > self.max_samples:
+        if not self._spec.pair and len(texts) > self.max_samples:
             raise refuse(self.name, f"{len(texts)} texts", f"1 to {self.max_samples}")
-        inputs: list[str | tuple[str, ...]] = [texts] if self.is_pair else [*texts]
+        inputs: list[str | tuple[str, ...]] = [texts] if self._spec.pair else [*texts]
         try:
             # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
             encodings = self._tokenizer.encode_batch_fast(inputs)
@@ -134,13 +115,13 @@ class TextInput:
         return encodings
 
     def _read_ids(self, ids: Array) -> list[list[int]]:
-        """Give the ids, and behind them the types where the member takes them."""
+        """Return the ids, and behind them the types where the member takes them."""
         rank = len(self.tensor_shape)
         if ids.dtype not in (np.int32, np.int64) or ids.ndim != rank or (rank == 2 and len(ids) != 2):
             raise refuse(self.name, describe(ids), self._allowed)
         ready = np.atleast_2d(ids)
-        if not 1 <= ready.shape[1] <= self.max_tokens:
-            raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self.max_tokens}")
+        if not 1 <= ready.shape[1] <= self._spec.max_tokens:
+            raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self._spec.max_tokens}")
         self._check_range("token id", ready[0], self._vocabulary - 1, ", the tokenizer's vocabulary")
         for types in ready[1:]:
             self._check_range("token type", types, 1, "")
@@ -157,10 +138,18 @@ def _pad(samples: Sequence[Sequence[int]], tokens: int, fill: int) -> NDArray[np
     return np.array([[*sample, *[fill] * (tokens - len(sample))] for sample in samples], dtype=np.int32)
 
 
-def _read_tokenizer(key: str, path: Path) -> Tokenizer:
+def _read_tokenizer(key: str, folder: Path, spec: TextInputSpec) -> Tokenizer:
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str((folder / spec.tokenizer).read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
         raise InvalidEnsemble(
-            f"{key}: found {quote(path.name)}, which tokenizers cannot read ({error}); allowed: a tokenizer.json"
+            f"{key}.tokenizer: found {quote(spec.tokenizer)}, which tokenizers cannot read ({error}); allowed: a tokenizer.json"
         ) from error
+    special = tokenizer.num_special_tokens_to_add(spec.pair)
+    if special >= spec.max_tokens:
+        allowed = f"more than the {special} tokens that the tokenizer adds to every {'pair' if spec.pair else 'text'}"
+        raise InvalidEnsemble(f"{key}.max_tokens: found {spec.max_tokens}; allowed: {allowed}")
+    # The file's own truncation and padding are for its author's purposes; the spec's count here.
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(spec.max_tokens, direction=spec.truncation_side)
+    return tokenizer

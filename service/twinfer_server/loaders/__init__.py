@@ -1,4 +1,4 @@
-"""The loaders: one file each, found by the model's suffix or prefix in one table."""
+"""Loaders: from what a member's `model` names to a model that computes, picked by its suffix or prefix."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,14 +9,12 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import MemberSpec
 from ..trust import Trust
 from .huggingface import load_huggingface
-from .model import LoadedModel
+from .model import LoadedModel, SharedStorages
 from .onnx import load_onnx
-from .pt2 import load_pt2
+from .programs import load_pt2, load_torchscript
 from .python import load_python
 from .safetensors import load_safetensors
-from .sharing import SharedStorages
 from .source import Source
-from .torchscript import load_torchscript
 
 LOADERS: Mapping[str, Callable[[Source], LoadedModel]] = {
     ".pt2": load_pt2,
@@ -34,7 +32,7 @@ def load(spec: MemberSpec, folder: Path, device: torch.device, trust: Trust, key
     """Load a member's model onto `device`.
 
     `key` is the member's path in the ensemble's file ("members.vision"); errors begin with it. Raises UntrustedCode for a
-    program that the operator does not trust, and InvalidEnsemble for all else.
+    program that the operator does not trust, and InvalidEnsemble for the rest.
     """
     source = Source(key, spec, folder, device, trust)
     for mark, loader in LOADERS.items():

@@ -6,6 +6,7 @@ data, and a directory that has only a `pytorch_model.bin`, which is a pickle, ha
 """
 
 import hashlib
+import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,17 +18,17 @@ from torch import Tensor, nn
 
 from ..errors import InvalidEnsemble, quote
 from ..spec import find_directory, find_file
-from .attention import read_no_masks
-from .model import LoadedModel, count_bytes
+from .model import LoadedModel, count_bytes, list_tensors
 from .pooling import Pooling, embed, find_pooling
 from .source import Source, hash_file, outline
 
 PICKLE = "pytorch_model.bin"
 ARGUMENTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
 """What the model calls the tensors that an input of each kind gives, as many as there are."""
+UNREAD_MASKS = "sdpa_with_unread_masks"
 
 
-class Named(nn.Module):
+class NamedArguments(nn.Module):
     """A model that is called by position, with the names of its arguments."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], pooling: Pooling | None) -> None:
@@ -38,7 +39,7 @@ class Named(nn.Module):
         self.pooling = pooling
 
     def forward(self, *arguments: Tensor) -> Mapping[str, Tensor] | Tensor:
-        """Give what the model gives, its outputs by name; or where its features are pooled, float32 [samples, features]."""
+        """Return the model's outputs by name; or where its features are pooled, float32 [samples, features]."""
         inputs = dict(zip(self.names, arguments, strict=True))
         if self.pooling is not None:
             return embed(self.model, inputs, self.pooling)
@@ -57,14 +58,16 @@ def load_huggingface(source: Source) -> LoadedModel:
     except ValueError as error:
         raise InvalidEnsemble(f"{source.key}.model: {error}") from None
     transformers = source.import_extra("transformers", "hf")
-    weights = [path for path in files if path.suffix == ".safetensors"]
-    is_pickle = not weights
+    is_pickle = all(path.suffix != ".safetensors" for path in files)
     name = _name_class(source)
-    with _quiet(transformers), _hold_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory) as place:
+    # What it would report is checked below.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with _copy_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory) as weights:
         try:
             config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
             model, found = getattr(transformers, name).from_pretrained(
-                place, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
+                weights, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
                 trust_remote_code=False, use_safetensors=not is_pickle,
             )  # fmt: skip
         except Exception as error:  # of any class, for its files make it stumble anywhere
@@ -72,7 +75,7 @@ def load_huggingface(source: Source) -> LoadedModel:
                 f"which transformers {transformers.__version__} cannot load as {name} ({outline(error)})",
                 "a directory that model.save_pretrained has written, for an architecture of transformers",
             ) from error
-        read_no_masks(model)
+    _leave_masks_unread(transformers, model)
     pooling = find_pooling(source, directory, model) if name == "AutoModel" else None
     may_miss = ("pooler.",) if pooling and pooling.method != "pooler" else ()
     missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_miss))
@@ -81,9 +84,8 @@ def load_huggingface(source: Source) -> LoadedModel:
             f"which has no weights for {quote(', '.join(missing))} of {type(model).__name__}",
             f"an output.kind that {config.architectures} was saved with",
         )
-    module = Named(model, _name_arguments(source), pooling).to(source.device).eval().requires_grad_(False)
-    tensors = [*module.parameters(), *module.buffers()]
-    return LoadedModel(module, "huggingface", count_bytes(tensors), _hash_files(directory, files))
+    module = NamedArguments(model, _name_arguments(source), pooling).to(source.device).eval().requires_grad_(False)
+    return LoadedModel(module, "huggingface", count_bytes(list_tensors(module)), _hash_files(directory, files))
 
 
 def _name_class(source: Source) -> str:
@@ -102,13 +104,33 @@ def _name_arguments(source: Source) -> tuple[str, ...]:
         if spec.kind == "text":
             names += ARGUMENTS["text"][: 1 + spec.mask + spec.token_types]
         else:
-            names += ARGUMENTS.get(spec.kind, (name,))  # a tensor bears the name of the model's argument
+            names += ARGUMENTS.get(spec.kind, (name,))  # a tensor has the name of the model's argument
     return tuple(names)
 
 
+def _leave_masks_unread(transformers: Any, model: Any) -> None:
+    """Let a model that computes torch's attention (sdpa) never read its mask on the host; other models keep theirs.
+
+    transformers leaves the mask out where nothing is padded, and to see that waits for the device: on a GPU that holds the launch
+    thread up, and no CUDA graph can hold it. Here the mask is always used.
+    """
+    if model.config._attn_implementation != "sdpa":
+        return
+    masking = importlib.import_module("transformers.masking_utils")
+    attention = importlib.import_module("transformers.integrations.sdpa_attention")
+
+    def make_mask(*arguments: Any, **options: Any) -> Any:
+        unread = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return masking.sdpa_mask(*arguments, **options | unread)
+
+    transformers.AttentionMaskInterface.register(UNREAD_MASKS, make_mask)
+    transformers.AttentionInterface.register(UNREAD_MASKS, attention.sdpa_attention_forward)
+    model.set_attn_implementation(UNREAD_MASKS)
+
+
 @contextmanager
-def _hold_pickle(source: Source, path: Path) -> Iterator[Path]:
-    """Give a directory of its own with a trusted pickle in it, so that the bytes that are hashed are those that are loaded."""
+def _copy_pickle(source: Source, path: Path) -> Iterator[Path]:
+    """Copy a trusted pickle into a directory of its own, so that the bytes that are hashed are those that are loaded."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -120,22 +142,7 @@ def _hold_pickle(source: Source, path: Path) -> Iterator[Path]:
 
 
 def _hash_files(directory: Path, files: list[Path]) -> str:
-    """Give one sha256 for configuration and weights, in the order of their names."""
+    """Return one sha256 for configuration and weights, in the order of their names."""
     counted = sorted({path for path in files if path.suffix in (".json", ".safetensors") or path.name == PICKLE})
     lines = [f"{hash_file(path)}  {path.relative_to(directory)}\n" for path in counted]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Keep transformers from drawing progress bars and from reporting what is checked here anyway."""
-    logging = transformers.utils.logging
-    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bar:
-            logging.enable_progress_bar()

@@ -1,7 +1,7 @@
 """ONNX: `.onnx` files, which are data, computed by ONNX Runtime on the CPU, whatever the device of the other members.
 
-On a GPU the member's inputs come to the host and its outputs go back, and the launch thread waits for that; it is never inside
-a capture. ONNX Runtime's CUDA provider, which would compute on a stream of its own, is not supported yet.
+On a GPU the member's inputs come to the host and its outputs go back, and the launch thread waits for that; no CUDA graph holds it.
+ONNX Runtime's CUDA provider, which would compute on a stream of its own, is not supported yet.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,7 @@ from .source import Source, hash_file, outline
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
 """What exported text models call the tensors of a text, as many as there are; in whatever order, for exporters differ."""
 TOKEN_TYPES = TEXT[2]
-"""0 wherever a text stands alone, and so in a member that does not give it."""
-
+"""0 wherever a text stands alone, and so in a member that does not bring it."""
 NUMBERS = {
     f"tensor({name})"
     for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float", "double")
@@ -28,27 +27,27 @@ NUMBERS = {
 
 
 class OnnxModel:
-    """A session that takes tensors by position and gives its outputs by name; safe to call from several threads.
+    """A session that takes tensors by position and returns its outputs by name; safe to call from several threads.
 
-    An output that is no tensor of numbers is None: it keeps its position, and nobody can select it.
+    An output that is no tensor of numbers is None: it keeps its position, and cannot be selected.
     """
 
     def __init__(self, session: Any, names: Sequence[str], device: torch.device) -> None:
-        """Take over a session; its arguments are for the graph's inputs of these names, outputs are handed on to `device`."""
+        """Take over a session; its arguments are for the graph's inputs of these names, outputs go to `device`."""
         self._session = session
         self._device = device
         self._names = names
-        self._leaves_types = TOKEN_TYPES not in names and TOKEN_TYPES in _list_inputs(session)
+        self._lacks_types = TOKEN_TYPES not in names and TOKEN_TYPES in _list_inputs(session)
         self._outputs: dict[str, Tensor | None] = dict.fromkeys(node.name for node in session.get_outputs())
         self._fetched = [node.name for node in session.get_outputs() if node.type in NUMBERS]
 
     def __call__(self, *arguments: Tensor) -> dict[str, Tensor | None]:
-        """Compute, and give what the graph gives."""
-        feed = {name: argument.cpu().numpy() for name, argument in zip(self._names, arguments, strict=True)}
-        if self._leaves_types:
-            feed[TOKEN_TYPES] = np.zeros_like(feed.get(TEXT[0], next(iter(feed.values()))))
-        arrays = self._session.run(self._fetched, feed) if self._fetched else []  # asked for none it would give all
-        found = {name: torch.from_numpy(array).to(self._device) for name, array in zip(self._fetched, arrays, strict=True)}
+        """Compute, and return what the graph gives."""
+        arrays = {name: argument.cpu().numpy() for name, argument in zip(self._names, arguments, strict=True)}
+        if self._lacks_types:
+            arrays[TOKEN_TYPES] = np.zeros_like(arrays.get(TEXT[0], next(iter(arrays.values()))))
+        outputs = self._session.run(self._fetched, arrays) if self._fetched else []  # asked for none it would give all
+        found = {name: torch.from_numpy(array).to(self._device) for name, array in zip(self._fetched, outputs, strict=True)}
         return self._outputs | found
 
 
@@ -66,11 +65,10 @@ def load_onnx(source: Source) -> LoadedModel:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of classes of its own
-        raise source.refuse(
-            f"which ONNX Runtime {onnxruntime.__version__} cannot read ({outline(error)})", "an ONNX model"
-        ) from error
-    names = _name_arguments(source, _list_inputs(session))
-    return LoadedModel(OnnxModel(session, names, source.device), "onnx", path.stat().st_size, hash_file(path), is_capturable=False)
+        found = f"which ONNX Runtime {onnxruntime.__version__} cannot read ({outline(error)})"
+        raise source.refuse(found, "an ONNX model") from error
+    model = OnnxModel(session, _name_arguments(source, _list_inputs(session)), source.device)
+    return LoadedModel(model, "onnx", path.stat().st_size, hash_file(path), is_capturable=False)
 
 
 def _list_inputs(session: Any) -> list[str]:

@@ -26,11 +26,13 @@ STEPS = ("Transformer", "Pooling", "Normalize")
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """How a vector is made: "cls", "mean", "max" and "last" of the features, "pooler" the model's own, "tower" CLIP's kind."""
+    """How a vector is made, and whether it is brought to length 1.
+
+    `method` is "cls", "mean", "max" or "last" of the features, "pooler" for the model's own, or "tower" for CLIP's kind.
+    """
 
     method: str
     is_normalised: bool = False
-    """Whether vectors are brought to length 1."""
 
 
 def embed(model: Any, inputs: Mapping[str, Tensor], pooling: Pooling) -> Tensor:
@@ -63,7 +65,7 @@ def pool(features: Tensor, mask: Tensor | None, method: str) -> Tensor:
 
 
 def find_pooling(source: Source, directory: Path, model: nn.Module) -> Pooling:
-    """Find how a model's features are pooled: as the member says, or else as the directory does; raises InvalidEnsemble.
+    """Return how a model's features are pooled: as the member says, or else as the directory does; raises InvalidEnsemble.
 
     A directory says it by the files of sentence-transformers, or by a model of two towers, one of which the member's input picks.
     """
@@ -71,10 +73,9 @@ def find_pooling(source: Source, directory: Path, model: nn.Module) -> Pooling:
         said, is_normalised = _read_sentence_transformer(directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise source.refuse(f"whose sentence-transformers files cannot be followed ({error})", f"the modules {STEPS}") from error
-    if source.spec.pooling is not None:
-        return Pooling(source.spec.pooling, is_normalised)
-    if said is not None:
-        return Pooling(said, is_normalised)
+    method = source.spec.pooling or said
+    if method is not None:
+        return Pooling(method, is_normalised)
     if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
         return Pooling("tower")
     raise InvalidEnsemble(

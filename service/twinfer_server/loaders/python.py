@@ -16,9 +16,8 @@ from types import ModuleType
 from torch import nn
 
 from ..errors import InvalidEnsemble, quote
-from .model import LoadedModel, count_bytes
+from .model import LoadedModel, count_bytes, list_tensors
 from .source import Source
-from .workload import hash_workload
 
 
 def load_python(source: Source) -> LoadedModel:
@@ -26,30 +25,28 @@ def load_python(source: Source) -> LoadedModel:
     model = make_python(source, source.spec.model, "model")
     if not callable(model):
         raise source.refuse(f"which gives {quote(type(model).__name__)}", "an nn.Module, or another callable on tensors")
-    if not isinstance(model, nn.Module):
-        return LoadedModel(model, "python", 0)
-    return LoadedModel(model, "python", count_bytes([*model.parameters(), *model.buffers()]), workload=hash_workload(model))
+    return LoadedModel(model, "python", count_bytes(list_tensors(model)) if isinstance(model, nn.Module) else 0)
 
 
 def make_python(source: Source, text: str, key: str) -> object:
-    """Make what `text` names, which stands at the member's `key`: the module that it finds, or what the factory gives.
+    """Return what `text` names, which stands at the member's `key`: the module that it finds, or what the factory gives.
 
-    A module comes back on the device and in evaluation mode. Raises UntrustedCode before anything runs, and InvalidEnsemble.
+    A module is returned on the device and in evaluation mode. Raises UntrustedCode before anything runs, and InvalidEnsemble.
     """
     source.trust.admit_module(f"{source.key}.{key}", text)
     _, _, rest = text.partition(":")
-    place, _, attribute = rest.rpartition(":")
-    if not place or not attribute:
+    home, _, attribute = rest.rpartition(":")
+    if not home or not attribute:
         raise InvalidEnsemble(
             f"{source.key}.{key}: found {quote(text)}; allowed: python:module:attribute, or python:file.py:attribute"
         )
-    path = source.find_file(place, key) if place.endswith(".py") else None
+    path = source.find_file(home, key) if home.endswith(".py") else None
     try:
-        module = importlib.import_module(place) if path is None else _import_file(path)
+        module = importlib.import_module(home) if path is None else _import_file(path)
         found = attrgetter(attribute)(module)
         model = found if isinstance(found, nn.Module) else found()
         return model.to(source.device).eval().requires_grad_(False) if isinstance(model, nn.Module) else model
-    except Exception as error:  # it is somebody else's program that runs here
+    except Exception as error:  # the operator's program runs here
         raise source.refuse(
             f"which gives no model ({type(error).__name__}: {error})",
             "an nn.Module, or a callable without arguments that gives one",

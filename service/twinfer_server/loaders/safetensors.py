@@ -1,6 +1,7 @@
 """`.safetensors` files: weights, which are data, for an architecture that the ensemble's file names beside them.
 
-`architecture = "python:file.py:build"` is a program and needs to be trusted; `architecture = "timm:resnet18"` is not.
+`architecture = "python:file.py:build"` is a program and needs to be trusted; `architecture = "timm:resnet18"` is not, and downloads
+nothing.
 """
 
 from safetensors import SafetensorError
@@ -8,11 +9,9 @@ from safetensors.torch import load_model
 from torch import nn
 
 from ..errors import InvalidEnsemble
-from .model import LoadedModel, count_bytes
+from .model import LoadedModel, count_bytes, list_tensors
 from .python import make_python
 from .source import Source, hash_file, outline
-from .timm import make_timm
-from .workload import hash_workload
 
 ALLOWED = '"python:file.py:attribute" (or python:module:attribute), or "timm:NAME"'
 
@@ -26,12 +25,10 @@ def load_safetensors(source: Source) -> LoadedModel:
     if architecture is None:
         raise InvalidEnsemble(f"{source.key}.architecture: found nothing; allowed beside weights: {ALLOWED}")
     path = source.find_file()
-    if architecture.startswith("timm:"):
-        module: object = make_timm(source, architecture.removeprefix("timm:"))
-    elif architecture.startswith("python:"):
-        module = make_python(source, architecture, "architecture")
-    else:
+    is_python = architecture.startswith("python:")
+    if not is_python and not architecture.startswith("timm:"):
         raise source.refuse("which names none", ALLOWED, "architecture")
+    module = make_python(source, architecture, "architecture") if is_python else _make_timm(source, architecture)
     if not isinstance(module, nn.Module):
         raise source.refuse(f"which gives {type(module).__name__}", "what gives an nn.Module", "architecture")
     try:
@@ -39,5 +36,13 @@ def load_safetensors(source: Source) -> LoadedModel:
     except (SafetensorError, RuntimeError, OSError) as error:
         raise source.refuse(f"which does not fit {architecture} ({outline(error)})", "weights of that architecture") from error
     module = module.to(source.device).float().eval().requires_grad_(False)
-    digest, workload = ("", hash_workload(module)) if architecture.startswith("python:") else (hash_file(path), "")
-    return LoadedModel(module, "safetensors", count_bytes([*module.parameters(), *module.buffers()]), digest, workload)
+    return LoadedModel(module, "safetensors", count_bytes(list_tensors(module)), "" if is_python else hash_file(path))
+
+
+def _make_timm(source: Source, architecture: str) -> nn.Module:
+    timm = source.import_extra("timm", "timm")
+    try:
+        module: nn.Module = timm.create_model(architecture.removeprefix("timm:"), pretrained=False)
+    except Exception as error:  # a name that it does not know, in words of its own
+        raise source.refuse(f"which timm {timm.__version__} cannot make ({outline(error)})", "timm:NAME", "architecture") from error
+    return module

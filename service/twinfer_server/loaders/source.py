@@ -1,9 +1,7 @@
-"""What every loader is given: the member's spec, and where its files, its device and the operator's word on it are."""
+"""What every loader is given: the member's spec, its files, its device, and what the operator trusts."""
 
 import hashlib
 import importlib
-import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +26,14 @@ class Source:
     trust: Trust
 
     def find_file(self, name: str = "", key: str = "model") -> Path:
-        """Give the path of a file, by default the one that `model` names; raises InvalidEnsemble where it is not in the folder."""
+        """Return the path of a file, by default the one that `model` names; raises InvalidEnsemble where the folder has none."""
         try:
             return find_file(self.folder, name or self.spec.model)
         except ValueError as error:
             raise InvalidEnsemble(f"{self.key}.{key}: {error}") from None
 
     def read_program(self) -> tuple[bytes, str]:
-        """Give the content and the digest of a file that is a program; raises UntrustedCode before anybody looks into it.
+        """Return the content and the digest of a file that is a program; raises UntrustedCode before it is parsed.
 
         It is read once: what is hashed is what is loaded.
         """
@@ -62,21 +60,12 @@ class Source:
 
 
 def outline(error: Exception) -> str:
-    """Give what a library said on one line, at most its first part: some list every weight of a model."""
+    """Return what a library's error says on one line, at most its first part: some list every weight of a model."""
     text = " ".join(str(error).split())
     return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
 
 
-def has_entry(content: bytes, part: str) -> bool:
-    """Whether an archive has an entry with this part in its name, by its table of contents; nothing of it runs."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return any(part in name for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
-
-
 def hash_file(path: Path) -> str:
-    """Give the sha256 of a file that may be too large to hold in memory."""
+    """Return the sha256 of a file that may be too large to hold in memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -50,7 +50,7 @@ class EnsembleAdminService:
         return self._engine
 
     def _describe(self, engine: Engine) -> ensemble_pb2.Ensemble:
-        return describe(engine.ensemble, self._settings, engine.operations.breaker_states)
+        return describe(engine.ensemble, self._settings, engine.breakers)
 
     async def _capture_timeline(
         self, message: pb.CaptureTimelineRequest, size_bytes: int, context: Context
@@ -59,7 +59,7 @@ class EnsembleAdminService:
         seconds = message.duration.seconds + message.duration.nanos / 1e9
         if not 0 < seconds <= MAX_TIMELINE_SECONDS:
             raise InvalidOption(f"duration: found {seconds} s; allowed: more than 0, at most {MAX_TIMELINE_SECONDS:g} s")
-        trace = await engine.capture_timeline(seconds)
+        trace = await engine.capture_trace(seconds)
         return pb.CaptureTimelineResponse(trace_json=await asyncio.to_thread(trace.encode))
 
     async def _update_fusion(self, message: pb.UpdateFusionRequest, size_bytes: int, context: Context) -> pb.UpdateFusionResponse:
@@ -69,14 +69,14 @@ class EnsembleAdminService:
         )
         if change == FusionChange(message.expected_version):
             raise InvalidOption("found nothing to change; allowed: a method, weights, temperatures, or fitted")
-        await engine.operations.update_fusion(change)
+        await engine.update_fusion(change)
         return pb.UpdateFusionResponse(fusion=self._describe(engine).fusion)
 
     async def _roll_back_fusion(
         self, message: pb.RollbackFusionRequest, size_bytes: int, context: Context
     ) -> pb.RollbackFusionResponse:  # fmt: skip
         engine = self._ready_engine()
-        await engine.operations.roll_back_fusion(message.version)
+        await engine.roll_back_fusion(message.version)
         return pb.RollbackFusionResponse(fusion=self._describe(engine).fusion)
 
     async def _set_member(self, message: pb.SetMemberRequest, size_bytes: int, context: Context) -> pb.SetMemberResponse:
@@ -85,6 +85,6 @@ class EnsembleAdminService:
         if message.breaker_state not in (closed, disabled):
             found = message.breaker_state
             raise InvalidOption(f"breaker_state: found {found}; allowed: {closed} (CLOSED), {disabled} (DISABLED)")
-        await engine.operations.set_member(message.member, message.breaker_state == closed)
+        await engine.set_member(message.member, message.breaker_state == closed)
         member = next(member for member in self._describe(engine).members if member.name == message.member)
         return pb.SetMemberResponse(member=member)

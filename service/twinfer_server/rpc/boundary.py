@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from twinfer.v1.error_pb2 import Stage
+
 from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError
 from .codec import write_error
 
@@ -28,7 +30,6 @@ MAX_DETAIL_BYTES = 2048
 """Of a status message as it travels, percent-encoded; clients refuse trailers of more than 8 KiB in all."""
 
 INTERNAL_TEXT = "internal error; the server's log has the details"
-STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 M = TypeVar("M", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -106,7 +107,7 @@ def unary(
 def describe_error(error: BaseException) -> TwinferError:
     """Return the error as callers may know it; an undeclared one is logged and kept from them."""
     if isinstance(error, TwinferError):
-        return error.alone()
+        return error.detached()
     logger.error("a request failed by a defect", exc_info=error)
     return InternalError(INTERNAL_TEXT)
 
@@ -127,12 +128,12 @@ def write_status(error: TwinferError) -> Status:
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(error).SerializeToString())]
     if isinstance(error, Overloaded):
         metadata.append((PUSHBACK_KEY, str(round(error.retry_after_seconds * 1000))))
-    return Status(STATUS[error.code], summarize(error), tuple(metadata))
+    return Status(error.code, summarize(error), tuple(metadata))
 
 
 def summarize(error: TwinferError) -> str:
     """Write the status message: member, stage and text, short enough to be received."""
-    where = f"member {error.member}, stage {error.stage.name}: " if error.member else ""
+    where = f"member {error.member}, stage {Stage.Name(error.stage).removeprefix('STAGE_')}: " if error.member else ""
     text = where + error.text
     # A character beyond ASCII travels as three bytes for each of its UTF-8 bytes.
     while sum(1 if character.isascii() else 3 * len(character.encode()) for character in text) > MAX_DETAIL_BYTES:

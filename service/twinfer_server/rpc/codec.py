@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from twinfer.v1 import ensemble_service_pb2, error_pb2, tensor_pb2
 
 from ..errors import InvalidInput, InvalidOption, TwinferError, quote
-from ..types import Array, Caller, InferRequest, Policy, Priority, RawInput
+from ..types import Array, InferRequest, Policy, Priority, RawInput
 
 E = TypeVar("E", Policy, Priority)
 
@@ -71,7 +71,7 @@ def read_request(message: ensemble_service_pb2.InferRequest, arrived_at: float, 
         deadline=deadline,
         ensemble=message.ensemble,
         version=message.version,
-        caller=Caller(request_id),
+        request_id=request_id,
         **options,
     )
 
@@ -164,11 +164,7 @@ def _tensor_field(name: str) -> str:
 def write_error(error: TwinferError) -> error_pb2.Error:
     """Turn an error into its message."""
     return error_pb2.Error(
-        code=int(error.code),
-        reason=int(error.reason),  # type: ignore[arg-type]  # the numbers are the contract's own
-        member=error.member,
-        stage=int(error.stage),  # type: ignore[arg-type]
-        text=error.text,
+        code=error.code.value[0], reason=error.reason, member=error.member, stage=error.stage, text=error.text
     )
 
 

@@ -1,45 +1,41 @@
 """The description of an ensemble: what is served, as the contract's message, for callers, operators and `twinfer validate`."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from twinfer.v1 import ensemble_pb2 as pb
 
-from ..engine import SwitchState
+from ..engine import BreakerReading, CircuitBreakers
 from ..executor import Ensemble, FusionVersion, Member
 from ..fusion import METHODS
 from ..inputs import InputKind
 from ..settings import ServerSettings
+from ..spec import TextInputSpec
 from ..types import Policy
 from .codec import DTYPE_OF_NAME, make_duration
 
-Kinds = Sequence[InputKind[object]]
+Kinds = Sequence[InputKind[Any]]
 
 
-def describe(ensemble: Ensemble, settings: ServerSettings, breakers: Sequence[SwitchState] = ()) -> pb.Ensemble:
-    """Describe an ensemble; `breakers` has the state of each member's, or is empty where all are closed.
-
-    What is measured is there once the ensemble is warm.
-    """
-    spec, version = ensemble.spec, ensemble.crew.version
-    message = pb.Ensemble(
+def describe(ensemble: Ensemble, settings: ServerSettings, breakers: CircuitBreakers | None = None) -> pb.Ensemble:
+    """Describe an ensemble; without `breakers` as if all were closed. What is measured is there once the ensemble is warm."""
+    spec = ensemble.spec
+    readings = [breaker.reading for breaker in breakers.breakers] if breakers else [BreakerReading()] * len(ensemble.members)
+    return pb.Ensemble(
         name=spec.name,
         version=spec.version,
         task=f"TASK_{spec.task.upper()}",
         labels=ensemble.labels,
         inputs=_describe_inputs(ensemble),
-        members=[_describe_member(ensemble, member) for member in ensemble.members],
-        fusion=_describe_fusion(version),
-        cascade=pb.Cascade(first=spec.cascade.first, gate=version.gate) if spec.cascade else None,
+        members=[_describe_member(ensemble, *each) for each in zip(ensemble.members, readings, strict=True)],
+        fusion=_describe_fusion(ensemble.fusion),
+        cascade=pb.Cascade(first=spec.cascade.first, gate=ensemble.fusion.gate) if spec.cascade else None,
         policy=spec.policy,
         limits=_describe_limits(ensemble, settings),
-        execution=_find_execution(ensemble),
+        execution=ensemble.execution,
         output_shape=_find_fused_shape(ensemble),
         compared_input=find_compared_input(ensemble),
     )
-    for member, breaker in zip(message.members, breakers or [SwitchState()] * len(message.members), strict=True):
-        member.breaker_state = int(breaker.switch)  # type: ignore[assignment]  # the numbers are the contract's own
-        member.breaker_reason = breaker.reason
-    return message
 
 
 def find_compared_input(ensemble: Ensemble) -> str:
@@ -47,30 +43,32 @@ def find_compared_input(ensemble: Ensemble) -> str:
     if ensemble.spec.task != "similarity":
         return ""
     query = ensemble.spec.fusion.query or next(iter(ensemble.spec.members))
-    fused = [ensemble.members[index] for index in ensemble.crew.version.fusion.voters]
+    fused = [ensemble.members[index] for index in ensemble.fusion.fusion.fused_members]
     member = next(member for member in fused if member.name != query)
     while not member.request_inputs:
-        member = ensemble.members[member.feeders[0]]
+        member = ensemble.members[member.upstream[0]]
     return member.request_inputs[0].name
 
 
 def _describe_inputs(ensemble: Ensemble) -> Iterator[pb.InputSpec]:
-    kinds: dict[str, dict[str, InputKind[object]]] = {}
+    kinds: dict[str, dict[str, InputKind[Any]]] = {}
+    specs = {name: spec for _, name, spec in ensemble.spec.walk_inputs()}
     for member in ensemble.members:
         for kind in member.request_inputs:
             kinds.setdefault(kind.name, {})[member.name] = kind
     for name, by_member in kinds.items():
         first, *_ = takes = list(by_member.values())
+        spec = specs[name]
         yield pb.InputSpec(
             name=name,
-            kind=ensemble.spec.input_kinds()[name],
+            kind=spec.kind,
             dtype=DTYPE_OF_NAME[first.tensor_dtype],  # type: ignore[arg-type]
             shape=first.tensor_shape,
             members=by_member,
             optional=not ensemble.is_required(name, Policy[ensemble.spec.policy.upper()]),
-            max_tokens=first.max_tokens,
+            max_tokens=spec.max_tokens if isinstance(spec, TextInputSpec) else 0,
             max_samples=min(kind.max_samples for kind in takes),
-            pair=any(kind.is_pair for kind in takes),
+            pair=isinstance(spec, TextInputSpec) and spec.pair,
             always_required=ensemble.is_required(name, Policy.BEST_EFFORT),
             native_shape=_find_native_shape(takes),
         )
@@ -78,49 +76,48 @@ def _describe_inputs(ensemble: Ensemble) -> Iterator[pb.InputSpec]:
 
 def _find_native_shape(kinds: Kinds) -> tuple[int, ...]:
     """Find the shape of a ready tensor that none of the members resizes."""
-    shapes = [kind.staging[0].shape if kind.at_least != (0, 0) else kind.tensor_shape for kind in kinds]
+    shapes = [kind.buffers[0].shape if kind.min_size != (0, 0) else kind.tensor_shape for kind in kinds]
     if len({len(shape) for shape in shapes}) > 1:  # ready ids, with token types and without: one tensor cannot be both
         return kinds[0].tensor_shape
     return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))
 
 
-def _describe_member(ensemble: Ensemble, member: Member) -> pb.Member:
-    tuned, memory = member.tuned, ensemble.memory.get(member.name)
+def _describe_member(ensemble: Ensemble, member: Member, breaker: BreakerReading) -> pb.Member:
+    memory, measured = ensemble.memory.get(member.name), ensemble.latencies.measured if ensemble.latencies else {}
     return pb.Member(
         name=member.name,
         loader=member.model.loader,
-        precision=tuned.choice.precision,
-        acceleration=tuned.choice.acceleration,
-        largest_error=tuned.largest_error,
+        precision=member.spec.precision,
+        acceleration=member.spec.acceleration,
+        largest_error=member.converted.largest_error,
         device=str(member.device.torch_device),
         inputs=[kind.name for kind in member.inputs],
         output=member.spec.output.kind,
         output_shape=_find_output_shape(member),
         parameter_bytes=member.model.parameter_bytes,
-        no_cuda_graph_reason=member.why_not_captured,
-        cuda_graph_bytes=member.cuda_graph_bytes,
+        no_cuda_graph_reason=member.no_graph_reason,
+        cuda_graph_bytes=member.graph_bytes,
+        breaker_state=int(breaker.state),  # type: ignore[arg-type]  # the numbers are the contract's own
+        breaker_reason=breaker.reason,
         staging_bytes=memory.staging if memory else 0,
         activation_bytes=memory.activations if memory else 0,
         shared_bytes=member.shared_bytes,
-        upstream=[ensemble.members[index].name for index in member.feeders],
-        solo_latencies=_describe_solo_latencies(ensemble, member),
+        upstream=[ensemble.members[index].name for index in member.upstream],
+        solo_latencies=[
+            pb.SoloLatency(samples=bucket.samples, tokens=bucket.tokens, latency=make_duration(seconds))
+            for bucket, seconds in sorted(measured.get(member.index, {}).items())
+        ],
     )
-
-
-def _describe_solo_latencies(ensemble: Ensemble, member: Member) -> Iterator[pb.SoloLatency]:
-    for times in ensemble.times.measured if ensemble.times else ():
-        seconds = times.solo_seconds[times.execution][member.index]
-        yield pb.SoloLatency(samples=times.bucket.samples, tokens=times.bucket.tokens, latency=make_duration(seconds))
 
 
 def _find_output_shape(member: Member) -> tuple[int, ...]:
     if member.spec.output.kind == "detections":
         return (-1, 6)
-    return (-1, *member.output_shape) if member.samples_per_row > 1 else member.output_shape
+    return (-1, *member.output_shape) if member.samples_per_request > 1 else member.output_shape
 
 
 def _find_fused_shape(ensemble: Ensemble) -> tuple[int, ...]:
-    first = ensemble.members[ensemble.crew.version.fusion.voters[0]]
+    first = ensemble.members[ensemble.fusion.fusion.fused_members[0]]
     shapes = {"embedding": (-1,), "similarity": (-1, 2), "detection": (-1, 6)}
     return shapes.get(ensemble.spec.task, first.output_shape)
 
@@ -128,7 +125,7 @@ def _find_fused_shape(ensemble: Ensemble) -> tuple[int, ...]:
 def _describe_fusion(version: FusionVersion) -> pb.Fusion:
     fusion, members = version.spec.fusion, list(version.spec.members)
     takes = METHODS[fusion.method].takes
-    fused = [members[index] for index in version.fusion.voters]
+    fused = [members[index] for index in version.fusion.fused_members]
     weights = dict(zip(members, version.weights.tolist(), strict=True))
     return pb.Fusion(
         method=fusion.method,
@@ -149,8 +146,3 @@ def _describe_limits(ensemble: Ensemble, settings: ServerSettings) -> pb.Limits:
         max_batch_requests=settings.batch_requests,
         default_timeout=make_duration(settings.default_timeout_seconds),
     )
-
-
-def _find_execution(ensemble: Ensemble) -> str:
-    """Find how batches run: as measured for the largest of them, and else as the folder says."""
-    return ensemble.times.measured[-1].execution if ensemble.times else ensemble.spec.execution

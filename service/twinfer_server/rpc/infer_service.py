@@ -67,7 +67,7 @@ class EnsembleService:
     async def _get_ensemble(self, message: pb.GetEnsembleRequest, size_bytes: int, context: Context) -> pb.GetEnsembleResponse:
         engine, _ = self._ready()
         engine.check_served(message.ensemble, message.version)
-        ensemble = describe(engine.ensemble, self._settings, engine.operations.breaker_states)
+        ensemble = describe(engine.ensemble, self._settings, engine.breakers)
         return pb.GetEnsembleResponse(ensemble=ensemble)
 
     async def _infer(self, message: pb.InferRequest, size_bytes: int, context: Context) -> pb.InferResponse:

@@ -49,8 +49,8 @@ class ResponseWriter:
             # A batch's responses are written in one turn of the loop; afterwards nothing keeps its arrays.
             asyncio.get_running_loop().call_soon(self._forget)
         message.CopyFrom(self._common[1])
-        message.request_id = request.caller.request_id
-        self._write(message.prediction, response.fused, request)
+        message.request_id = request.request_id
+        self._write(message.prediction, response.prediction, request)
         if response.disagreement is not None:
             message.disagreement = response.disagreement
         own, timings = message.timings, response.timings
@@ -84,16 +84,16 @@ class ResponseWriter:
             write_duration(message.device_time, result.device_seconds)
         if result.solo_seconds is not None:
             write_duration(message.solo_latency, result.solo_seconds)
-        if result.output is not None:
+        if result.prediction is not None:
             # A member's own prediction that has not the form of the task is a tensor.
             if self._task == "similarity" or (self._task == "detection" and output != "detections"):
-                write_tensor(message.prediction, result.output)
+                write_tensor(message.prediction, result.prediction)
             else:
-                self._write(message.prediction, result.output, request)
+                self._write(message.prediction, result.prediction, request)
         if result.error is not None:
             message.error.CopyFrom(write_error(result.error))
         if result.attribution is not None:
-            message.attribution.delta = result.attribution.moved
+            message.attribution.delta = result.attribution.delta
             self._write(message.attribution.without, result.attribution.without, request)
 
     def _write(self, message: Prediction, values: Values, request: InferRequest) -> None:

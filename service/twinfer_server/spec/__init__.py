@@ -1,36 +1,48 @@
 """What an ensemble folder says: `ensemble.toml`, parsed and checked before anything is loaded."""
 
-from .classes import check_classes
-from .directory import find_directory
-from .ensemble import BatchingSpec, EnsembleSpec, Task
-from .files import NAME_PATTERN, LeavesFolder, find_file
-from .fusion import CascadeSpec, FusionSpec
-from .inputs import CropsInputSpec, FedInputSpec, ImageInputSpec, OutputInputSpec, RequestInputSpec, TensorInputSpec, TextInputSpec
-from .members import MemberSpec, OutputSpec
-from .reading import SPEC_FILE, describe_faults, read_labels, read_spec
+from .directory import PREFIX, find_directory, find_output_kind, has_several_labels, name_classes
+from .ensemble import BatchingSpec, CascadeSpec, EnsembleSpec, FusionSpec, Probability, Task, Temperature, Weight
+from .files import NAME_PATTERN, LeavesFolder, Name, Strict, find_file
+from .members import (
+    ImageInputSpec,
+    MemberSpec,
+    OutputSpec,
+    RequestInputSpec,
+    TensorInputSpec,
+    TextInputSpec,
+    UpstreamInputSpec,
+)
+from .reading import SPEC_FILE, check_classes, describe_faults, read_labels, read_spec
 
 __all__ = [
     "NAME_PATTERN",
+    "PREFIX",
     "SPEC_FILE",
     "BatchingSpec",
     "CascadeSpec",
-    "CropsInputSpec",
     "EnsembleSpec",
-    "FedInputSpec",
     "FusionSpec",
     "ImageInputSpec",
     "LeavesFolder",
     "MemberSpec",
-    "OutputInputSpec",
+    "Name",
     "OutputSpec",
+    "Probability",
     "RequestInputSpec",
+    "Strict",
     "Task",
+    "Temperature",
     "TensorInputSpec",
     "TextInputSpec",
+    "UpstreamInputSpec",
+    "Weight",
     "check_classes",
     "describe_faults",
     "find_directory",
     "find_file",
+    "find_output_kind",
+    "has_several_labels",
+    "name_classes",
     "read_labels",
     "read_spec",
 ]

@@ -1,4 +1,4 @@
-"""What a Hugging Face directory says about a member, in the words of an ensemble's file, so that nobody has to retype it.
+"""What a Hugging Face directory says about a member, in the words of an ensemble's file.
 
 Only what the file leaves out is read; what it says counts. Of images the size, resampling, mean and std come from the
 image processor; of texts the tokenizer, the length, the cut, the padding and the mask come from the tokenizer's files.
@@ -6,15 +6,16 @@ image processor; of texts the tokenizer, the length, the cut, the padding and th
 
 import importlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import quote
-from .files import find_file
+from .files import Fault, find_file
 
 PREFIX = "hf:"
-
+MULTI_LABEL = "multi_label_classification"
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 SIGMOID_DETECTORS = {
     "conditional_detr", "dab-detr", "d_fine", "deformable_detr", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2",
@@ -36,7 +37,7 @@ KEYS = {
 
 
 def find_directory(folder: Path, model: str) -> Path:
-    """Give the directory that `hf:DIR` names; raises ValueError unless it and its config.json are inside the folder."""
+    """Return the directory that `hf:DIR` names; raises ValueError unless it and its config.json are inside the folder."""
     name = model.removeprefix(PREFIX)
     return find_file(folder, str(Path(name) / "config.json")).parent
 
@@ -47,9 +48,27 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def find_output_kind(config: Mapping[str, Any]) -> str:
-    """Give what a model with this configuration answers with: its head says it, and without one it is an embedding."""
+    """Return the output kind of a model with this configuration: its head says it, and without one it is an embedding."""
     architecture = str(next(iter(config.get("architectures") or ()), ""))
     return next((kind for head, kind in KIND_OF_HEAD.items() if architecture.endswith(head)), "embedding")
+
+
+def has_several_labels(config: Mapping[str, Any]) -> bool:
+    """Whether a classifier with this configuration gives every label a logit of its own, rather than one class for a sample."""
+    return config.get("problem_type") == MULTI_LABEL
+
+
+def name_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a configuration's classes, one line each, by index; empty where it has none.
+
+    A name that several classes bear (ImageNet's two cranes) gets each one's number behind it.
+    """
+    found = config.get("id2label")
+    if not isinstance(found, dict) or not all(str(key).isdecimal() for key in found):
+        return ()
+    names = {key: " ".join(str(found[key]).split()) or str(key) for key in sorted(found, key=int)}
+    counts = Counter(names.values())
+    return tuple(f"{name} ({key})" if counts[name] > 1 else name for key, name in names.items())
 
 
 def complete_member(member: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -73,7 +92,7 @@ def _complete_output(output: Any, config: Mapping[str, Any]) -> Any:
         if model_type in SIGMOID_DETECTORS | SOFTMAX_DETECTORS:
             found["score_kind"] = "softmax" if model_type in SOFTMAX_DETECTORS else "sigmoid"
         elif "score_kind" not in output:
-            raise ValueError(f"output.score_kind: found nothing, and {quote(model_type)} is unknown; allowed: softmax or sigmoid")
+            raise Fault("output.score_kind", f"nothing, and {quote(model_type)} is unknown", "softmax or sigmoid")
     return found | output
 
 
@@ -172,20 +191,20 @@ def _read_text(table: Mapping[str, Any], folder: Path, directory: Path, config: 
         "mask": takes_mask and not str(config.get("model_type")).startswith("siglip"),  # trained on padding without a mask
         "pad_id": _find_pad_id(tokenizer, facts.get("pad_token"), config.get("pad_token_id")),
     }
-    # Behind a mask nobody sees where the padding is.
+    # Behind a mask no member sees where the padding is.
     if not table.get("mask", found["mask"]) and (side := _find_side("padding", facts, tokenizer)) != "right":
         raise ValueError(f"the tokenizer's padding_side is {quote(side)} for a model without a mask; allowed: 'right'")
     return found
 
 
 def _find_side(what: str, facts: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:
-    """Find the side of the "truncation" or the "padding": as the configuration says, else the tokenizer itself, else the right."""
+    """Return the side of the "truncation" or "padding": as the configuration says, else the tokenizer itself, else the right."""
     own = tokenizer.get(what)
     return str(facts.get(f"{what}_side") or (own.get("direction") if isinstance(own, dict) else None) or "right").lower()
 
 
 def _find_pad_id(tokenizer: Mapping[str, Any], token: object, configured: object) -> int:
-    """Find the id of the padding: the tokenizer's own, else the model's, else 0."""
+    """Return the id of the padding: the tokenizer's own, else the model's, else 0."""
     content = token.get("content") if isinstance(token, dict) else token
     for added in tokenizer.get("added_tokens") or ():
         if added.get("content") == content:

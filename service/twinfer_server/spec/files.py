@@ -1,4 +1,4 @@
-"""What every table of an ensemble's file shares: strictness, names, and paths that stay inside the folder."""
+"""What every table of an ensemble's file shares: strictness, names, faults, and paths that stay inside the folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,15 @@ class LeavesFolder(ValueError):
     """A path that leads out of the folder that it has to stay in."""
 
 
+class Fault(ValueError):
+    """A value that does not fit others: says the key, relative to the table that is checked, what was found, what is allowed."""
+
+    def __init__(self, key: str, found: object, allowed: str) -> None:
+        super().__init__(f"{key}: found {found}; allowed: {allowed}")
+
+
 def find_file(folder: Path, value: str) -> Path:
-    """Give the path of a file of the folder; raises LeavesFolder, or ValueError where there is no such file."""
+    """Return the path of a file of the folder; raises LeavesFolder, or ValueError where there is no such file."""
     path = folder / value
     try:
         path = path.resolve()

@@ -1,16 +1,27 @@
-"""From the file to its spec, with every fault named by its key's path."""
+"""From the folder to its spec and labels, with every fault named by its key's path."""
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ..errors import InvalidEnsemble, quote
+from .directory import MULTI_LABEL, PREFIX, find_directory, has_several_labels, name_classes, read_config
 from .ensemble import EnsembleSpec
+from .files import Fault
 
 SPEC_FILE = "ensemble.toml"
+_TOML_WORDS = {
+    "missing": "a value; the key is required",
+    "extra_forbidden": "no key of this name",
+    "model_type": "a table",
+    "dict_type": "a table",
+    "model_attributes_type": "a table",
+    "list_type": "an array",
+}
+"""What is allowed, where pydantic would speak of Python rather than of TOML."""
 
 
 def read_spec(folder: Path) -> EnsembleSpec:
@@ -26,6 +37,26 @@ def read_spec(folder: Path) -> EnsembleSpec:
         return EnsembleSpec.model_validate(document, context={"folder": folder})
     except ValidationError as error:
         raise InvalidEnsemble("\n".join(f"{path}: {line}" for line in describe_faults(error))) from None
+
+
+def describe_faults(error: ValidationError) -> Iterator[str]:
+    """Yield, for each fault of a spec, one line with its key's path, what was found and what is allowed, in TOML's words."""
+    for fault in error.errors(include_url=False):
+        path, kind, value = list(fault["loc"]), fault["type"], fault["input"]
+        if len(path) > 4 and path[2] == "input":
+            del path[4]  # pydantic names the kind that it picked; the file has no such key
+        found = quote(value) if isinstance(value, str) else quote(value)[1:-1]
+        allowed = _TOML_WORDS.get(kind) or fault["msg"].removeprefix("Input should be ")
+        if kind == "missing":
+            found = "nothing"
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            path.append("kind")
+            found, allowed = quote(value["kind"]) if "kind" in value else "nothing", "'image', 'text', 'tensor', 'output'"
+        # As TOML writes it: a key of other characters in quotes, so that none breaks the line or fills the screen.
+        key = ".".join(part if re.fullmatch(r"[\w[\]-]{1,64}", part) else quote(part) for part in map(str, path))
+        cause = fault["ctx"]["error"] if kind == "value_error" else None  # in our own words, which say found and allowed
+        joint = "" if not key else "." if isinstance(cause, Fault) else ": "
+        yield f"{key}{joint}{cause or f'found {found}; allowed: {allowed}'}"
 
 
 def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
@@ -47,32 +78,35 @@ def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
     return tuple(labels)
 
 
-_TOML_WORDS = {
-    "missing": "a value; the key is required",
-    "extra_forbidden": "no key of this name",
-    "model_type": "a table",
-    "dict_type": "a table",
-    "model_attributes_type": "a table",
-    "list_type": "an array",
-}
-"""What is allowed, where pydantic would speak of Python rather than of TOML."""
+def check_classes(folder: Path, spec: EnsembleSpec, labels: Sequence[str]) -> None:
+    """Refuse a classifier of several labels where a sample has one class, and the ensemble's classes in another order.
+
+    No shape of an output shows either; the members' Hugging Face directories do. `labels` are the ensemble's; every member is
+    compared with them and with the members before it. Names that the other has not say nothing about the order, for people call a
+    class as they like. Raises InvalidEnsemble.
+    """
+    orders: dict[str, Sequence[str]] = {quote(spec.labels): labels}
+    for name, member in spec.members.items():
+        if not member.model.startswith(PREFIX) or member.output.kind not in ("logits", "detections"):
+            continue
+        found = f"members.{name}.model: found {quote(member.model)}"
+        config = read_config(find_directory(folder, member.model))
+        if spec.task == "classification" and has_several_labels(config):
+            raise InvalidEnsemble(
+                f"{found}, whose problem_type is {MULTI_LABEL!r}, for task {spec.task!r}; "
+                "allowed: task 'multi_label', or a model that gives a sample one class"
+            )
+        names = name_classes(config)
+        for source, order in orders.items():
+            if (index := _find_mismatch(names, order)) is not None:
+                allowed = f"{quote(order[index])}, for {source} has the same classes in another order"
+                raise InvalidEnsemble(f"{found}, whose class {index} is {quote(names[index])}; allowed: {allowed}")
+        orders[f"members.{name}"] = names
 
 
-def describe_faults(error: ValidationError) -> Iterator[str]:
-    """Say of each fault of a spec, on one line, its key's path, what was found and what is allowed, in TOML's words."""
-    for fault in error.errors(include_url=False):
-        path, kind, value = list(fault["loc"]), fault["type"], fault["input"]
-        if len(path) > 4 and path[2] == "input":
-            del path[4]  # pydantic names the kind that it picked; the file has no such key
-        found = quote(value) if isinstance(value, str) else quote(value)[1:-1]
-        allowed = _TOML_WORDS.get(kind) or fault["msg"].removeprefix("Input should be ")
-        if kind == "missing":
-            found = "nothing"
-        elif kind in ("union_tag_invalid", "union_tag_not_found"):
-            path.append("kind")
-            found, allowed = quote(value["kind"]) if "kind" in value else "nothing", "'image', 'text', 'tensor', 'output', 'crops'"
-        # As TOML writes it: a key of other characters in quotes, so that none breaks the line or fills the screen.
-        parts = [part if re.fullmatch(r"[\w[\]-]{1,64}", part) else quote(part) for part in map(str, path)]
-        key = ".".join(parts) + (": " if path else "")
-        # A value_error is in our own words, which say found and allowed themselves.
-        yield key + (str(fault["ctx"]["error"]) if kind == "value_error" else f"found {found}; allowed: {allowed}")
+def _find_mismatch(names: Sequence[str], order: Sequence[str]) -> int | None:
+    """Return the first class in which two orders of the same names differ; None where they do not, or the names are others."""
+    one, other = ([name.casefold() for name in some] for some in (names, order))
+    if sorted(one) != sorted(other):
+        return None
+    return next((index for index, name in enumerate(one) if name != other[index]), None)

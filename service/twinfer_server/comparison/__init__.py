@@ -1,1 +1,0 @@
-"""`twinfer compare`: every precision with every acceleration, beside each other: time, memory and agreement with fp32."""

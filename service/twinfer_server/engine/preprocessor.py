@@ -1,0 +1,81 @@
+"""The preprocessor: makes the members' samples of what callers sent, on threads of its own."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from twinfer.v1 import error_pb2
+
+from ..errors import InternalError, TwinferError
+from ..inputs import RequestProcessor
+from ..types import Request
+from .workers import Workers
+
+logger = logging.getLogger(__name__)
+
+TURN_SECONDS = 0.005
+"""How long requests of one call are prepared before another call's turn comes, and before those that are ready are queued."""
+SHARE_BYTES = 64 * 1024
+"""For every so many bytes of a call another thread prepares some of its requests."""
+
+OnReady = Callable[[Sequence[Request]], None]
+OnFailure = Callable[[Request, TwinferError], None]
+
+
+class Preprocessor:
+    """Decodes and tokenizes the inputs of requests; the event loop waits for nothing and is told only of failures."""
+
+    def __init__(self, processor: RequestProcessor, threads: int, on_ready: OnReady, on_failure: OnFailure) -> None:
+        """Start the threads, which mostly are the ones to call `on_ready` with prepared requests, or `on_failure` with one."""
+        self._processor = processor
+        self._threads = threads
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+        self._workers = Workers("preprocess", threads)
+
+    def prepare(self, requests: Sequence[Request], size_bytes: int) -> None:
+        """Queue the requests of one call, for as many threads as its size is worth; event loop.
+
+        Requests in which there is nothing to decode are prepared at once: handing them to a thread would take longer.
+        """
+        if all(self._processor.is_light(request.request) for request in requests):
+            self._take_turn(requests)
+            return
+        shares = min(self._threads, len(requests), 1 + size_bytes // SHARE_BYTES)
+        for first in range(shares):
+            self._workers.do(partial(self._take_turn, requests[first::shares]))
+
+    def close(self) -> None:
+        """End the threads behind what is queued."""
+        self._workers.close()
+
+    def _take_turn(self, requests: Sequence[Request]) -> None:
+        """Prepare requests until they are done or the turn is over; the others go behind what has come meanwhile."""
+        ends = time.monotonic() + TURN_SECONDS
+        ready = []
+        for position, request in enumerate(requests):
+            if position and time.monotonic() > ends:
+                self._workers.do(partial(self._take_turn, requests[position:]))
+                break
+            if not request.is_answered and self._prepare(request):
+                ready.append(request)
+        if ready:
+            self._on_ready(ready)
+
+    def _prepare(self, request: Request) -> bool:
+        """Make a request's samples; whether that went well."""
+        began = time.monotonic()
+        try:
+            request.samples = self._processor.prepare(request.request)
+        except TwinferError as error:
+            self._on_failure(request, error.detached())
+            return False
+        except Exception:
+            logger.exception("preprocessing raised")
+            text = "decoding raised an error; the server's log has it"
+            self._on_failure(request, InternalError(text, stage=error_pb2.STAGE_DECODE))
+            return False
+        request.ready_at = time.monotonic()
+        request.decode_seconds = request.ready_at - began
+        return True

@@ -1,0 +1,149 @@
+"""Archives that torch writes, all of them programs: exported programs, compiled packages, and TorchScript.
+
+`.pt2` files are written by `torch.export.save`, or by `torch._inductor.aoti_compile_and_package`, which makes machine code for one
+kind of device; the archive's table of contents tells them apart. `.pt` and `.ts` files are written by `torch.jit.save`.
+"""
+
+import io
+import json
+import logging
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .model import LoadedModel, count_bytes, list_tensors
+from .source import Source, outline
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+COMPILED_FOLDER = "/data/aotinductor/"
+"""Where in the archive AOTInductor's libraries lie; an exported program has its graph in `models/`."""
+SCRIPT_FOLDER = "/code/"
+"""Where TorchScript lies; torch.save writes the same kind of archive without it."""
+CUDA_RUNNERS = 2
+"""As many as a member may have batches on a GPU at once. A runner is free again only when the GPU is done, and a call without one
+waits for that, on the launch thread. They share their weights."""
+
+DEPRECATED = "%s is TorchScript, which PyTorch has deprecated; it is served, but save it with torch.export some day"
+
+logger = logging.getLogger(__name__)
+
+
+def load_pt2(source: Source) -> LoadedModel:
+    """Load an exported program, wherever it was exported, onto the device, or a package that was compiled for it.
+
+    Raises UntrustedCode before anything in the file is parsed, and InvalidEnsemble.
+    """
+    content, digest = source.read_program()
+    if _has_entry(content, COMPILED_FOLDER):
+        return _load_compiled(source, content, digest)
+    from torch.export.passes import move_to_device_pass  # here, for the compiled packages that do without torch.export
+
+    try:
+        if not zipfile.is_zipfile(io.BytesIO(content)):  # else torch logs a traceback before it gives up
+            raise ValueError("it is no archive")
+        program = move_to_device_pass(torch.export.load(io.BytesIO(content)), source.device)
+    except Exception as error:  # torch raises whatever the archive makes it stumble over
+        raise source.refuse(
+            f"which torch {torch.__version__} cannot read ({outline(error)})", "a program saved by torch.export.save"
+        ) from error
+    _refuse_training(program, source)
+    module = program.module(check_guards=False)  # keeps the mode it was exported in; its .eval() only raises
+    module.requires_grad_(False)
+    constants = [value for value in program.constants.values() if isinstance(value, Tensor)]
+    size = count_bytes([*program.state_dict.values(), *constants])
+    # `forward` goes past the checks of the inputs' shapes, which are symbolic algebra in Python and cost more than a small model.
+    return LoadedModel(module.forward, "pt2", size, digest, checked=module)
+
+
+def load_torchscript(source: Source) -> LoadedModel:
+    """Load a TorchScript module onto the device, in evaluation mode; raises UntrustedCode and InvalidEnsemble."""
+    content, digest = source.read_program()
+    try:
+        if not _has_entry(content, SCRIPT_FOLDER):
+            raise ValueError("it holds no TorchScript; torch.save writes weights or pickled objects, not models")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # said below, in the log
+            module = torch.jit.load(io.BytesIO(content), map_location=source.device)
+        module.eval()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+    except Exception as error:  # torch raises whatever the archive makes it stumble over
+        raise source.refuse(
+            f"which torch {torch.__version__} cannot read ({outline(error)})",
+            "a module saved by torch.jit.save, or better a .pt2 of torch.export.save",
+        ) from error
+    logger.warning(DEPRECATED, source.spec.model)
+    return LoadedModel(module, "torchscript", count_bytes(list_tensors(module)), digest)
+
+
+def open_package(content: bytes, runners: int) -> Callable[..., object]:
+    """Return a function on tensors that computes a compiled package, in so many threads at once; raises what torch does.
+
+    By torch's runner itself: `torch._inductor.aoti_load_package` would load the whole compiler, for seconds, with some 80 MB, has
+    no setting for runners, and reads the form of the outputs again at every call.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
+        file.write(content)
+        file.flush()
+        loader = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", False, runners, -1)
+    form = pytree.treespec_loads(loader.get_call_spec()[1])
+    return lambda *arguments: pytree.tree_unflatten(loader.boxed_run(list(arguments)), form)
+
+
+def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
+    """Load a trusted compiled package; raises InvalidEnsemble where it was made for another kind of device or processor.
+
+    No CUDA graph holds it: its lock, which makes it safe to call from several threads, does not go with them. Its size is that
+    of its libraries and weights as they lie in the archive.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        facts = [json.loads(archive.read(entry)) for entry in entries if entry.filename.endswith("wrapper_metadata.json")]
+    kind = source.device.type
+    for fact in facts:
+        made_for, instructions = fact.get("AOTI_DEVICE_KEY", ""), fact.get("AOTI_CPU_ISA", "")
+        if made_for != kind:
+            raise source.refuse(f"compiled for {made_for!r}", f"a package compiled for {kind!r}, on which it is served")
+        if "AVX512" in instructions and torch.backends.cpu.get_cpu_capability() != "AVX512":
+            # It would end the process with SIGILL.
+            raise source.refuse(f"compiled for a processor with {instructions}", "a package compiled on a machine like this one")
+    try:
+        package = open_package(content, CUDA_RUNNERS if kind == "cuda" else 1)
+    except Exception as error:
+        found = f"which torch {torch.__version__} cannot load ({outline(error)})"
+        raise source.refuse(found, "a package of torch._inductor.aoti_compile_and_package") from error
+    size = sum(entry.file_size for entry in entries if entry.filename.endswith((".so", ".bin")) or "/weights/" in entry.filename)
+    return LoadedModel(package, "aotinductor", size, digest, is_capturable=False)
+
+
+def _has_entry(content: bytes, part: str) -> bool:
+    """Return whether an archive has an entry with this part in its name, by its table of contents; nothing of it runs."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return any(part in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _refuse_training(program: "ExportedProgram", source: Source) -> None:
+    """Refuse a program that was exported in training mode: its dropout and statistics are on, and mix samples."""
+    for node in _walk_nodes(program):
+        schema = getattr(node.target, "_schema", None)
+        for position, argument in enumerate(schema.arguments if schema else ()):
+            value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            if argument.name in ("train", "training") and value is True:
+                found = f"exported in training mode ({node.target} is training)"
+                raise source.refuse(found, "a model exported after model.eval()")
+
+
+def _walk_nodes(program: "ExportedProgram") -> Iterator[torch.fx.Node]:
+    for module in program.graph_module.modules():
+        yield from getattr(getattr(module, "graph", None), "nodes", ())

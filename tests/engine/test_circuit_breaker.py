@@ -1,0 +1,329 @@
+"""Circuit breakers: a member that fails or stalls is switched off, tried and switched on again; operators can do it by hand."""
+
+import itertools
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typer.testing import CliRunner
+
+from tests.calls import connect, failure_of
+from tests.models import Opinion, chance, number, states, write_members
+from tests.servers import running
+from twinfer import Client, Response, TwinferError
+from twinfer.cli import app
+from twinfer.errors import MemberOff, Stage
+from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
+from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
+from twinfer.v1 import ensemble_pb2
+from twinfer_server.engine.breaker import Breaker, Switch
+from twinfer_server.settings import ServerSettings
+
+ON, TRIPPED, OFF = (f"MEMBER_SWITCH_{name}" for name in ("ON", "TRIPPED", "OFF"))
+SERVICE = "twinfer.v1.EnsembleService"
+NEVER = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A served pair of opinions."""
+
+    sick: Opinion
+    well: Opinion
+    client: Client
+    admin: Any
+    health: Any
+    metrics_address: str
+    admin_address: str
+
+    def ask(self, policy: Literal["require_all", "best_effort"] = "best_effort", **options: Any) -> Response:
+        return self.client.infer({"sick": number(1.0), "well": number(0.5)}, policy=policy, **options)
+
+    def switch_of(self, name: str) -> str:
+        member = next(member for member in self.client.describe().members if member.name == name)
+        assert bool(member.breaker_reason) == (member.breaker_state != ensemble_pb2.BREAKER_STATE_CLOSED)
+        return ensemble_pb2.BreakerState.Name(member.breaker_state)
+
+    def set(self, name: str, switch: "ensemble_pb2.BreakerState") -> ensemble_pb2.Member:
+        reply: admin_pb.SetMemberResponse = self.admin.SetMember(admin_pb.SetMemberRequest(member=name, breaker_state=switch))
+        return reply.member
+
+    def watch(self, service: str) -> Iterator[int]:
+        for reply in self.health.Watch(health_pb2.HealthCheckRequest(service=service)):
+            yield reply.status
+
+    def metric(self, line: str) -> bool:
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics") as reply:
+            return line in reply.read().decode().splitlines()
+
+
+@contextmanager
+def serving(folder: Path, policy: str = "best_effort", **settings: Any) -> Iterator[Served]:
+    sick, well = Opinion(), Opinion()
+    write_members(folder, {"sick": sick, "well": well}, f'policy = "{policy}"\nexecution = "streams"')
+    addresses = {"admin_listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"}
+    with (
+        running(folder, trust_code=True, **({"breaker_probe_seconds": NEVER} | addresses | settings)) as server,
+        Client(server.address, attempts=1) as client,
+        connect(server.admin_address) as admin,
+        connect(server.address) as health,
+    ):
+        yield Served(
+            sick,
+            well,
+            client,
+            admin_grpc.EnsembleAdminServiceStub(admin),
+            health_pb2_grpc.HealthStub(health),
+            server.metrics_address,
+            server.admin_address,
+        )
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Look until it is so; whoever calls this makes something happen by looking."""
+    next(None for _ in itertools.count() if is_so())
+
+
+# --- the breaker by itself ------------------------------------------------------------------------------------------------
+
+
+def make_breaker(**settings: Any) -> Breaker:
+    return Breaker("one", ServerSettings(**({"breaker_window": 4, "breaker_failures": 2} | settings)))
+
+
+def test_failures_within_the_window_trip_it() -> None:
+    breaker = make_breaker()
+    for failure in ("it raised", "", "", "", "it raised"):  # never two among four
+        breaker.note_flight(failure)
+    assert breaker.is_on
+    breaker.note_flight("it raised")
+    assert breaker.state.switch is Switch.TRIPPED
+    assert "failed in 2 of its last 4 flights, the last time because it raised" in breaker.state.reason
+
+
+def test_failures_never_trip_it_where_none_are_counted() -> None:
+    breaker = make_breaker(breaker_failures=0)
+    for _ in range(100):
+        breaker.note_flight("it raised")
+    assert breaker.is_on
+
+
+def test_a_probe_that_goes_well_begins_anew() -> None:
+    breaker = make_breaker()
+    breaker.trip("tried")
+    breaker.note_probe("")
+    assert breaker.is_on
+    assert not breaker.state.reason
+    breaker.note_flight("it raised")
+    assert breaker.is_on
+
+
+def test_probes_that_fail_come_less_often_and_at_least_once_a_minute() -> None:
+    breaker = make_breaker(breaker_probe_seconds=8.0)
+    breaker.trip("tried")
+    waits = []
+    for _ in range(5):
+        wait = breaker.seconds_to_probe(0.0)
+        assert wait is not None
+        waits.append(wait)
+        breaker.note_probe("no")
+    steps = [later - earlier for earlier, later in itertools.pairwise(waits)]
+    assert steps == pytest.approx([8, 16, 28, 0], abs=1.0)
+
+
+def test_a_member_that_only_probes_get_right_is_tried_less_often_until_it_has_held() -> None:
+    breaker = make_breaker(breaker_probe_seconds=8.0)
+    waits = []
+    for flights in (0, 3, 4, 0):  # that go well before it trips again; the window is 4
+        for _ in range(flights):
+            breaker.note_flight("")
+        breaker.trip("tried")
+        waits.append(breaker.seconds_to_probe(time.monotonic()))
+        breaker.note_probe("")
+    assert waits == pytest.approx([8, 16, 8, 16], abs=1.0)
+
+
+def test_switched_on_again_by_hand_it_has_nothing_held_against_it() -> None:
+    breaker = make_breaker()
+    breaker.note_flight("it raised")
+    breaker.set_by_hand(is_on=True)
+    breaker.note_flight("it raised")
+    assert breaker.is_on
+
+
+def test_switched_off_twice_it_is_off_since_the_first_time() -> None:
+    breaker = make_breaker()
+    breaker.set_by_hand(is_on=False)
+    state = breaker.state
+    breaker.set_by_hand(is_on=False)
+    assert breaker.state is state
+
+
+def test_an_operator_wins_over_probes() -> None:
+    breaker = make_breaker()
+    breaker.trip("tried")
+    breaker.set_by_hand(is_on=False)
+    breaker.note_probe("")
+    assert breaker.state.switch is Switch.OFF
+    assert breaker.seconds_to_probe(1e12) is None
+    breaker.set_by_hand(is_on=True)
+    assert breaker.is_on
+
+
+# --- served ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_member_that_keeps_failing_is_switched_off_and_the_answers_say_so(tmp_path: Path) -> None:
+    with serving(tmp_path, breaker_failures=3, breaker_window=5) as served:
+        served.sick.error = RuntimeError("broken")
+        for _ in range(3):
+            assert states(served.ask()) == {"sick": "FAILED", "well": "OK"}
+        until(lambda: states(served.ask())["sick"] == "OFF")
+        calls = len(served.sick.batches)
+        answer = served.ask()
+        assert answer.degraded
+        assert isinstance(answer.members["sick"].error, MemberOff)
+        assert "failed in 3 of its last 3 flights" in answer.members["sick"].error.text
+        assert answer.prediction.probability == pytest.approx(chance(0.5), abs=1e-6)
+        assert len(served.sick.batches) == calls
+        assert served.switch_of("sick") == TRIPPED
+        assert served.switch_of("well") == ON
+        until(lambda: served.metric('twinfer_member_switch{member="sick",switch="TRIPPED"} 1.0'))
+        assert served.metric('twinfer_member_trips_total{member="sick"} 1.0')
+        with pytest.raises(MemberOff) as failure:
+            served.ask(policy="require_all")
+        assert failure.value.member == "sick"
+        assert failure.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_member_that_answers_nan_only_is_switched_off(tmp_path: Path) -> None:
+    with serving(tmp_path, breaker_failures=3, breaker_window=5) as served:
+        poison = {"sick": number(-1000.0), "well": number(0.5)}
+        until(lambda: states(served.client.infer(poison, policy="best_effort"))["sick"] == "OFF")
+        assert "no output was finite" in next(m.breaker_reason for m in served.client.describe().members if m.name == "sick")
+
+
+def test_a_member_that_answers_again_is_switched_on_again_without_a_callers_help(tmp_path: Path) -> None:
+    with serving(tmp_path, breaker_failures=2, breaker_window=5, breaker_probe_seconds=0.2) as served:
+        watch = served.watch(f"{SERVICE}/sick")
+        assert next(watch) == health_pb2.HealthCheckResponse.SERVING
+        served.sick.error = RuntimeError("broken")
+        until(lambda: states(served.ask())["sick"] == "OFF")
+        assert next(watch) == health_pb2.HealthCheckResponse.NOT_SERVING
+        served.sick.error = None
+        assert next(watch) == health_pb2.HealthCheckResponse.SERVING  # only a probe can have done it
+        assert states(served.ask()) == {"sick": "OK", "well": "OK"}
+
+
+def test_a_probe_that_fails_leaves_it_off_and_fails_nobodys_row(tmp_path: Path) -> None:
+    with serving(tmp_path, breaker_failures=2, breaker_window=5, breaker_probe_seconds=0.05) as served:
+        served.sick.error = RuntimeError("broken")
+        until(lambda: states(served.ask())["sick"] == "OFF")
+        calls = len(served.sick.batches)
+        until(lambda: states(served.ask())["sick"] == "OFF" and len(served.sick.batches) >= calls + 3)
+        assert served.switch_of("sick") == TRIPPED
+
+
+def test_a_member_that_stalls_is_switched_off_and_comes_back(tmp_path: Path) -> None:
+    with serving(tmp_path, breaker_stall_seconds=0.3, breaker_probe_seconds=0.1, stall_seconds=0.05) as served:
+        with served.sick.held():
+            assert states(served.ask(timeout=1.0))["sick"] == "LATE"
+            until(lambda: states(served.ask(timeout=1.0))["sick"] == "OFF")
+            assert "its lane has been behind for" in next(
+                member.breaker_reason for member in served.client.describe().members if member.name == "sick"
+            )
+        until(lambda: states(served.ask())["sick"] == "OK")
+        assert served.switch_of("sick") == ON
+
+
+def test_an_operator_switches_a_member_off_and_on(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        member = served.set("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
+        assert (member.name, member.breaker_state) == ("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
+        assert "an operator has switched it off" in member.breaker_reason
+        assert states(served.ask()) == {"sick": "OFF", "well": "OK"}
+        with pytest.raises(MemberOff):
+            served.ask(policy="require_all")
+        assert served.set("sick", ensemble_pb2.BREAKER_STATE_CLOSED).breaker_state == ensemble_pb2.BREAKER_STATE_CLOSED
+        assert states(served.ask(policy="require_all")) == {"sick": "OK", "well": "OK"}
+
+
+def test_what_a_member_that_is_off_is_needed_for_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        served.set("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
+        with pytest.raises(MemberOff) as failure:
+            served.client.infer(
+                {"sick": number(1.0), "well": number(1.0).repeat(2)}, policy="require_all"
+            )  # of no shape that it takes
+        assert (failure.value.member, failure.value.stage) == ("sick", Stage.MEMBER)
+        assert "an operator has switched it off" in failure.value.text
+
+
+def test_a_call_that_nobody_is_left_to_answer_is_unavailable_and_says_why_of_each(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        for name in ("sick", "well"):
+            served.set(name, ensemble_pb2.BREAKER_STATE_DISABLED)
+        with pytest.raises(TwinferError) as failure:
+            served.ask()
+        assert failure.value.code is grpc.StatusCode.UNAVAILABLE
+        assert isinstance(failure.value, MemberOff)
+        assert all(f"{name}: the member is switched off since" in failure.value.text for name in ("sick", "well"))
+
+
+def test_a_row_with_input_for_a_member_that_is_off_alone_is_unavailable(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        served.set("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
+        with pytest.raises(MemberOff) as failure:
+            served.client.infer({"sick": number(1.0)}, policy="best_effort")
+        assert failure.value.member == "sick"
+
+
+def test_the_command_line_switches_members_too(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+
+        def run(*arguments: str) -> tuple[int, str]:
+            result = CliRunner().invoke(app, ["member", *arguments, "--server", served.admin_address])
+            return result.exit_code, result.output
+
+        code, said = run("off", "sick")
+        assert code == 0
+        assert said.startswith("sick is DISABLED, since ")
+        assert served.switch_of("sick") == OFF
+        assert run("on", "sick") == (0, "sick is CLOSED\n")
+        assert json.loads(run("off", "sick", "--json")[1])["breaker_state"] == "DISABLED"
+        assert run("off", "third")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "parts"),
+    [
+        pytest.param("third", 1, ["member: found 'third'", "'sick', 'well'"], id="a member that is not there"),
+        pytest.param("sick", 0, ["switch: found 0", "1 (ON), 3 (OFF)"], id="no switch"),
+        pytest.param("sick", 2, ["switch: found 2"], id="a switch that only the server sets"),
+        pytest.param("sick", 9, ["switch: found 9"], id="a switch that does not exist"),
+    ],
+)
+def test_a_switch_that_cannot_be_set_is_refused(tmp_path: Path, name: str, switch: Any, parts: list[str]) -> None:
+    with serving(tmp_path) as served:
+        failure = failure_of(lambda: served.set(name, switch))
+        assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert all(part in failure.details for part in parts)
+
+
+@pytest.mark.parametrize(("policy", "is_serving"), [("best_effort", True), ("require_all", False)])
+def test_health_says_whether_the_ensembles_own_policy_can_be_kept(tmp_path: Path, policy: str, is_serving: bool) -> None:
+    with serving(tmp_path, policy) as served:
+        watch, own = served.watch(SERVICE), served.watch(f"{SERVICE}/sick")
+        assert next(watch) == next(own) == health_pb2.HealthCheckResponse.SERVING
+        served.set("sick", ensemble_pb2.BREAKER_STATE_DISABLED)
+        assert next(own) == health_pb2.HealthCheckResponse.NOT_SERVING
+        now = served.health.Check(health_pb2.HealthCheckRequest(service=SERVICE)).status
+        assert (now == health_pb2.HealthCheckResponse.SERVING) is is_serving

@@ -1,0 +1,166 @@
+"""Tensor inputs: what fits the spec passes untouched; what does not is refused by name."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from twinfer.v1 import error_pb2 as pb
+from twinfer_server.errors import InvalidInput
+from twinfer_server.inputs import INPUT_KINDS, BufferSpec, InputKind, InputLimits, make_input
+from twinfer_server.spec import TensorInputSpec
+from twinfer_server.types import RawInput
+
+DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+
+
+def make(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), max_samples: int = 1, **ends: Any) -> InputKind[Any]:
+    document = {"kind": "tensor", "dtype": dtype, "shape": list(shape), "max_samples": max_samples, **ends}
+    spec = TensorInputSpec.model_validate(document)
+    return make_input("vision", "x", spec, Path(), InputLimits(), torch.device("cpu"))
+
+
+def test_the_table_has_the_kinds_of_the_spec() -> None:
+    assert set(INPUT_KINDS) == {"image", "text", "tensor"}
+
+
+@pytest.mark.parametrize("shape", [(2, 3), ()], ids=["of rank 2", "a scalar"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tensor_of_each_dtype_reaches_the_member_as_it_was_sent(dtype: str, shape: tuple[int, ...]) -> None:
+    kind = make(dtype, shape)
+    assert (kind.tensor_dtype, kind.tensor_shape) == (dtype, shape)
+    value = np.resize(np.array([0, 1, 1, 0, 1], dtype=dtype), shape)
+    [samples] = kind.prepare(kind.decode(value))
+    assert samples.shape == (1, *shape)
+    [argument] = kind.arguments([torch.from_numpy(samples)])
+    assert kind.buffers == (BufferSpec("values", argument.dtype, shape),)
+    assert np.array_equal(argument.numpy()[0], value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param("seven", "found the text 'seven'; allowed: a tensor float32 [2, 3]", id="text"),
+        pytest.param(b"\x89PNG", "found 4 bytes; allowed: a tensor float32 [2, 3]", id="image bytes"),
+        pytest.param(np.zeros((2, 3)), "found dtype float64; allowed: float32", id="wrong dtype"),
+        pytest.param(np.zeros((2, 3), ">f4"), "found dtype >f4; allowed: float32", id="wrong byte order"),
+        pytest.param(np.zeros((6,), np.float32), "found rank 1 (shape [6]); allowed: rank 2 (shape [2, 3])", id="wrong rank"),
+        pytest.param(np.zeros((3, 2), np.float32), "found shape [3, 2]; allowed: [2, 3]", id="wrong shape"),
+        pytest.param(np.zeros((0, 3), np.float32), "found shape [0, 3]; allowed: [2, 3]", id="empty"),
+        pytest.param(np.full((2, 3), np.nan, np.float32), "found NaN or an infinity", id="NaN"),
+        pytest.param(np.full((2, 3), -np.inf, np.float32), "found NaN or an infinity", id="infinity"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_refused(value: RawInput, message: str) -> None:
+    kind = make()
+    with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: {message}")) as refusal:
+        kind.prepare(kind.decode(value))
+    assert refusal.value.stage == pb.STAGE_DECODE
+
+
+@pytest.mark.parametrize("shape", [(2, 3), ()], ids=["of rank 2", "scalars"])
+def test_a_tensor_of_one_more_dimension_is_several_samples(shape: tuple[int, ...]) -> None:
+    kind = make(shape=shape, max_samples=4)
+    assert (kind.max_samples, kind.tensor_shape) == (4, shape)
+    several = np.arange(4 * math.prod(shape), dtype=np.float32).reshape(4, *shape)
+    assert np.array_equal(kind.prepare(kind.decode(several))[0], several)
+    assert np.array_equal(kind.prepare(kind.decode(several[:1]))[0], several[:1])
+    assert np.array_equal(kind.prepare(kind.decode(several[2]))[0], several[2:3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        pytest.param((5, 2, 3), "found 5 samples; allowed: 1 to 4", id="too many"),
+        pytest.param((0, 2, 3), "found 0 samples; allowed: 1 to 4", id="none"),
+        pytest.param((2, 3, 2), "found shape [2, 3, 2]; allowed: [1 to 4, 2, 3]", id="of another shape"),
+        pytest.param((3, 2), "found shape [3, 2]; allowed: [2, 3]", id="one of another shape"),
+        pytest.param(
+            (6,), "found rank 1 (shape [6]); allowed: rank 2 (shape [2, 3]), or 3: [samples, *shape]", id="of another rank"
+        ),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
+    kind = make(max_samples=4)
+    with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: {message}")):
+        kind.prepare(kind.decode(np.zeros(shape, np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ends", "good", "bad", "message"),
+    [
+        ("int64", {"min": 0, "max": 9}, [0, 9], [3, 10], "the number 10; allowed: at least 0 and at most 9"),
+        ("int32", {"min": 0}, [0, 2**31 - 1], [-1, 3], "the number -1; allowed: at least 0"),
+        ("uint8", {"max": 250}, [0, 250], [251, 0], "the number 251; allowed: at most 250"),
+        ("float32", {"min": -0.1, "max": 0.1}, [-0.1, 0.1], [0.0, 0.25], "the number 0.25; allowed: at least -0.1 and at most 0.1"),
+        ("float64", {"max": 1e6}, [-1e300, 1e6], [1e6, 2e6], "the number 2000000.0; allowed: at most 1000000.0"),
+    ],
+    ids=["whole numbers", "only the least", "only the greatest", "numbers that float32 has not", "large numbers"],
+)
+def test_numbers_beyond_the_range_are_refused(
+    dtype: str, ends: dict[str, Any], good: list[float], bad: list[float], message: str
+) -> None:
+    kind = make(dtype, (2,), max_samples=2, **ends)
+    for value in (np.array(good, dtype), np.array([good, good], dtype)):
+        assert np.array_equal(kind.prepare(kind.decode(value))[0].reshape(value.shape), value)
+    for value in (np.array(bad, dtype), np.array([good, bad], dtype)):
+        with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: found {message}") + "$"):
+            kind.prepare(kind.decode(value))
+
+
+@given(
+    dtype=st.sampled_from(["uint8", "int64", "float32"]),
+    ends=st.fixed_dictionaries({}, optional={"min": st.integers(0, 100), "max": st.integers(100, 200)}),
+    seed=st.integers(0, 3),
+)
+def test_an_example_is_within_the_range_and_shows_both_its_ends(dtype: str, ends: dict[str, Any], seed: int) -> None:
+    kind = make(dtype, **ends)
+    [sample] = kind.example(seed, 0)
+    [same] = kind.prepare(sample[0])
+    assert np.array_equal(same, sample)
+    if dtype != "float32" and len(ends) == 2 and seed < 2:
+        assert (sample == [ends["max"], ends["min"]][seed]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ends", "message"),
+    [
+        ("bool", {"min": 0}, "min: found 0 for dtype 'bool'; allowed: none"),
+        (
+            "int64",
+            {"max": 9.5},
+            "max: found 9.5 for dtype 'int64'; allowed: a whole number, -9223372036854775808 to 9223372036854775807",
+        ),
+        ("int64", {"max": 2**63}, "max: found 9.22337203685478e+18 for dtype 'int64'; allowed: a whole number, -"),
+        ("uint8", {"min": -1}, "min: found -1 for dtype 'uint8'; allowed: a whole number, 0 to 255"),
+        ("float16", {"max": 1e6}, "max: found 1000000 for dtype 'float16'; allowed: -65504.0 to 65504.0"),
+        ("int8", {"min": 9, "max": 0}, "min: found 9 beside max = 0; allowed: a min that is not above max"),
+    ],
+    ids=["of truth values", "half a number", "above the largest dtype", "below the dtype", "above the dtype", "of nothing"],
+)
+def test_a_range_that_cannot_be_is_refused(dtype: str, ends: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(dtype, **ends)
+
+
+@given(
+    value=st.sampled_from(DTYPES).flatmap(
+        lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3))
+    )
+)
+def test_any_tensor_passes_as_it_is_or_is_refused(value: np.ndarray[Any, Any]) -> None:
+    kind = make("float16", (1, 2))
+    try:
+        [samples] = kind.prepare(kind.decode(value))
+    except InvalidInput:
+        assert value.dtype != np.float16 or value.shape != (1, 2) or not np.isfinite(value).all()
+    else:
+        assert np.array_equal(samples[0], value)
+        assert np.isfinite(samples).all()
