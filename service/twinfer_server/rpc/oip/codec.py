@@ -105,7 +105,7 @@ def _read_number(parameters: Parameters, name: str) -> int:
     """Read a whole number of at least 0; 0 where it is not set."""
     which, value = _find_value(parameters[name]) if name in parameters else ("int64_param", 0)
     if which not in ("int64_param", "uint64_param") or value < 0:
-        raise InvalidOption(f"parameters[{name!r}]: found {which} {value}; allowed: int64_param or uint64_param, at least 0")
+        raise InvalidOption(f"parameters[{name!r}]: found {which} {quote(value)}; allowed: int64_param or uint64_param, at least 0")
     return int(value)
 
 

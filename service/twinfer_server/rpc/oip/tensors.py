@@ -79,10 +79,9 @@ def _split_elements(field: str, count: int, data: bytes) -> Elements:
     elements, position = [], 0
     for index in range(count):
         begin = position + LENGTH_BYTES
-        end = begin + int.from_bytes(data[position:begin], "little")
-        if max(begin, end) > len(data):
-            found = f"element {index} ends at byte {max(begin, end)}"
-            raise InvalidInput(f"{field}: {found}; allowed: at most {len(data)}, where the data end")
+        end = begin + int.from_bytes(data[position:begin], "little") if begin <= len(data) else begin
+        if end > len(data):
+            raise InvalidInput(f"{field}: element {index} ends at byte {end}; allowed: at most {len(data)}, where the data end")
         elements.append(data[begin:end])
         position = end
     if position != len(data):
