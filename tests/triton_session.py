@@ -151,29 +151,11 @@ class Session:
         for _ in range(200):
             self.client.infer("digits", [self.image, self.text], client_timeout=1e-4)
 
-    def fields(self) -> Found:
-        """Every field of the protocol as this client knows it: its number, type and whether it is repeated."""
+    def files(self) -> list[str]:
+        """The protocol's files as this client knows them, serialized."""
         from tritonclient.grpc import model_config_pb2, service_pb2
 
-        found: dict[str, Any] = {}
-
-        def add(message: Any) -> None:
-            for field in message.fields:
-                kind = field.message_type or field.enum_type
-                found[field.full_name] = [field.number, field.type, kind.full_name if kind else ""]
-            for nested in message.nested_types:
-                add(nested)
-
-        for file in (service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR):
-            for message in file.message_types_by_name.values():
-                add(message)
-            for enum in file.enum_types_by_name.values():
-                found |= {f"{enum.full_name}.{value.name}": [value.number] for value in enum.values}
-            for service in file.services_by_name.values():
-                found |= {
-                    method.full_name: [method.input_type.full_name, method.output_type.full_name] for method in service.methods
-                }
-        return found
+        return [file.DESCRIPTOR.serialized_pb.hex() for file in (service_pb2, model_config_pb2)]
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ Values = Sequence[object]
         ("multi_label", (Share(), Share()), [[0.5, 0.75]], [[0.25, 0.75]], "weighted_mean", [[0.375, 0.75]], [[0.25, 0.75]]),
         ("tensor", (Echo(), Echo(3.0)), [[1, 2]] * 2, [[1, 0]] * 2, "weighted_mean", [[2, 1]] * 2, [[3, 0]] * 2),
         ("tensor", (Total(), Total()), [[1, 2]] * 2, [[4, 5]] * 2, "weighted_mean", [6, 6], [9, 9]),
-        ("embedding", (Echo(), Echo()), [[2, 0]], [[0, 3]], "concatenation", [[0.5**0.5, 0, 0, 0.5**0.5]], [[0, 1]]),
+        ("embedding", (Echo(), Echo()), [[2, 0]], [[0, 3]], "concatenation", [[0.5**0.5, 0, 0, 0.5**0.5]], [[0, 3]]),
     ],
     ids=[
         "labels have a probability each",

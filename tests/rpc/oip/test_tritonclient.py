@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
 from tests.servers import DIGITS, ROOT
 from twinfer import Client
@@ -124,25 +125,30 @@ def test_the_example_of_the_documentation_runs(found: dict[str, Any], address: s
     assert done.stdout.split() == ["5", "OK"]
 
 
+def facts(*files: bytes) -> dict[str, Any]:
+    """Every field, enum value and method of these files: numbers and types, by message, enum or service, and name."""
+    found: dict[str, Any] = {}
+
+    def add(message: DescriptorProto, within: str) -> None:
+        path = f"{within}{message.name}."
+        found.update({f"{path}{field.name}": (field.number, field.type, field.label, field.type_name) for field in message.field})
+        for nested in message.nested_type:
+            add(nested, path)
+
+    for file in map(FileDescriptorProto.FromString, files):
+        for message in file.message_type:
+            add(message, "")
+        for enum in file.enum_type:
+            found |= {f"{enum.name}.{value.name}": value.number for value in enum.value}
+        for service in file.service:
+            found |= {f"{service.name}.{method.name}": (method.input_type, method.output_type) for method in service.method}
+    return found
+
+
 def test_names_and_numbers_are_those_that_it_knows(found: dict[str, Any]) -> None:
     """Every field, enum value and method of ours is one of its; of its messages, ours have all fields but the configuration's."""
-    theirs = found["fields"]
-    ours: dict[str, Any] = {}
-
-    def add(message: Any) -> None:
-        for field in message.fields:
-            kind = field.message_type or field.enum_type
-            ours[field.full_name] = [field.number, field.type, kind.full_name if kind else ""]
-        for nested in message.nested_types:
-            add(nested)
-
-    for message in pb.DESCRIPTOR.message_types_by_name.values():
-        add(message)
-    ours |= {f"inference.{value.name}": [value.number] for value in pb.DataType.DESCRIPTOR.values}
-    (service,) = pb.DESCRIPTOR.services_by_name.values()
-    ours |= {method.full_name: [method.input_type.full_name, method.output_type.full_name] for method in service.methods}
-    theirs |= {f"inference.{name.rpartition('.')[2]}": number for name, number in theirs.items() if ".DataType.TYPE_" in name}
+    ours, theirs = facts(pb.DESCRIPTOR.serialized_pb), facts(*map(bytes.fromhex, found["files"]))
     assert {name: theirs.get(name) for name in ours} == ours
-    configuration = ("inference.ModelConfig.", "inference.ModelInput.", "inference.ModelOutput.", "inference.ModelDynamicBatching.")
-    messages = {name.rpartition(".")[0] for name in ours if not name.startswith(configuration)} - {service.full_name, "inference"}
-    assert {name for name in theirs.keys() - ours.keys() if name.rpartition(".")[0] in messages} == set()
+    parts = ("GRPCInferenceService.", "ModelConfig.", "ModelInput.", "ModelOutput.", "ModelDynamicBatching.")
+    whole = {name.rpartition(".")[0] for name in ours if not name.startswith(parts)}
+    assert {name for name in theirs.keys() - ours.keys() if name.rpartition(".")[0] in whole} == set()
