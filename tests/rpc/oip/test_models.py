@@ -155,7 +155,7 @@ def test_while_it_loads_the_server_is_live_and_not_ready(tmp_path: Path) -> None
     seen: list[Any] = []
     done = threading.Event()
 
-    def ask(address: str, admin_address: str) -> None:
+    def ask(address: str, *further: str) -> None:
         def run() -> None:  # not on the server's own loop, which may not wait
             gate.wait_for_somebody()
             with connect(address) as channel:
