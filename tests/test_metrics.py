@@ -105,7 +105,14 @@ def test_responses_of_every_kind_of_member_are_counted_as_they_were(tmp_path: Pa
     assert count(samples, "twinfer_requests_total") == 4
     assert count(samples, "twinfer_degraded_responses_total") == 1
     assert [count(samples, "twinfer_member_states_total", member="left", state=state.name) for state in State] == [3, 0, 0, 0, 0, 1]
-    assert [count(samples, "twinfer_member_states_total", member="right", state=state.name) for state in State] == [2, 0, 1, 1, 0, 0]
+    assert [count(samples, "twinfer_member_states_total", member="right", state=state.name) for state in State] == [
+        2,
+        0,
+        1,
+        1,
+        0,
+        0,
+    ]
     under = [
         count(samples, "twinfer_stage_duration_seconds_bucket", stage=stage, le="0.1") for stage in ("decode", "queue", "device")
     ]

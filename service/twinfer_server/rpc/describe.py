@@ -12,7 +12,8 @@ from ..inputs import InputKind
 from ..settings import ServerSettings
 from ..spec import TextInputSpec
 from ..types import Policy
-from .codec import DTYPE_OF_NAME, make_duration
+from .codec import make_duration
+from .tensors import NAME_OF_DTYPE
 
 Kinds = Sequence[InputKind[Any]]
 
@@ -62,7 +63,7 @@ def _describe_inputs(ensemble: Ensemble) -> Iterator[pb.InputSpec]:
         yield pb.InputSpec(
             name=name,
             kind=spec.kind,
-            dtype=DTYPE_OF_NAME[first.tensor_dtype],  # type: ignore[arg-type]
+            dtype=f"DATA_TYPE_{NAME_OF_DTYPE[first.tensor_dtype]}",
             shape=first.tensor_shape,
             members=by_member,
             optional=not ensemble.is_required(name, Policy[ensemble.spec.policy.upper()]),

@@ -18,13 +18,13 @@ def numbers(*firsts: float, **parameters: object) -> pb.ModelInferRequest:
 
 
 def held(channel: grpc.Channel, gate: Gate) -> Any:
-    """A call whose row stands at the gate."""
+    """A call whose request stands at the gate."""
     future = begin(channel, oip.MODEL_INFER, numbers(HELD).SerializeToString())
     gate.wait_for_somebody()
     return future
 
 
-def test_a_row_whose_timeout_passes_is_late(folder: Path, gate: Gate) -> None:
+def test_a_request_whose_timeout_passes_is_late(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         found = oip.infer(channel, numbers(HELD, timeout=300_000))
         gate.open()
@@ -32,17 +32,17 @@ def test_a_row_whose_timeout_passes_is_late(folder: Path, gate: Gate) -> None:
         assert found.error.member == "numbers"
 
 
-def test_a_row_that_waits_behind_a_stuck_one_has_its_own_timeout(folder: Path, gate: Gate) -> None:
+def test_a_request_that_waits_behind_a_stuck_one_has_its_own_timeout(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         future = held(channel, gate)
         found = oip.infer(channel, numbers(0.0, 0.0, timeout=300_000))
         assert found.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert "row 0: " in found.details
+        assert "request 0: " in found.details
         gate.open()
         assert pb.ModelInferResponse.FromString(future.result()).outputs
 
 
-def test_rows_beyond_what_may_be_in_hand_are_told_when_to_come_again(folder: Path, gate: Gate) -> None:
+def test_requests_beyond_what_may_be_in_flight_are_told_when_to_come_again(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True, max_in_flight_requests=2) as server, connect(server.address) as channel:
         config = oip.ask(channel, "ModelConfig", pb.ModelConfigRequest(name="gated"), pb.ModelConfigResponse).config
         assert config.max_batch_size == 2
@@ -66,7 +66,7 @@ def test_a_message_over_the_limit_is_refused_and_one_below_is_read(folder: Path)
             assert isinstance(oip.infer(channel, oip.request("gated", [tensor])), pb.ModelInferResponse)  # type: ignore[list-item]
 
 
-def test_a_drain_answers_what_is_in_hand_and_refuses_the_rest(folder: Path, gate: Gate) -> None:
+def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         future = held(channel, gate)
         server.stop.set()
@@ -79,11 +79,11 @@ def test_a_drain_answers_what_is_in_hand_and_refuses_the_rest(folder: Path, gate
         assert pb.ModelInferResponse.FromString(future.result()).outputs
 
 
-def test_a_caller_who_goes_away_takes_his_rows_along(folder: Path, gate: Gate) -> None:
+def test_a_caller_who_goes_away_takes_his_requests_along(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True, max_in_flight_requests=3) as server, connect(server.address) as channel:
         future = held(channel, gate)
         waiting = begin(channel, oip.MODEL_INFER, numbers(0.0, 0.0).SerializeToString())
-        while True:  # until both rows are in hand
+        while True:  # until both requests are in flight
             found = oip.infer(channel, numbers(0.0, timeout=50_000))
             if found.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 break

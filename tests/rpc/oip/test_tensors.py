@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from twinfer_server.errors import InvalidInput
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
-from twinfer_server.rpc.oip.datatypes import check_shape, join_elements, read_contents, read_raw
+from twinfer_server.rpc.oip.tensors import check_tensor, join_elements, read_contents, read_raw
 
 LISTS = {
     "BOOL": ("?", "bool_contents"),
@@ -51,7 +51,7 @@ def test_bytes_that_are_not_so_many_elements_are_refused(elements: list[bytes], 
 def test_raw_bytes_and_typed_elements_are_the_same_array(datatype: str, data: st.DataObject) -> None:
     dtype, field = LISTS[datatype]
     array = data.draw(arrays.arrays(np.dtype(dtype), SHAPES))
-    check_shape("x", datatype, array.shape)
+    check_tensor("x", datatype, array.shape)
     raw = read_raw("x", datatype, array.shape, array.tobytes())
     typed = read_contents("x", datatype, array.shape, pb.InferTensorContents(**{field: array.ravel().tolist()}))
     for found in (raw, typed):
@@ -91,7 +91,7 @@ def test_bf16_is_the_upper_half_of_fp32(values: np.ndarray[tuple[int, ...], np.d
 )
 def test_a_shape_that_passes_is_one_that_a_message_can_hold(datatype: str, shape: list[int]) -> None:
     try:
-        check_shape("x", datatype, shape)
+        check_tensor("x", datatype, shape)
     except InvalidInput:
         return
     assert 1 <= len(shape) <= 16

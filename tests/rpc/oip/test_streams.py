@@ -75,7 +75,7 @@ def test_every_answer_is_the_last_to_its_request(folder: Path) -> None:
         assert all(answer.infer_response.parameters["triton_final_response"].bool_param for answer in answers)
 
 
-def test_more_requests_than_a_stream_may_have_in_hand_are_answered_all_the_same(folder: Path) -> None:
+def test_more_requests_than_a_stream_may_have_in_flight_are_answered_all_the_same(folder: Path) -> None:
     with running(folder, trust_code=True, max_stream_requests=2) as server, connect(server.address) as channel:
         names = [str(number) for number in range(50)]
         assert ids(oip.stream(channel, [text(name) for name in names])) == names

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol beyond classification: every task, several samples for a row, cascades, chains and failures."""
+"""The Open Inference Protocol beyond classification: every task, several samples for a request, cascades, chains and failures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from tests import oip
 from tests.calls import connect
 from tests.models import Opinion, chance, register, write_members
 from tests.servers import running, write_ensemble
-from tests.test_cascade import CASCADE
 from tests.test_tasks import SIMILARITY, WORDS, Echo, Shades, Share, Total, Words, members, name_crops, picture, softmax
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 
@@ -27,55 +26,46 @@ def serving(folder: Path, toml: str, files: dict[str, str] | None = None) -> Ite
         yield channel
 
 
-def infer(channel: grpc.Channel, model: str, *inputs: Any, outputs: list[Any] | None = None) -> dict[str, Any]:
-    """Ask for `outputs`, or all; everything that comes must be as the metadata say."""
-    request = pb.ModelMetadataRequest(name=model)
-    published = {
-        output.name: (output.datatype, list(output.shape))
-        for output in oip.ask(channel, "ModelMetadata", request, pb.ModelMetadataResponse).outputs
-    }
-    response = oip.infer(channel, oip.request(model, inputs, [*published] if outputs is None else outputs))
+def infer(channel: grpc.Channel, model: str, *inputs: oip.Input) -> dict[str, Any]:
+    """Ask for all outputs; everything that comes must be as the metadata say."""
+    metadata = oip.ask(channel, "ModelMetadata", pb.ModelMetadataRequest(name=model), pb.ModelMetadataResponse)
+    response = oip.infer(channel, oip.request(model, inputs, [output.name for output in metadata.outputs]))
     assert isinstance(response, pb.ModelInferResponse), response
-    for output in response.outputs:
-        datatype, shape = published[output.name]
-        if outputs is None:
-            assert output.datatype == datatype
-            assert len(output.shape) == len(shape)
-            assert all(size in (-1, found) for size, found in zip(shape, output.shape, strict=True)), (output, shape)
+    for output, published in zip(response.outputs, metadata.outputs, strict=True):
+        assert (output.name, output.datatype) == (published.name, published.datatype)
+        assert len(output.shape) == len(published.shape)
+        assert all(size in (-1, found) for size, found in zip(published.shape, output.shape, strict=True)), (output, published)
     return oip.read(response)
 
 
-def test_labels_have_a_probability_each(tmp_path: Path) -> None:
-    toml = 'task = "multi_label"\nlabels = "labels.txt"\n' + members("probabilities", 3, one=Share(), other=Share())
-    toml += '[fusion]\nmethod = "weighted_mean"\n'
-    with serving(tmp_path, toml, {"labels.txt": "ant\nbee\ncat\n"}) as channel:
-        rows = [oip.raw("one", "FP32", [[0.5, 0.75, 0.0]]), oip.raw("other", "FP32", [[0.25, 0.75, 0.5]])]
-        assert infer(channel, "tasks", *rows)["prediction"][0] == pytest.approx([0.375, 0.75, 0.25], abs=1e-6)
-        best = infer(channel, "tasks", *rows, outputs=[oip.wanted("prediction", classification=2)])
-        assert best["prediction"] == [[b"0.750000:1:bee", b"0.375000:0:ant"]]
+Values = Sequence[object]
 
 
-def test_tensors_are_averaged(tmp_path: Path) -> None:
-    toml = 'task = "tensor"\n' + members("tensor", 2, one=Echo(), other=Echo(3.0)) + '[fusion]\nmethod = "weighted_mean"\n'
-    with serving(tmp_path, toml) as channel:
-        found = infer(channel, "tasks", oip.raw("one", "FP32", [[1.0, 2.0]] * 2), oip.raw("other", "FP32", [[1.0, 0.0]] * 2))
-        assert found["prediction"].tolist() == [[2.0, 1.0]] * 2
-        assert found["other.prediction"].tolist() == [[3.0, 0.0]] * 2
-
-
-def test_a_tensor_of_one_number_is_one_for_a_row(tmp_path: Path) -> None:
-    toml = 'task = "tensor"\n' + members("tensor", 2, one=Total(), other=Total()) + '[fusion]\nmethod = "weighted_mean"\n'
-    with serving(tmp_path, toml) as channel:
-        found = infer(channel, "tasks", oip.raw("one", "FP32", [[1.0, 2.0]] * 2), oip.raw("other", "FP32", [[4.0, 5.0]] * 2))
-        assert found["prediction"].tolist() == [6.0, 6.0]
-        assert found["other.prediction"].tolist() == [9.0, 9.0]
-
-
-def test_embeddings_lie_side_by_side(tmp_path: Path) -> None:
-    toml = 'task = "embedding"\n' + members("embedding", 2, one=Echo(), other=Echo()) + '[fusion]\nmethod = "concatenation"\n'
-    with serving(tmp_path, toml) as channel:
-        found = infer(channel, "tasks", oip.raw("one", "FP32", [[2.0, 0.0]]), oip.raw("other", "FP32", [[0.0, 3.0]]))
-        assert found["prediction"][0] == pytest.approx([0.5**0.5, 0, 0, 0.5**0.5], abs=1e-6)
+@pytest.mark.parametrize(
+    ("task", "models", "one", "other", "method", "fused", "own"),
+    [
+        ("multi_label", (Share(), Share()), [[0.5, 0.75]], [[0.25, 0.75]], "weighted_mean", [[0.375, 0.75]], [[0.25, 0.75]]),
+        ("tensor", (Echo(), Echo(3.0)), [[1, 2]] * 2, [[1, 0]] * 2, "weighted_mean", [[2, 1]] * 2, [[3, 0]] * 2),
+        ("tensor", (Total(), Total()), [[1, 2]] * 2, [[4, 5]] * 2, "weighted_mean", [6, 6], [9, 9]),
+        ("embedding", (Echo(), Echo()), [[2, 0]], [[0, 3]], "concatenation", [[0.5**0.5, 0, 0, 0.5**0.5]], [[0, 3]]),
+    ],
+    ids=[
+        "labels have a probability each",
+        "tensors are averaged",
+        "one number is one for a request",
+        "embeddings lie side by side",
+    ],
+)
+def test_predictions(
+    tmp_path: Path, task: str, models: tuple[nn.Module, ...], one: Values, other: Values, method: str, fused: Values, own: Values
+) -> None:  # fmt: skip
+    output = {"multi_label": "probabilities"}.get(task, task)
+    labels = 'labels = "labels.txt"\n' if task == "multi_label" else ""
+    toml = f'task = "{task}"\n{labels}{members(output, 2, one=models[0], other=models[1])}[fusion]\nmethod = "{method}"\n'
+    with serving(tmp_path, toml, {"labels.txt": "ant\nbee\n"}) as channel:
+        found = infer(channel, "tasks", oip.raw("one", "FP32", one), oip.raw("other", "FP32", other))
+        assert found["prediction"] == pytest.approx(np.array(fused), abs=1e-6)
+        assert found["other.prediction"] == pytest.approx(np.array(own), abs=1e-6)
 
 
 class Lengths(nn.Module):
@@ -104,7 +94,7 @@ def test_one_text_goes_to_members_that_take_ready_ids_in_different_forms(tmp_pat
         assert found["plain.state"] == found["typed.state"] == [[b"OK"]] * 2
 
 
-def test_likenesses_are_to_as_many_texts_as_a_row_brings(tmp_path: Path) -> None:
+def test_likenesses_are_to_as_many_texts_as_a_request_brings(tmp_path: Path) -> None:
     toml = SIMILARITY.format(picture=register(Echo()), words=register(Words()), labels="", texts="")
     with serving(tmp_path, toml, {"words.json": WORDS}) as channel:
         pictures = oip.raw("picture", "FP32", [[2.0, 0.0], [0.0, 1.0]])
@@ -113,7 +103,7 @@ def test_likenesses_are_to_as_many_texts_as_a_row_brings(tmp_path: Path) -> None
         assert found["prediction"].shape == (2, 3, 2)
         cosines = [[0.0, 1.0, 0.5**0.5], [0.0, 1.0, 0.0]]
         assert found["prediction"][:, :, 0] == pytest.approx(np.array(cosines), abs=1e-6)
-        assert found["prediction"][:, :, 1] == pytest.approx(np.array([softmax(*row) for row in cosines]), abs=1e-5)
+        assert found["prediction"][:, :, 1] == pytest.approx(np.array([softmax(*each) for each in cosines]), abs=1e-5)
         # No answer goes without both of them, so each by itself takes both inputs.
         assert infer(channel, "tasks.words", pictures, texts)["prediction"].shape == (2, 3, 2)
 
@@ -126,11 +116,11 @@ def test_boxes_and_what_is_in_them(tmp_path: Path) -> None:
         boxes = found["prediction"][0]
         assert sorted(box[5] for box in boxes[boxes[:, 4] > 0]) == [0, 5]
         assert found["finder.prediction"][0, :2, 4] == pytest.approx([0.75, 0.5])
-        # The namer is fed by the finder, so by itself it takes what the finder takes.
+        # The namer's upstream member is the finder, so by itself it takes what the finder takes.
         assert infer(channel, "tasks.namer", pixels)["prediction"].shape == (1, 2, 6)
 
 
-def test_a_member_that_only_feeds_others_cannot_be_asked(tmp_path: Path) -> None:
+def test_a_member_that_is_only_upstream_of_others_is_no_model(tmp_path: Path) -> None:
     toml = 'task = "classification"\n' + members("features", 2, encoder=Echo(2.0))
     toml += f"""
         [members.head]
@@ -147,25 +137,21 @@ def test_a_member_that_only_feeds_others_cannot_be_asked(tmp_path: Path) -> None
         assert alone["prediction"][0, 0] == pytest.approx(chance(0.5))  # the logits 1 and 0
         assert infer(channel, "tasks", values)["encoder.state"] == [[b"OK"]]
         found = oip.infer(channel, oip.request("tasks.encoder", [values]))
-        assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED")
-        assert "only feeds" in found.details
+        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_ENSEMBLE")
+        assert "allowed: 'tasks', 'tasks.head'" in found.details
 
 
-def test_a_member_that_a_cascade_does_not_need_is_skipped_and_counts_all_the_same(tmp_path: Path) -> None:
-    folder = write_members(tmp_path, {"cheap": Opinion(), "dear": Opinion()}, 'policy = "best_effort"', CASCADE)
+def test_a_member_that_a_cascade_does_not_need_is_skipped(tmp_path: Path) -> None:
+    cascade = '[cascade]\nfirst = "cheap"\ngate = 0.9'
+    folder = write_members(tmp_path, {"cheap": Opinion(), "dear": Opinion()}, 'policy = "best_effort"', cascade)
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
-        rows = [oip.raw(name, "FP32", [[3.0], [0.5]]) for name in ("cheap", "dear")]  # the first is sure, the second is not
-        found = infer(channel, "pair", *rows)
+        requests = [oip.raw(name, "FP32", [[3.0], [0.5]]) for name in ("cheap", "dear")]  # the first is sure, the second is not
+        found = infer(channel, "pair", *requests)
         assert found["cheap.state"] == [[b"OK"], [b"OK"]]
         assert found["dear.state"] == [[b"SKIPPED"], [b"OK"]]
         assert np.isnan(found["dear.prediction"][0]).all()
         assert found["dear.prediction"][1, 0] == pytest.approx(chance(0.5))
-        assert infer(channel, "pair.dear", rows[1])["prediction"][0, 0] == pytest.approx(chance(3.0))
-        sure = [oip.raw(name, "FP32", [[3.0]]) for name in ("cheap", "dear")]
-        assert infer(channel, "pair", *sure)["dear.state"] == [[b"SKIPPED"]]
-        statistics = oip.ask(channel, "ModelStatistics", pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse)
-        counts = {model.name: model.inference_stats.compute_infer.count for model in statistics.model_stats}
-        assert counts == {"pair": 2, "pair.cheap": 2, "pair.dear": 3, "pair.fusion": 2}
+        assert infer(channel, "pair.dear", requests[1])["prediction"][0, 0] == pytest.approx(chance(3.0))
 
 
 @pytest.mark.parametrize("fault", ["an error", "NaN"])
@@ -174,12 +160,12 @@ def test_a_member_that_fails_degrades_the_ensemble_and_fails_by_itself(tmp_path:
     folder = write_members(tmp_path, {"good": Opinion(), "bad": broken}, 'policy = "best_effort"')
     with running(folder, trust_code=True, breaker_failures=0) as server, connect(server.address) as channel:
         broken.error = RuntimeError("broken on purpose") if fault == "an error" else None
-        rows = [oip.raw("good", "FP32", [[1.0], [1.0]]), oip.raw("bad", "FP32", [[1.0], [-200.0]])]
-        found = infer(channel, "pair", *rows)
+        requests = [oip.raw("good", "FP32", [[1.0], [1.0]]), oip.raw("bad", "FP32", [[1.0], [-200.0]])]
+        found = infer(channel, "pair", *requests)
         bad = [b"FAILED"] if fault == "an error" else [b"OK"]
         assert found["bad.state"] == [bad, [b"FAILED"]]
         assert found["degraded"].tolist() == [[fault == "an error"], [True]]
-        failure = oip.infer(channel, oip.request("pair.bad", rows[1:]))
+        failure = oip.infer(channel, oip.request("pair.bad", requests[1:]))
         assert failure.code is grpc.StatusCode.INTERNAL
         assert failure.reason == ("MEMBER_FAILED" if fault == "an error" else "NOT_FINITE")
-        assert f"row {0 if fault == 'an error' else 1}: " in failure.details
+        assert f"request {0 if fault == 'an error' else 1}: " in failure.details
