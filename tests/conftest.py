@@ -29,7 +29,7 @@ class DigitsServer:
 
 @pytest.fixture(scope="session")
 def digits_server() -> Iterator[DigitsServer]:
-    with running_server(DIGITS, arguments=["--set", "cache_dir="]) as address:
+    with running_server(DIGITS) as address:
         yield DigitsServer(address, read_rows(DIGITS))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from twinfer_server.serve import serve
 from twinfer_server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "ensembles" / "digits"
-DEFAULTS: dict[str, Any] = {"listen": "127.0.0.1:0", "cache_dir": "", "reply_slack_seconds": 0.25}
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+DEFAULTS: dict[str, Any] = {"listen": "127.0.0.1:0", "reply_slack_seconds": 0.25}
 """The slack is wide because a busy machine may take as long to bring a degraded answer to its caller."""
 
 
@@ -69,12 +73,29 @@ def running(folder: Path, on_listening: Callable[[str], None] | None = None, **s
     if failures:
         raise failures[0]
     try:
-        yield RunningServer(*addresses.values(), stop, ended)
+        yield RunningServer(addresses["listening"], addresses["operators"], addresses["metrics"], stop, ended)
     finally:
         stop.set()
         thread.join()
     if failures:
         raise failures[0]
+
+
+def scrape(server: RunningServer) -> Samples:
+    """Read a server's metrics."""
+    return read_metrics(server.metrics_address)
+
+
+def read_metrics(address: str) -> Samples:
+    """Read the metrics at HOST:PORT, as Prometheus does."""
+    with urllib.request.urlopen(f"http://{address}/metrics") as reply:
+        families = list(text_string_to_metric_families(reply.read().decode()))
+    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families for sample in family.samples}
+
+
+def count(samples: Samples, name: str, **labels: str) -> float:
+    """Return a sample's value, 0 where there is none."""
+    return samples.get((name, tuple(sorted(labels.items()))), 0.0)
 
 
 def write_ensemble(folder: Path, toml: str, files: Mapping[str, str] | None = None) -> Path:

@@ -1,16 +1,14 @@
 """What Prometheus reads is what the answers said."""
 
 import re
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gated import row, write_gated
-from tests.servers import DIGITS, ROOT, RunningServer, running
+from tests.servers import DIGITS, ROOT, RunningServer, count, read_metrics, running, scrape
 from twinfer import Client
 from twinfer.errors import TwinferError
 from twinfer_server.demo import read_rows
@@ -18,27 +16,12 @@ from twinfer_server.metrics import Metrics
 from twinfer_server.types import MemberResult, Response, State, Timings
 
 ROW = read_rows(DIGITS)[0]
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
     with running(DIGITS, metrics_listen="127.0.0.1:0") as started:
         yield started
-
-
-def scrape(server: RunningServer) -> Samples:
-    return read(server.metrics_address)
-
-
-def read(address: str) -> Samples:
-    with urllib.request.urlopen(f"http://{address}/metrics") as reply:
-        families = list(text_string_to_metric_families(reply.read().decode()))
-    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families for sample in family.samples}
-
-
-def count(samples: Samples, name: str, **labels: str) -> float:
-    return samples.get((name, tuple(sorted(labels.items()))), 0.0)
 
 
 def test_requests_states_and_refusals_are_counted(server: RunningServer) -> None:
@@ -101,7 +84,7 @@ def test_responses_of_every_kind_of_member_are_counted_as_they_were(tmp_path: Pa
         members = MemberResult(left), MemberResult(right)
         metrics.on_response(Response(np.zeros(2, dtype=np.float32), members, None, timings), 0.5)
     with metrics.listening("127.0.0.1:0") as address:
-        samples = read(address)
+        samples = read_metrics(address)
     assert count(samples, "twinfer_requests_total") == 4
     assert count(samples, "twinfer_degraded_responses_total") == 1
     assert [count(samples, "twinfer_member_states_total", member="left", state=state.name) for state in State] == [3, 0, 0, 0, 0, 1]

@@ -52,7 +52,7 @@ def prepare_ensemble(folder: Path, settings: ServerSettings, on_progress: OnProg
         torch.use_deterministic_algorithms(True)  # for the process: a model that has no such algorithm raises when it is checked
     device = open_device(settings.device, streams=len(spec.members))
     device.prepare_thread()
-    logger.info("computing on %s", device.fingerprint)
+    logger.info("computing on %s", device.torch_device)
     trust = Trust.read(settings.trust_code, settings.trust_list)
     limits = InputLimits(settings.max_image_pixels, settings.max_text_bytes)
     ensemble = load_ensemble(folder, device, trust, limits)

@@ -41,9 +41,10 @@ def open_console() -> Console:
 @contextmanager
 def plain_errors(*more: type[Exception]) -> Iterator[None]:
     """Show the errors that an operator can mend, a command's own included, as one message without a traceback, and end with 1."""
+    known: tuple[type[Exception], ...] = (InvalidEnsemble, InvalidSettings, RuntimeError, *more)
     try:
         yield
-    except (InvalidEnsemble, InvalidSettings, RuntimeError, *more) as error:
+    except known as error:
         logger.debug("ended by an error", exc_info=True)
         Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.stderr.flush()

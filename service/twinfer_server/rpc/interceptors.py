@@ -21,6 +21,7 @@ HEALTH_METHODS = frozenset(
     for name in service.methods_by_name
 )
 
+Details = grpc.HandlerCallDetails
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behavior = Callable[[Any, "Context"], Awaitable[Any]]
 
@@ -39,27 +40,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._may_reply.set()
         self._guarded: dict[str, Handler] = {}
         # A handler of streams reads no message before it asks for one: the refused call's may be large.
-        self._refusing = grpc.stream_stream_rpc_method_handler(self._refuse)
+        self._refusing: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
 
     async def intercept_service(
-        self, continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]", details: grpc.HandlerCallDetails
-    ) -> Handler:  # fmt: skip
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]], handler_call_details: Details
+    ) -> "Handler | None":  # fmt: skip
         """Give the call a place until its task ends, or refuse it."""
         self._came += 1
-        if details.method not in HEALTH_METHODS:
+        method = handler_call_details.method
+        if method not in HEALTH_METHODS:
             if self.calls >= self._max_calls:
                 return self._refusing
             self.calls += 1
             task = asyncio.current_task()
             assert task is not None  # `grpc` runs each call, interceptors included, in a task of its own
             task.add_done_callback(self._release)
-        guarded = self._guarded.get(details.method)
-        if guarded is None:
-            handler = await continuation(details)
+        if method not in self._guarded:
+            handler = await continuation(handler_call_details)
             if handler is None:  # no such method
-                return handler
-            guarded = self._guarded[details.method] = self._guard(handler)
-        return guarded
+                return None
+            self._guarded[method] = self._guard(handler)
+        return self._guarded[method]
 
     async def settle(self) -> None:
         """Hold unary replies, and return when no call has come for a moment.
@@ -79,14 +80,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _guard(self, handler: Handler) -> Handler:
         """Return the handler with the same behavior but for errors that it lets through, which are INTERNAL and logged."""
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                self._guard_behavior(handler.unary_unary), handler.request_deserializer, handler.response_serializer
-            )
-        if asyncio.iscoroutinefunction(handler.stream_stream):
-            return grpc.stream_stream_rpc_method_handler(
-                self._guard_behavior(handler.stream_stream), handler.request_deserializer, handler.response_serializer
-            )
+        codec = handler.request_deserializer, handler.response_serializer
+        unary: Any = handler.unary_unary
+        if unary is not None:
+            return grpc.unary_unary_rpc_method_handler(self._guard_behavior(unary), *codec)
+        stream: Any = handler.stream_stream
+        if asyncio.iscoroutinefunction(stream):
+            return grpc.stream_stream_rpc_method_handler(self._guard_behavior(stream), *codec)
         return handler
 
     def _guard_behavior(self, behave: Behavior) -> Behavior:

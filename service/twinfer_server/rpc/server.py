@@ -35,7 +35,7 @@ OPTIONS = (
     # Calls at once on one connection; its client queues the rest. More than `max_concurrent_calls` by default, so that calls
     # that are too many are told so, and health still has room.
     ("grpc.max_concurrent_streams", 1024),
-    # Windows as small as they begin: they would grow with the bandwidth, and so would what lies in memory of calls that are refused.
+    # Windows as small as they begin: they would grow with the bandwidth, and so would what calls that are refused hold in memory.
     # A message that is being read gets the window that it needs all the same.
     ("grpc.http2.bdp_probe", 0),
     # A client that vanishes without a word holds its calls no longer than this.

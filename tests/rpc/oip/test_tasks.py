@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tests import oip
 from tests.calls import connect
 from tests.models import Opinion, chance, register, write_members
+from tests.rpc.test_tasks import SIMILARITY, WORDS, Echo, Shades, Share, Total, Words, members, name_crops, picture, softmax
 from tests.servers import running, write_ensemble
-from tests.test_tasks import SIMILARITY, WORDS, Echo, Shades, Share, Total, Words, members, name_crops, picture, softmax
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 
 

@@ -24,7 +24,7 @@ def row() -> HeldOutRow:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with running_server(DIGITS, arguments=["--set", "cache_dir="]) as address:
+    with running_server(DIGITS) as address:
         yield address
 
 

@@ -2,48 +2,17 @@
 
 import gc
 import logging
-import queue
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.calls import connect, failure_of, infer, stream
+from tests.calls import Outbox, connect, failure_of, ids, infer, read, send, stream
 from tests.gated import HELD, Gate, row, tensor
 from tests.servers import running, write_ensemble
 from twinfer import Client
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import tensor_pb2
-
-
-def send(*requests: pb.InferRequest) -> list[bytes]:
-    return [pb.InferStreamRequest(request=request).SerializeToString() for request in requests]
-
-
-def read(replies: Iterable[bytes]) -> list[pb.InferStreamResponse]:
-    return [pb.InferStreamResponse.FromString(reply) for reply in replies]
-
-
-def ids(answers: Iterable[pb.InferStreamResponse]) -> list[str]:
-    return [answer.request_id for answer in answers if answer.HasField("response")]
-
-
-class Outbox:
-    """What a stream sends: rows that the test puts in one by one, until it closes it."""
-
-    def __init__(self) -> None:
-        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-
-    def put(self, *requests: pb.InferRequest) -> None:
-        for message in send(*requests):
-            self._messages.put(message)
-
-    def close(self) -> None:
-        self._messages.put(None)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._messages.get, None)
 
 
 @pytest.mark.parametrize("execution", ["serial", "streams"])

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from tests.calls import BATCH_INFER, Failure, batch_infer, begin, call, connect, infer
 from tests.gated import HELD, Gate, row, tensor
 from tests.models import write_members
-from tests.servers import running
-from tests.test_metrics import count, scrape
+from tests.servers import count, running, scrape
 from twinfer import Client
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import error_pb2, tensor_pb2

@@ -11,11 +11,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.calls import GET_ENSEMBLE, INFER, PATIENCE_SECONDS, Failure, begin, call, connect, infer, read_failure, stream
+from tests.calls import GET_ENSEMBLE, INFER, PATIENCE_SECONDS, Failure, Outbox, begin, call, connect, infer, read_failure, stream
 from tests.gated import HELD, Gate, row, write_gated
 from tests.processes import run, started
 from tests.servers import DIGITS
-from tests.test_streams import Outbox
 from tests.without import without
 from twinfer.v1 import ensemble_service_pb2 as pb
 
