@@ -376,7 +376,7 @@ class Scheduler:
                 logger.exception("the watchdog failed")
             if now - idle_since > IDLE_SECONDS:
                 self._stirred.clear()
-                if not self._is_closing and not self._in_flight:  # looked at after the clearing: what comes now sets it again
+                if not (self._is_closing or self._in_flight):  # looked at after the clearing: what comes now sets it again
                     self._stirred.wait()
                 idle_since = time.monotonic()
             time.sleep(WATCH_SECONDS)
