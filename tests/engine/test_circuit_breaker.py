@@ -196,8 +196,8 @@ def test_a_member_that_keeps_failing_is_switched_off_and_the_answers_say_so(tmp_
         assert len(served.sick.batches) == calls
         assert served.switch_of("sick") == TRIPPED
         assert served.switch_of("well") == ON
-        until(lambda: served.metric('twinfer_member_switch{member="sick",switch="TRIPPED"} 1.0'))
-        assert served.metric('twinfer_member_trips_total{member="sick"} 1.0')
+        until(lambda: served.metric('twinfer_member_breaker_state{member="sick",state="OPEN"} 1.0'))
+        assert served.metric('twinfer_member_breaker_opened_total{member="sick"} 1.0')
         with pytest.raises(MemberOff) as failure:
             served.ask(policy="require_all")
         assert failure.value.member == "sick"

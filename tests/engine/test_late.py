@@ -203,7 +203,7 @@ def test_a_process_with_a_stuck_member_ends_on_sigterm_with_exit_code_0(tmp_path
         re.sub('"python:tests.*"', '"python:model.py:sticking"', (folder / "ensemble.toml").read_text())
     )
     serve = [sys.executable, "-c", "from twinfer.cli import main; main()", "serve", str(folder), "--listen", "127.0.0.1:0"]
-    settings = ["--trust-code", "--set", "drain_seconds=3", "--set", "cache_dir=", "--set", "log_level=error"]
+    settings = ["--trust-code", "--set", "drain_seconds=3", "--set", "log_level=error"]
     with subprocess.Popen([*serve, *settings], stdout=subprocess.PIPE, text=True) as process, ThreadPoolExecutor(2) as callers:
         assert process.stdout is not None
         address = next(line for line in process.stdout if line.startswith("listening on ")).split()[-1]
