@@ -376,10 +376,13 @@ class Scheduler:
                 logger.exception("the watchdog failed")
             if now - idle_since > IDLE_SECONDS:
                 self._stirred.clear()
-                if not (self._is_closing or self._in_flight):  # looked at after the clearing: what comes now sets it again
+                if not self._has_reason_to_watch():  # looked at after the clearing: what comes now sets it again
                     self._stirred.wait()
                 idle_since = time.monotonic()
             time.sleep(WATCH_SECONDS)
+
+    def _has_reason_to_watch(self) -> bool:
+        return self._is_closing or bool(self._in_flight)
 
     def _get_out_of_the_way(self, batch: Batch) -> None:
         """Keep an overdue batch from holding more than the stream that it is stuck on; under the lock."""
