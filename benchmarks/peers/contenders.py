@@ -54,16 +54,7 @@ QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=", "--set", "metric
 SERVE = ("-c", "from twinfer.cli import main; main()", "serve", "{folder}", "--listen", "127.0.0.1:{port}", "--trust-code")
 PLAIN = ("-m", "benchmarks.peers.plain", "{pair}", "{port}")
 EXPERIMENTS = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
-MOSEC_SERVER = (
-    "-m",
-    "benchmarks.peers.mosec_server",
-    "{pair}",
-    "--address",
-    "127.0.0.1",
-    "--port",
-    "{port}",
-    "--log-level=warning",
-)
+MOSEC_SERVER = ("-m", "benchmarks.peers.mosec_server", "{pair}", "--address=127.0.0.1", "--port={port}", "--log-level=warning")
 TRITON_SERVER = ("-m", "benchmarks.peers.triton_server", "{pair}", "{port}", "{second_port}", "{folder}/triton")
 CONTENDERS = (
     Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY)),
