@@ -16,7 +16,7 @@ PROTOS = Path(__file__).resolve().parent
 class Stubs:
     """Where the stubs of a folder of protos/ go: into `package`, a path below the source root `root`.
 
-    A package of somebody else's, which a process may also have from another distribution, has a descriptor pool to itself: the
+    A third party's package, which a process may also have from another distribution, has a descriptor pool to itself: the
     process's own takes only one definition of each name.
     """
 

@@ -37,15 +37,17 @@ class Entry:
 
 
 class RecordedEvent:
-    """An event of the device; waiting for it on the host makes the device work until it is done."""
+    """An event of the device, which counts its own ticks; waiting for it on the host makes the device work until it is done."""
+
+    done_at = None
 
     def __init__(self, device: "RecordingDevice") -> None:
         self.is_recorded = False
-        self.done_at: int | None = None
+        self.tick: int | None = None
         self._device = device
 
     def is_done(self) -> bool:
-        return self.done_at is not None
+        return self.tick is not None
 
     def wait(self) -> None:
         self._device.waits.append(threading.current_thread().name)
@@ -54,9 +56,9 @@ class RecordedEvent:
 
     def seconds_since(self, earlier: Event) -> float:
         assert isinstance(earlier, RecordedEvent)
-        assert self.done_at is not None
-        assert earlier.done_at is not None
-        return float(self.done_at - earlier.done_at)
+        assert self.tick is not None
+        assert earlier.tick is not None
+        return float(self.tick - earlier.tick)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ class RecordingDevice:
             operation.work()
         elif operation.what == "record":
             assert operation.event is not None
-            operation.event.done_at = self._clock
+            operation.event.tick = self._clock
 
     @staticmethod
     def _describe(stream: RecordedStream, operation: Operation) -> Entry:

@@ -18,15 +18,15 @@ WIRE = {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "twinfer"}
 # those below it. A part is a sub-package or a module of twinfer_server; a new one must be given its layer here.
 LAYERS: list[tuple[set[str], set[str]]] = [
     (
-        {"commands", "server_commands", "serve", "demo", "validate", "picture", "metrics", "fitting", "comparison", "drafting"}
+        {"commands", "server_commands", "serve", "demo", "validate", "metrics", "fitting", "profile", "drafting"}
         | {"row_book", "terminal"},
         set(),
     ),
     ({"rpc"}, {"torch"}),
     ({"http2"}, {"torch", "google.protobuf", "twinfer"}),
     ({"engine"}, WIRE),
-    ({"ensemble", "fusion", "inputs", "loaders", "tuning"}, WIRE),
-    ({"rows", "spec", "settings", "trust", "process", "kept_file"}, WIRE),
+    ({"ensemble", "fusion", "inputs", "loaders", "precision"}, WIRE),
+    ({"rows", "spec", "settings", "trust", "process"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),
 ]
@@ -37,8 +37,8 @@ NEVER = {part: never for parts, never in LAYERS for part in parts}
 # the service from inside functions only.
 LIBRARY = {"grpc", "google.protobuf", "twinfer"}
 COMMAND_LINE = LIBRARY | {"typer"}
-# What makes load is no part of the library: its extra brings `hdrh`, and the rest is put off like the command line's.
-LOAD = LIBRARY | {"hdrh"}
+# What makes load is no part of the library: its extra brings numpy and Pillow, and the rest is put off like the command line's.
+LOAD = LIBRARY | {"numpy", "PIL"}
 
 
 @dataclass(frozen=True, slots=True)

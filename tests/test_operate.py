@@ -58,8 +58,8 @@ def test_whoever_may_call_may_see_the_fusion(server: RunningServer) -> None:
     assert json.loads(shown[1].stdout)["weights"] == {"left": 0.75, "right": 0.25}
 
 
-def test_a_member_is_switched_off_and_on(server: RunningServer) -> None:
-    assert operate(server, "member", "off", "left").stdout.startswith("left is switched off, since ")
+def test_a_member_is_disabled_and_closed_again(server: RunningServer) -> None:
+    assert operate(server, "member", "off", "left").stdout.startswith("left is DISABLED, since ")
     described = json.loads(operate(server, "member", "on", "left", "--json").stdout)
-    assert (described["name"], described["switch"]) == ("left", "ON")
+    assert (described["name"], described["breaker_state"]) == ("left", "CLOSED")
     assert operate(server, "member", "off", "third").exit_code == 1

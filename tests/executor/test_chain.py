@@ -238,7 +238,7 @@ def test_a_request_cannot_give_weight_to_a_member_that_only_feeds_others(tmp_pat
     spec = folder / "ensemble.toml"
     spec.write_text(spec.read_text().replace('select = "logits"', 'select = "logits"\nkind = "features"'))
     intake = load(folder, CpuDevice(lanes=2)).intake
-    text = r"options.fusion_weights\['encoder'\]: its output is of kind 'features'; allowed: members that vote, \['head'\]"
+    text = r"options.fusion_weights\['encoder'\]: its output is of kind 'features'; allowed: members that are fused, \['head'\]"
     for weights in ({"encoder": 1.0}, {"encoder": 0.0, "head": 1.0}):
         with pytest.raises(InvalidOption, match=text):
             intake.row_weights(weights)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from tests.models import NAN_BELOW, Opinion, chance, number, register, write_members
 from tests.servers import ROOT, running, write_ensemble
-from twinfer import Client
-from twinfer.answers import MemberState
+from twinfer import Client, MemberState
 from twinfer_server.device import CpuDevice
 from twinfer_server.errors import InvalidEnsemble, InvalidInput
 from twinfer_server.executor import Ensemble, load_ensemble

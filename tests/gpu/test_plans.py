@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from tests.gpu.flights import copy_digits, cuda, fly, load, make_rows
 from tests.models import number, write_members
 from tests.servers import DIGITS, running
-from twinfer import AsyncClient
-from twinfer.answers import MemberState
+from twinfer import AsyncClient, MemberState
 from twinfer_server.device import CpuDevice
 from twinfer_server.executor import Ensemble, answer_rows, fly_blank
 from twinfer_server.executor.bucket import Bucket

@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_image
 from tests.pictures import encode, make_kind
 from twinfer_server.errors import InvalidInput, MissingInput
 from twinfer_server.inputs import InputKind, InputLimits, RequestProcessor, UpstreamInput, make_input
-from twinfer_server.spec import EnsembleSpec
+from twinfer_server.spec import EnsembleSpec, UpstreamInputSpec
 from twinfer_server.types import InferRequest, RawInput
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
@@ -23,22 +23,25 @@ SMALL, TALL, WIDE = ({"kind": "image", "size": size} for size in ([28, 28], [112
 
 
 def make(**members: Mapping[str, Mapping[str, Any]]) -> RequestProcessor:
-    """Make the processor of members that take these inputs; {"member": name} is the output of another member."""
+    """Make the processor of members that take these inputs."""
     names, inputs = list(members), []
-    tables = {name: {"model": "m.pt2", "input": dict(given)} for name, given in members.items()}
-    for table in tables.values():
-        table["input"] = {name: given if "kind" in given else {"kind": "output", **given} for name, given in table["input"].items()}
+    tables = {name: {"model": "m.pt2", "input": given} for name, given in members.items()}
     document = {"name": "e", "version": 1, "task": "classification", "members": tables, "fusion": {"method": "weighted_mean"}}
     spec = EnsembleSpec.model_validate(document, context={"folder": Path()})
     for member, member_spec in spec.members.items():
         kinds: list[InputKind[Any] | UpstreamInput] = []
         for name, kind in member_spec.input.items():
-            if kind.kind in ("image", "text", "tensor"):
-                kinds.append(make_input(member, name, kind, Path(), InputLimits(), torch.device("cpu")))  # type: ignore[arg-type]
+            if isinstance(kind, UpstreamInputSpec):
+                kinds.append(UpstreamInput(name, names.index(kind.member), kind.select, (3,), 4))
             else:
-                kinds.append(UpstreamInput(name, names.index(members[member][name]["member"]), 0, (3,), 4))
+                kinds.append(make_input(member, name, kind, Path(), InputLimits(), torch.device("cpu")))
         inputs.append(kinds)
     return RequestProcessor(spec, inputs)
+
+
+def output(member: str) -> dict[str, str]:
+    """Return the table of an input that is an output of `member`."""
+    return {"kind": "output", "member": member}
 
 
 def ask(**inputs: RawInput) -> InferRequest:
@@ -65,14 +68,14 @@ def test_a_member_takes_part_only_if_all_its_inputs_are_there() -> None:
 
 
 def test_an_upstream_members_output_is_one_sample_for_each_of_that_members() -> None:
-    processor = make(first={"x": NUMBERS}, second={"features": {"member": "first"}}, third={"features": {"member": "second"}})
+    processor = make(first={"x": NUMBERS}, second={"features": output("first")}, third={"features": output("second")})
     samples = processor.prepare(ask(x=np.ones((3, 2), np.float32)))
     assert {index: len(arrays[0]) for index, arrays in samples.items()} == {0: 3, 1: 3, 2: 3}
     assert samples[1][0].size == 0
 
 
 def test_what_comes_from_upstream_is_missing_with_its_member_and_counts_beside_other_inputs() -> None:
-    processor = make(first={"x": NUMBERS}, second={"features": {"member": "first"}, "y": NUMBERS})
+    processor = make(first={"x": NUMBERS}, second={"features": output("first"), "y": NUMBERS})
     two, three = np.ones((2, 2), np.float32), np.ones((3, 2), np.float32)
     assert set(processor.prepare(ask(x=two, y=two))) == {0, 1}
     with pytest.raises(MissingInput, match="no member has all its inputs"):

@@ -135,7 +135,7 @@ def test_an_example_has_as_many_tokens_as_asked_where_there_is_a_mask(folder: Pa
         pytest.param(PAIR, ("one",) * 3, "found 3 texts; allowed: 2 texts", id="three texts for a pair"),
         pytest.param(PAIR, b"one", "found 3 bytes; allowed: two texts, or a tensor int32 or int64 [2, tokens] of", id="no pair"),
         pytest.param(PAIR, np.array([1, 2]), "found a tensor int64 [2]; allowed: two texts, or", id="ids without types"),
-        pytest.param(PAIR, np.ones((3, 2), np.int64), "found a tensor int64 [3, 2]; allowed: two texts, or", id="a third row"),
+        pytest.param(PAIR, np.ones((3, 2), np.int64), "found a tensor int64 [3, 2]; allowed: two texts, or", id="a third line"),
         pytest.param(PAIR, np.array([[1], [2]]), "found token type 2; allowed: 0 to 1", id="a third type"),
     ],
 )
@@ -164,8 +164,8 @@ def test_max_tokens_must_leave_room_beside_the_special_tokens(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"pair": True, "max_samples": 2}, "max_samples is 2 for pairs; allowed: 1"),
-        ({"token_types": True}, "token_types is true and mask is false; allowed: token_types with mask = true"),
+        ({"pair": True, "max_samples": 2}, "max_samples: found 2 for pairs; allowed: 1"),
+        ({"token_types": True}, "token_types: found true beside mask = false; allowed: with mask = true"),
     ],
     ids=["several pairs", "types without a mask"],
 )
@@ -178,10 +178,10 @@ def test_keys_that_exclude_each_other_are_refused(folder: Path, keys: dict[str, 
 def test_texts_together_give_what_each_gives_alone(folder: Path, texts: list[str]) -> None:
     kind = make(folder, mask=True, max_samples=4)
     ids, lengths = kind.prepare(kind.decode(tuple(texts)))
-    for row, length, text in zip(ids, lengths, texts, strict=True):
+    for sample, length, text in zip(ids, lengths, texts, strict=True):
         [alone], _ = kind.prepare(kind.decode(text))
-        assert row[:length].tolist() == alone.tolist()
-        assert not row[length:].any()
+        assert sample[:length].tolist() == alone.tolist()
+        assert not sample[length:].any()
 
 
 @given(text=st.text(alphabet=st.characters(), max_size=15) | st.text(alphabet="one two three\n", max_size=60))

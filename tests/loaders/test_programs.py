@@ -1,6 +1,5 @@
-"""Loaders of programs beside torch.export's: TorchScript, and packages that AOTInductor has compiled."""
+"""Archives of torch: exported programs, packages that AOTInductor has compiled, and TorchScript."""
 
-import io
 import json
 import logging
 import os
@@ -8,97 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.models import write_members
-from tests.sources import load_source
-from tests.test_loaders import Shift, export
-from twinfer_server.device import CpuDevice
+from tests.sources import SHIFT, Shift, compute, export, find_wrong_in_threads, load_folder, load_source
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
-from twinfer_server.executor import load_ensemble
-from twinfer_server.inputs import InputLimits
+from twinfer_server.loaders import LoadedModel
 from twinfer_server.loaders.programs import CUDA_RUNNERS, open_package
 from twinfer_server.trust import Trust, format_trust_list
-
-ANSWER = torch.tensor([111.0, 122.0, 133.0])
-"""What `Shift` makes of zeros."""
-
-
-def save_script(model: nn.Module, path: Path) -> None:
-    """Save as TorchScript; a trace, for scripting knows no constants of tensors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.save(torch.jit.trace(model, torch.zeros(2, 3)), path)
-
-
-def compute(model: object, x: Tensor) -> Tensor:
-    """Call a loaded model as a member does."""
-    assert callable(model)
-    with torch.inference_mode():
-        answer = model(x)
-    assert isinstance(answer, Tensor)
-    return answer
-
-
-@pytest.fixture
-def scripted(tmp_path: Path) -> Path:
-    save_script(Shift().eval(), tmp_path / "shift.pt")
-    save_script(Shift().eval(), tmp_path / "shift.ts")
-    torch.save(Shift().state_dict(), tmp_path / "weights.pt")
-    (tmp_path / "text.pt").write_text("not a program")
-    (tmp_path / "cut.pt").write_bytes((tmp_path / "shift.pt").read_bytes()[:-100])
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["shift.pt", "shift.ts"])
-def test_torchscript_computes_what_its_model_did_at_any_number_of_rows(scripted: Path, name: str) -> None:
-    model = load_source(name, scripted)
-    for rows in (1, 2, 5):
-        assert torch.equal(compute(model.module, torch.zeros(rows, 3)), ANSWER.expand(rows, 3))
-    assert (model.loader, model.parameter_bytes, model.is_capturable) == ("torchscript", 24, True)
-    assert re.fullmatch("[0-9a-f]{64}", model.digest)
-
-
-def test_torchscript_is_said_to_be_deprecated_once(scripted: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (scripted / "shift.pt").rename(scripted / "said_once.pt")
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            load_source("said_once.pt", scripted)
-    assert [record.getMessage() for record in caplog.records] == [
-        "said_once.pt is TorchScript, which PyTorch has deprecated; it is served, but save it with torch.export some day"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        pytest.param("weights.pt", "it holds no TorchScript; torch.save writes weights", id="weights of torch.save"),
-        pytest.param("text.pt", "it holds no TorchScript", id="text"),
-        pytest.param("cut.pt", "it holds no TorchScript", id="truncated"),
-        pytest.param("gone.pt", "no such file", id="missing"),
-    ],
-)
-def test_what_is_no_torchscript_is_refused(scripted: Path, name: str, message: str) -> None:
-    with pytest.raises(InvalidEnsemble, match=f"^members.vision.model: .*{re.escape(message)}"):
-        load_source(name, scripted)
-
-
-def test_torchscript_is_a_program_that_a_trust_list_admits(scripted: Path) -> None:
-    with pytest.raises(UntrustedCode):
-        load_source("shift.pt", scripted, Trust())
-    (scripted / "list.txt").write_text(format_trust_list([scripted / "shift.pt"]))
-    trust = Trust.read(runs_any_code=False, lists=[scripted / "list.txt"])
-    assert load_source("shift.pt", scripted, trust).digest in trust.digests
-
 
 COMPILE = """
     import sys
@@ -110,69 +33,131 @@ COMPILE = """
 """
 
 
+def save_script(model: nn.Module, path: Path) -> None:
+    """Save as TorchScript; a trace, for scripting knows no constants of tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(model, torch.zeros(2, 3)), path)
+
+
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiled package of `Shift`; compiling takes some fifteen seconds, in a process of its own."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("programs")
+    export(Shift().eval(), folder / "exported.pt2")
+    export(Shift().train(), folder / "training.pt2")
+    export(nn.BatchNorm1d(3).train(), folder / "statistics.pt2")
+    save_script(Shift().eval(), folder / "script.pt")
+    save_script(Shift().eval(), folder / "script.ts")
+    torch.save(Shift().state_dict(), folder / "weights.pt")
+    (folder / "empty.pt2").write_bytes(b"")
+    for suffix, whole in ((".pt2", "exported.pt2"), (".pt", "script.pt")):
+        (folder / f"text{suffix}").write_text("not a program")
+        (folder / f"cut{suffix}").write_bytes((folder / whole).read_bytes()[:-100])
+    with zipfile.ZipFile(folder / "hollow.pt2", "w") as archive:
+        archive.writestr("hollow/data/aotinductor/model/nothing.txt", "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def package(folder: Path) -> Path:
+    """The folder with a compiled package in it, too; compiling takes some fifteen seconds, in a process of its own."""
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("AOTInductor compiles with a C++ compiler, and there is none here")
-    folder = tmp_path_factory.mktemp("package")
-    export(Shift().eval(), folder / "exported.pt2")
-    command = [sys.executable, "-W", "ignore", "-c", dedent(COMPILE), "exported.pt2", str(folder / "shift.pt2")]
+    command = [sys.executable, "-W", "ignore", "-c", dedent(COMPILE), "exported.pt2", str(folder / "compiled.pt2")]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-    return folder / "shift.pt2"
+    return folder
 
 
-def rewrite_metadata(package: Path, folder: Path, **facts: str) -> None:
-    """Write `shift.pt2` into `folder`, with other facts about the machine that it is for."""
-    with zipfile.ZipFile(package) as old, zipfile.ZipFile(folder / "shift.pt2", "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            new.writestr(name, json.dumps(json.loads(content) | facts) if name.endswith("metadata.json") else content)
+PROGRAMS = {
+    "exported.pt2": ("pt2", 36, True),
+    "script.pt": ("torchscript", 24, True),  # the trace holds the constant in its code
+    "script.ts": ("torchscript", 24, True),
+    "compiled.pt2": ("aotinductor", None, False),
+}
 
 
-def test_a_compiled_package_computes_what_its_model_did_at_any_number_of_rows(package: Path) -> None:
-    model = load_source("shift.pt2", package.parent)
-    for rows in (1, 2, 5):
-        assert torch.equal(compute(model.module, torch.zeros(rows, 3)), ANSWER.expand(rows, 3))
-    assert (model.loader, model.is_capturable) == ("aotinductor", False)
-    assert model.parameter_bytes > 0
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_computes_what_its_model_did_at_any_number_of_samples(package: Path, name: str) -> None:
+    model = load_source(name, package)
+    for samples in (1, 2, 5):
+        answer = compute(model, torch.zeros(samples, 3))
+        assert torch.equal(answer, SHIFT.expand(samples, 3))
+        assert not answer.requires_grad
+    loader, size, is_capturable = PROGRAMS[name]
+    assert (model.loader, model.is_capturable) == (loader, is_capturable)
+    assert model.parameter_bytes == size or (size is None and model.parameter_bytes > 0)
     assert re.fullmatch("[0-9a-f]{64}", model.digest)
 
 
-@pytest.mark.parametrize("runners", [1, CUDA_RUNNERS])
-def test_a_compiled_package_may_run_in_several_threads_at_once(package: Path, runners: int) -> None:
-    compiled = open_package(package.read_bytes(), runners)
-    start = threading.Barrier(4)
-    wrong: list[Tensor] = []
-
-    def work(thread: int) -> Iterator[Tensor]:
-        start.wait()
-        for turn in range(20):
-            x = torch.full((1 + turn % 4, 3), float(thread))
-            answer = compute(compiled, x)
-            if not torch.equal(answer, x + ANSWER):
-                yield answer
-
-    threads = [threading.Thread(target=lambda thread=thread: wrong.extend(work(thread))) for thread in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+@pytest.mark.parametrize("name", ["exported.pt2", "compiled.pt2"])
+def test_a_program_may_run_in_several_threads_at_once(package: Path, name: str) -> None:
+    model = load_source(name, package)
+    assert find_wrong_in_threads(model, lambda x: x + SHIFT, width=3, threads=8) == []
 
 
-def test_a_compiled_package_flies_as_a_member(package: Path) -> None:
-    folder = write_members(package.parent, {"compiled": "shift.pt2"})
-    spec = folder / "ensemble.toml"
+def test_a_compiled_package_may_have_as_many_runners_as_a_gpu_has_batches(package: Path) -> None:
+    compiled = LoadedModel(open_package((package / "compiled.pt2").read_bytes(), CUDA_RUNNERS), "aotinductor", 0)
+    assert find_wrong_in_threads(compiled, lambda x: x + SHIFT, width=3) == []
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_runs_only_when_it_is_trusted(package: Path, name: str) -> None:
+    with pytest.raises(UntrustedCode, match="is a program"):
+        load_source(name, package, Trust())
+    (package / "list.txt").write_text(format_trust_list([package / name]))
+    trust = Trust.read(runs_any_code=False, lists=[package / "list.txt"])
+    assert load_source(name, package, trust).digest in trust.digests
+
+
+@pytest.mark.parametrize("name", ["exported.pt2", "compiled.pt2"])
+def test_a_program_is_served_as_a_member(package: Path, tmp_path: Path, name: str) -> None:
+    spec = write_members(tmp_path, {"shift": name}) / "ensemble.toml"
     spec.write_text(spec.read_text().replace("shape = [1]", "shape = [3]"))
-    [member] = load_ensemble(folder, CpuDevice(lanes=2), Trust(runs_any_code=True), InputLimits()).members
+    shutil.copy(package / name, tmp_path)
+    [member] = load_folder(tmp_path).members
     assert member.output_shape == (3,)
 
 
-def test_a_compiled_package_is_a_program(package: Path) -> None:
-    with pytest.raises(UntrustedCode, match="is a program"):
-        load_source("shift.pt2", package.parent, Trust())
+def test_torchscript_is_said_to_be_deprecated(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_source("script.pt", folder)
+    assert [record.getMessage() for record in caplog.records] == [
+        "script.pt is TorchScript, which PyTorch has deprecated; it is served, but save it with torch.export some day"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("empty.pt2", "found 'empty.pt2', which torch", id="empty"),
+        pytest.param("text.pt2", "allowed: a program saved by torch.export.save", id="text"),
+        pytest.param("cut.pt2", "allowed: a program saved by torch.export.save", id="truncated"),
+        pytest.param("training.pt2", "exported in training mode (aten.dropout", id="dropout that is on"),
+        pytest.param("statistics.pt2", "exported in training mode (aten.batch_norm", id="statistics that mix samples"),
+        pytest.param("hollow.pt2", "cannot load", id="what only looks like a compiled package"),
+        pytest.param("weights.pt", "it holds no TorchScript; torch.save writes weights", id="weights of torch.save"),
+        pytest.param("text.pt", "it holds no TorchScript", id="text for TorchScript"),
+        pytest.param("cut.pt", "it holds no TorchScript", id="truncated TorchScript"),
+    ],
+)
+def test_what_is_no_program_to_serve_is_refused(folder: Path, name: str, message: str) -> None:
+    with pytest.raises(InvalidEnsemble, match=f"^members.vision.model: .*{re.escape(message)}"):
+        load_source(name, folder)
+
+
+def test_a_program_that_was_exported_for_another_shape_than_the_input_has_is_refused(tmp_path: Path) -> None:
+    class Pool(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((1, 2)).unsqueeze(1)
+
+    samples = torch.export.Dim("samples", max=64)
+    program = torch.export.export(Pool().eval(), (torch.zeros(2, 8, 8),), dynamic_shapes=({0: samples},))
+    torch.export.save(program, tmp_path / "pool.pt2")
+    spec = write_members(tmp_path, {"pool": "pool.pt2"}) / "ensemble.toml"
+    spec.write_text(spec.read_text().replace("shape = [1]", "shape = [10, 10]"))
+    with pytest.raises(InvalidEnsemble, match=r"^members\.pool\.model: .*to be equal to 8, but got 10"):
+        load_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -185,16 +170,10 @@ def test_a_compiled_package_is_a_program(package: Path) -> None:
 def test_a_package_for_another_machine_is_refused_before_it_is_loaded(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, str], message: str
 ) -> None:
-    rewrite_metadata(package, tmp_path, **facts)
+    with zipfile.ZipFile(package / "compiled.pt2") as old, zipfile.ZipFile(tmp_path / "other.pt2", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, json.dumps(json.loads(content) | facts) if name.endswith("metadata.json") else content)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     with pytest.raises(InvalidEnsemble, match=re.escape(message)):
-        load_source("shift.pt2", tmp_path)
-
-
-def test_what_only_looks_like_a_compiled_package_is_refused(tmp_path: Path) -> None:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("shift/data/aotinductor/model/nothing.txt", "")
-    (tmp_path / "shift.pt2").write_bytes(content.getvalue())
-    with pytest.raises(InvalidEnsemble, match=r"found 'shift.pt2', which torch .* cannot load"):
-        load_source("shift.pt2", tmp_path)
+        load_source("other.pt2", tmp_path)

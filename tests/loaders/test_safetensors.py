@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from tests.sources import load_source
+from tests.sources import compute, load_source
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
 from twinfer_server.trust import Trust
 
@@ -72,9 +72,9 @@ def folder(tmp_path: Path, model: Tied) -> Path:
 def test_weights_go_into_the_architecture_that_the_file_names(folder: Path, model: Tied) -> None:
     loaded = load_source("net.safetensors", folder, architecture=PYTHON)
     x = torch.randn(5, 3)
-    with torch.inference_mode():
-        assert torch.equal(torch.as_tensor(loaded.module(x)), model(x))
+    assert torch.equal(compute(loaded, x), model(x))
     assert (loaded.loader, loaded.parameter_bytes, loaded.is_capturable) == ("safetensors", 36, True)
+    assert loaded.digest == "", "no digest of the weights speaks for the program beside them"
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,9 @@ def test_weights_go_into_the_architecture_that_the_file_names(folder: Path, mode
 )
 def test_whatever_the_precision_on_disk_it_computes_in_float32(folder: Path, model: Tied, name: str, architecture: str) -> None:
     loaded = load_source(name, folder, architecture=f"python:net.py:{architecture}")
-    answer = torch.as_tensor(loaded.module(torch.ones(1, 3)))
+    answer = compute(loaded, torch.ones(1, 3))
     assert answer.dtype == torch.float32
     assert torch.allclose(answer, model(torch.ones(1, 3)), atol=2e-3)
-
-
-def test_weights_of_a_python_architecture_have_no_digest_that_speaks_for_the_whole(folder: Path) -> None:
-    assert load_source("net.safetensors", folder, architecture=PYTHON).digest == ""
 
 
 def test_weights_are_data_and_their_python_architecture_a_program(folder: Path) -> None:
@@ -132,8 +128,7 @@ def test_timm_makes_an_architecture_by_its_name(tmp_path: Path) -> None:
     save_model(model, str(tmp_path / "resnet.safetensors"))
     loaded = load_source("resnet.safetensors", tmp_path, Trust(), architecture="timm:resnet18")
     x = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        assert torch.equal(torch.as_tensor(loaded.module(x)), model(x))
+    assert torch.equal(compute(loaded, x), model(x))
     assert loaded.digest == hashlib.sha256((tmp_path / "resnet.safetensors").read_bytes()).hexdigest()
     with pytest.raises(InvalidEnsemble, match=r"^members.vision.architecture: found 'timm:no_such_net', which timm"):
         load_source("resnet.safetensors", tmp_path, Trust(), architecture="timm:no_such_net")

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from tests.models import register
 from tests.servers import running, write_ensemble
-from twinfer import Client, TwinferError
-from twinfer.answers import Response
+from twinfer import Client, Response, TwinferError
 from twinfer.errors import InvalidOption, MissingInput, NotFinite
 from twinfer_server.errors import InvalidEnsemble
 
@@ -203,7 +202,7 @@ def test_rows_with_different_numbers_of_texts_share_flights_and_keep_their_own(t
     with comparing(tmp_path, with_own_texts=False) as client:
         rows: list[Any] = [{"picture": vector(1.0, 0.0), "texts": ["a", "b", "a b", "b"][: 1 + n % 4]} for n in range(40)]
         for outcome in client.infer_many(rows):
-            cosines = [match.cosine for match in outcome.answer.prediction.matches]
+            cosines = [match.cosine for match in outcome.response.prediction.matches]
             assert cosines == pytest.approx([1.0, 0.0, 0.5**0.5, 0.0][: 1 + outcome.index % 4], abs=1e-6)
 
 
@@ -350,7 +349,7 @@ def test_crops_of_what_a_detector_finds_are_classified_on_the_device(tmp_path: P
     with serving(tmp_path, toml, {"labels.txt": "dark\nbright\n"}) as client:
         expected = torch.tensor([-4.0, 4.0]).softmax(0)[1].item()
         for outcome in client.infer_many([{"image": picture()}] * 20):
-            assert boxes_of(outcome.answer) == [
+            assert boxes_of(outcome.response) == [
                 ("dark", pytest.approx([0.0, 0.0, 0.5, 0.5], abs=1e-6), pytest.approx(0.75 * expected, abs=1e-5)),
                 ("bright", pytest.approx([0.5, 0.5, 1.0, 1.0], abs=1e-6), pytest.approx(0.5 * expected, abs=1e-5)),
             ]

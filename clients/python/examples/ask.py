@@ -15,13 +15,13 @@ def ask(server: str, image: Path, text: str) -> None:
     """Wait until the server is ready, ask, and print. Raises TwinferError."""
     with Client(server) as client:
         client.wait_until_ready(timeout=60)
-        answer = client.infer({"image": image, "text": text}, member_predictions=True)
-    for name, member in answer.members.items():
+        response = client.infer({"image": image, "text": text}, member_predictions=True)
+    for name, member in response.members.items():
         # A member that is late or broken has no prediction; the others still make an answer.
         says = f"{member.prediction.label} {member.prediction.probability:.3f}" if member.prediction else str(member.error)
         print(f"{name:10} {member.state:8} weight {member.weight:.2f}  {says}")
-    print(f"{'together':10} {answer.label} {answer.probability:.3f}, disagreement {answer.disagreement:.3f}")
-    print(f"{answer.timings.total_ms:.1f} ms on the server, by {answer.ensemble} version {answer.version}")
+    print(f"{'together':10} {response.label} {response.probability:.3f}, disagreement {response.disagreement:.3f}")
+    print(f"{response.timings.total_ms:.1f} ms on the server, by {response.ensemble} version {response.version}")
 
 
 def main() -> int:

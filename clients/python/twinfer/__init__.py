@@ -4,11 +4,11 @@ It needs grpcio and protobuf, and nothing else.
 """
 
 from twinfer.aio import AsyncClient
-from twinfer.answers import Attribution, MemberResult, MemberState, Outcome, Response, Timings
 from twinfer.client import Client
 from twinfer.errors import Reason, Stage, TwinferError
 from twinfer.predictions import DetectedBox, Prediction, ScoredClass, ScoredMatch, Tensor
 from twinfer.requests import make_request
+from twinfer.results import Attribution, MemberResult, MemberState, Outcome, Response, Timings
 
 __all__ = [
     "AsyncClient",

@@ -1,17 +1,20 @@
-"""How both clients set up their channel: message sizes, retries, keepalive."""
+"""How both clients connect: message sizes, retries, keepalive."""
 
 import json
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
+
+from twinfer.requests import Options, Request, as_request, check_size
+from twinfer.v1 import ensemble_service_pb2, ensemble_service_pb2_grpc
 
 SERVICE = "twinfer.v1.EnsembleService"
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 30.0
-# For a whole stream; each of its rows has the client's ordinary timeout.
+# For a whole RPC stream; each of its requests has the client's ordinary timeout.
 DEFAULT_STREAM_SECONDS = 3600.0
 DEFAULT_MAX_MESSAGE_BYTES = 32 * 2**20
 DEFAULT_ATTEMPTS = 4
@@ -23,19 +26,49 @@ _METADATA_BYTES = 64 * 2**10
 Option = tuple[str, str | int]
 
 
-def connect(
-    kind: ModuleType,
-    target: str,
-    credentials: grpc.ChannelCredentials | None,
-    max_message_bytes: int,
-    attempts: int,
-    options: Sequence[Option],
-) -> Any:
-    """Make a channel of `kind`, which is `grpc` or `grpc.aio`; `options` win over the client's own. See `Client`."""
-    all_options = [*options, *channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
-    if credentials is None:
-        return kind.insecure_channel(target, all_options)
-    return kind.secure_channel(target, credentials, all_options)
+class Connection:
+    """What both clients are made of: a channel, the service's stub, and the limits of a call."""
+
+    # `grpc` or `grpc.aio`.
+    _transport: ClassVar[ModuleType]
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        attempts: int = DEFAULT_ATTEMPTS,
+        options: Sequence[Option] = (),
+    ) -> None:
+        """Make a client; the connection is made by the first call.
+
+        target: HOST:PORT, or any name that gRPC resolves.
+        credentials: for TLS (`grpc.ssl_channel_credentials()`); without, the connection is in the clear.
+        timeout: seconds that a call may take, its retries included, unless the call says otherwise.
+        attempts: how often a call is tried while the server is unavailable or overloaded, the first included.
+        options: further gRPC channel options; they win over the client's own.
+        """
+        all_options = [*options, *channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
+        self._channel: Any
+        if credentials is None:
+            self._channel = self._transport.insecure_channel(target, all_options)
+        else:
+            self._channel = self._transport.secure_channel(target, credentials, all_options)
+        self._stub = ensemble_service_pb2_grpc.EnsembleServiceStub(self._channel)
+        self._timeout = timeout
+        self._max_message_bytes = max_message_bytes
+
+    def _seconds(self, timeout: float | None) -> float:
+        """Return how long a call may take: none is ever without a deadline."""
+        return self._timeout if timeout is None else timeout
+
+    def _request(self, inputs: Request, options: Options) -> ensemble_service_pb2.InferRequest:
+        """Return the message of a call for one request. Raises MessageTooLarge, and what `make_request` raises."""
+        request = as_request(inputs, options)
+        check_size(request, self._max_message_bytes)
+        return request
 
 
 def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:
@@ -48,11 +81,11 @@ def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:
         ("grpc.enable_retries", int(attempts > 1)),
         ("grpc.service_config", json.dumps(_service_config(attempts))),
         # Notices a peer that vanished without a word. Proxies and servers of gRPC's own refuse pings that come more often than
-        # every 5 minutes unless they are told otherwise; data in flight that nobody acknowledges is noticed after the 20 seconds.
+        # every 5 minutes unless they are told otherwise; data in flight that are not acknowledged are noticed after the 20 seconds.
         ("grpc.keepalive_time_ms", 330_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        # A server that is just starting is found soon, and one that is down is not hammered. Not a word of
-        # `min_reconnect_backoff_ms`: that is how long an attempt to connect may take, and 20 seconds unless it is set.
+        # A server that is just starting is found soon, and one that is down is not hammered. `min_reconnect_backoff_ms` is left
+        # out: that is how long an attempt to connect may take, and 20 seconds unless it is set.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
@@ -72,6 +105,4 @@ def _service_config(attempts: int) -> dict[str, object]:
         "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
     }
     method: dict[str, object] = {"name": [{"service": SERVICE}]}
-    if attempts > 1:
-        method["retryPolicy"] = retry_policy
-    return {"methodConfig": [method]}
+    return {"methodConfig": [method | {"retryPolicy": retry_policy} if attempts > 1 else method]}

@@ -1,43 +1,18 @@
-"""Everything a call can fail with, mirroring what the server raises.
+"""The exceptions that a call can end with, the same tree as the server's; a class's own line gives its gRPC code and its reason.
 
-    TwinferError                 code               reason
-    ├── InvalidRequest           INVALID_ARGUMENT
-    │   ├── MalformedMessage                        MALFORMED_MESSAGE
-    │   ├── UnknownInput                            UNKNOWN_INPUT
-    │   ├── MissingInput                            MISSING_INPUT
-    │   ├── InvalidInput                            INVALID_INPUT
-    │   ├── InvalidOption                           INVALID_OPTION
-    │   ├── UnknownMember                           UNKNOWN_MEMBER
-    │   └── MessageTooLarge      (raised here, before anything is sent)
-    ├── UnknownEnsemble          NOT_FOUND          UNKNOWN_ENSEMBLE
-    ├── Unsupported              UNIMPLEMENTED      UNSUPPORTED
-    ├── Overloaded               RESOURCE_EXHAUSTED OVERLOADED
-    ├── Unavailable              UNAVAILABLE        (without a reason: nobody could be reached)
-    │   ├── Loading                                 LOADING
-    │   ├── Draining                                DRAINING
-    │   └── MemberOff                               MEMBER_OFF
-    ├── DeadlinePassed           DEADLINE_EXCEEDED  DEADLINE
-    │   └── MemberLate                              MEMBER_LATE
-    ├── Cancelled                CANCELLED          CANCELLED
-    ├── FusionConflict           FAILED_PRECONDITION FUSION_VERSION
-    └── InternalError            INTERNAL           INTERNAL
-        ├── MemberFailed                            MEMBER_FAILED
-        ├── NotFinite                               NOT_FINITE
-        └── NothingToFuse                           NOTHING_TO_FUSE
-
-The reason picks the class; where a failure has none (a refused connection, a proxy in between), the code does, and a
-code that stands in no row is a plain TwinferError. A wrong Python value is a TypeError or a ValueError, an unreadable
-file an OSError: those are the program's, not the call's.
+The reason of a failure picks the class. A failure without one (a refused connection, a proxy in between) gets the class of its
+code, and a code that no class has is a plain TwinferError. A wrong Python value is a TypeError or a ValueError, an unreadable file
+an OSError: those are the program's, not the call's.
 """
 
 from enum import StrEnum
 from typing import ClassVar
 
-import grpc
+from grpc import StatusCode
 
 
 class Reason(StrEnum):
-    """Why a call, a row or a member failed, as `twinfer.v1.Reason` names it; fit to branch on."""
+    """Why a call, a request or a member failed, as `twinfer.v1.Reason` names it; fit to branch on."""
 
     UNSPECIFIED = "UNSPECIFIED"
     MALFORMED_MESSAGE = "MALFORMED_MESSAGE"
@@ -76,17 +51,23 @@ class Stage(StrEnum):
 
 
 class TwinferError(Exception):
-    """A failed call, or one failed row of a stream."""
+    """A failed call, or one failed request of many."""
 
     # What a class stands for; an error has the code and the reason that really came.
-    default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    default_code: ClassVar[StatusCode] = StatusCode.UNKNOWN
     default_reason: ClassVar[Reason] = Reason.UNSPECIFIED
+
+    def __init_subclass__(cls, code: StatusCode | None = None, reason: Reason = Reason.UNSPECIFIED) -> None:
+        """Set the code that a class stands for, by default its parent's, and its reason."""
+        super().__init_subclass__()
+        cls.default_code = code or cls.default_code
+        cls.default_reason = reason
 
     def __init__(
         self,
         text: str,
         *,
-        code: grpc.StatusCode | None = None,
+        code: StatusCode | None = None,
         reason: Reason | None = None,
         member: str = "",
         stage: Stage = Stage.UNSPECIFIED,
@@ -102,144 +83,93 @@ class TwinferError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-class InvalidRequest(TwinferError):
+class InvalidRequest(TwinferError, code=StatusCode.INVALID_ARGUMENT):
     """The caller's fault; the same request would fail again."""
 
-    default_code = grpc.StatusCode.INVALID_ARGUMENT
 
-
-class MalformedMessage(InvalidRequest):
+class MalformedMessage(InvalidRequest, reason=Reason.MALFORMED_MESSAGE):
     """The bytes did not parse as the RPC's request."""
 
-    default_reason = Reason.MALFORMED_MESSAGE
 
-
-class UnknownInput(InvalidRequest):
+class UnknownInput(InvalidRequest, reason=Reason.UNKNOWN_INPUT):
     """The request has an input that the ensemble does not declare."""
 
-    default_reason = Reason.UNKNOWN_INPUT
 
-
-class MissingInput(InvalidRequest):
+class MissingInput(InvalidRequest, reason=Reason.MISSING_INPUT):
     """An input that the answer needs is missing."""
 
-    default_reason = Reason.MISSING_INPUT
 
-
-class InvalidInput(InvalidRequest):
+class InvalidInput(InvalidRequest, reason=Reason.INVALID_INPUT):
     """An input is there and cannot be used."""
 
-    default_reason = Reason.INVALID_INPUT
 
-
-class InvalidOption(InvalidRequest):
+class InvalidOption(InvalidRequest, reason=Reason.INVALID_OPTION):
     """An option cannot be used."""
 
-    default_reason = Reason.INVALID_OPTION
 
-
-class UnknownMember(InvalidRequest):
+class UnknownMember(InvalidRequest, reason=Reason.UNKNOWN_MEMBER):
     """An option names a member that the ensemble does not have."""
-
-    default_reason = Reason.UNKNOWN_MEMBER
 
 
 class MessageTooLarge(InvalidRequest):
-    """The request is larger than this client may send; nothing was sent."""
+    """The request is larger than this client may send; raised by the client, before anything is sent."""
 
 
-class UnknownEnsemble(TwinferError):
+class UnknownEnsemble(TwinferError, code=StatusCode.NOT_FOUND, reason=Reason.UNKNOWN_ENSEMBLE):
     """The request asks for an ensemble or a version that is not served."""
 
-    default_code = grpc.StatusCode.NOT_FOUND
-    default_reason = Reason.UNKNOWN_ENSEMBLE
 
-
-class Unsupported(TwinferError):
+class Unsupported(TwinferError, code=StatusCode.UNIMPLEMENTED, reason=Reason.UNSUPPORTED):
     """The server does not have what the call asks for; it may be older than this client."""
 
-    default_code = grpc.StatusCode.UNIMPLEMENTED
-    default_reason = Reason.UNSUPPORTED
+
+class Overloaded(TwinferError, code=StatusCode.RESOURCE_EXHAUSTED, reason=Reason.OVERLOADED):
+    """The server has as much in flight as it may; the client's own retries were used up."""
 
 
-class Overloaded(TwinferError):
-    """The server has as much in hand as it may; the client's own retries were used up."""
-
-    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    default_reason = Reason.OVERLOADED
+class Unavailable(TwinferError, code=StatusCode.UNAVAILABLE):
+    """Not now: no server could be reached, or it is not ready."""
 
 
-class Unavailable(TwinferError):
-    """Not now: nobody could be reached, or the server is not ready."""
-
-    default_code = grpc.StatusCode.UNAVAILABLE
-
-
-class Loading(Unavailable):
+class Loading(Unavailable, reason=Reason.LOADING):
     """The ensemble is loading or warming up."""
 
-    default_reason = Reason.LOADING
 
-
-class Draining(Unavailable):
+class Draining(Unavailable, reason=Reason.DRAINING):
     """The server is shutting down."""
 
-    default_reason = Reason.DRAINING
+
+class MemberOff(Unavailable, reason=Reason.MEMBER_OFF):
+    """A member that the answer needs is off: its circuit breaker is open, or an operator has disabled it."""
 
 
-class MemberOff(Unavailable):
-    """A member that the answer needs is switched off."""
-
-    default_reason = Reason.MEMBER_OFF
-
-
-class DeadlinePassed(TwinferError):
+class DeadlinePassed(TwinferError, code=StatusCode.DEADLINE_EXCEEDED, reason=Reason.DEADLINE):
     """The deadline passed, or could not be met."""
 
-    default_code = grpc.StatusCode.DEADLINE_EXCEEDED
-    default_reason = Reason.DEADLINE
+
+class MemberLate(DeadlinePassed, reason=Reason.MEMBER_LATE):
+    """A member that the answer needs was not ready when the request had to be answered."""
 
 
-class MemberLate(DeadlinePassed):
-    """A member that the answer needs was not ready when the row had to be answered."""
-
-    default_reason = Reason.MEMBER_LATE
-
-
-class Cancelled(TwinferError):
+class Cancelled(TwinferError, code=StatusCode.CANCELLED, reason=Reason.CANCELLED):
     """The call was cancelled."""
 
-    default_code = grpc.StatusCode.CANCELLED
-    default_reason = Reason.CANCELLED
 
-
-class FusionConflict(TwinferError):
+class FusionConflict(TwinferError, code=StatusCode.FAILED_PRECONDITION, reason=Reason.FUSION_VERSION):
     """Another version of the fusion is in use than the caller expected, or the one asked for is not kept."""
 
-    default_code = grpc.StatusCode.FAILED_PRECONDITION
-    default_reason = Reason.FUSION_VERSION
 
-
-class InternalError(TwinferError):
+class InternalError(TwinferError, code=StatusCode.INTERNAL, reason=Reason.INTERNAL):
     """Not the caller's fault."""
 
-    default_code = grpc.StatusCode.INTERNAL
-    default_reason = Reason.INTERNAL
+
+class MemberFailed(InternalError, reason=Reason.MEMBER_FAILED):
+    """A member raised an error while computing the request."""
 
 
-class MemberFailed(InternalError):
-    """A member raised an error while computing the row."""
-
-    default_reason = Reason.MEMBER_FAILED
+class NotFinite(InternalError, reason=Reason.NOT_FINITE):
+    """A member answered the request with NaN or an infinity."""
 
 
-class NotFinite(InternalError):
-    """A member answered the row with NaN or an infinity."""
-
-    default_reason = Reason.NOT_FINITE
-
-
-class NothingToFuse(InternalError):
-    """No member has an output for the row."""
-
-    default_reason = Reason.NOTHING_TO_FUSE
+class NothingToFuse(InternalError, reason=Reason.NOTHING_TO_FUSE):
+    """No member has an output for the request."""

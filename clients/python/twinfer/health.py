@@ -1,4 +1,4 @@
-"""Waiting until a server is ready, as far as it is the same for both clients.
+"""Waiting until a server is ready, as far as both clients share it.
 
 grpc.health.v1 is spoken by hand: one string in, one enum out, frozen for good. So the client needs no further package,
 and puts nothing into the descriptor pool of a program that has the real one.
@@ -13,27 +13,28 @@ from twinfer.errors import DeadlinePassed
 from twinfer.statuses import error_from_call
 
 CHECK = "/grpc.health.v1.Health/Check"
-FIRST_PAUSE_SECONDS = 0.02
-LONGEST_PAUSE_SECONDS = 0.5
+# A HealthCheckRequest: field 1, the service's name, shorter than 128 bytes.
+REQUEST = bytes([0x0A, len(SERVICE)]) + SERVICE.encode()
+# A HealthCheckResponse: field 1, SERVING.
+SERVING = b"\x08\x01"
+PAUSE_SECONDS = 0.05
+"""Between two checks."""
 
 _PASSING = {
     grpc.StatusCode.UNAVAILABLE,  # it was there and left: it may come back
     grpc.StatusCode.NOT_FOUND,  # it listens, and has not registered the service yet
-    grpc.StatusCode.DEADLINE_EXCEEDED,  # nobody there; our own deadline follows
+    grpc.StatusCode.DEADLINE_EXCEEDED,  # no server is there; our own deadline follows
 }
 
 
 class Readiness:
-    """One wait: what is asked, how long it may still take, what was found last."""
+    """One wait: how long it may still take, and what was found last."""
 
     def __init__(self, timeout: float) -> None:
         """Start the clock; timeout in seconds."""
-        # A HealthCheckRequest: field 1, the service's name, shorter than 128 bytes.
-        self.request = bytes([0x0A, len(SERVICE)]) + SERVICE.encode()
         self._timeout = timeout
         self._ends_at = time.monotonic() + timeout
-        self._pause_seconds = FIRST_PAUSE_SECONDS
-        self._found = "nobody answered"
+        self._found = "no server answered"
 
     def remaining_seconds(self) -> float:
         """Return the time that is left. Raises DeadlinePassed if none is."""
@@ -42,16 +43,10 @@ class Readiness:
             raise DeadlinePassed(f"the server is not ready after {self._timeout:g} s: {self._found}.")
         return remaining
 
-    def pause_seconds(self) -> float:
-        """Return how long to wait before asking again; each time longer, never past the end."""
-        pause = min(self._pause_seconds, self.remaining_seconds())
-        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
-        return pause
-
     def is_reached(self, reply: bytes) -> bool:
-        """Whether a HealthCheckResponse says SERVING: field 1 is 1."""
+        """Whether the reply to a check says SERVING."""
         self._found = "it says that it is not serving"
-        return reply == b"\x08\x01"
+        return reply == SERVING
 
     def failed(self, failure: grpc.RpcError) -> None:
         """Note a failed check. Raises the failure as a TwinferError if asking again cannot help."""

@@ -1,6 +1,6 @@
 """Turns plain Python values into a request's inputs; the value's type says what is sent.
 
-numpy and Pillow are recognised only where the program has imported them already: who holds one of their objects has.
+numpy and Pillow are recognised only where the program has imported them already, as a caller who holds one of their objects has.
 """
 
 import io
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from twinfer.v1 import ensemble_service_pb2, tensor_pb2
+from twinfer.v1 import ensemble_service_pb2 as pb
+from twinfer.v1 import tensor_pb2
 
 
 class ArrayLike(Protocol):
@@ -22,18 +23,7 @@ class ArrayLike(Protocol):
 
 # Path: an image file. bytes: an encoded image. str: a text. A list or tuple of str: several texts, or a pair.
 # numpy array: a tensor. Pillow image: sent as PNG.
-Value = (
-    Path
-    | str
-    | list[str]
-    | tuple[str, ...]
-    | bytes
-    | bytearray
-    | memoryview
-    | ArrayLike
-    | tensor_pb2.Tensor
-    | ensemble_service_pb2.Input
-)
+Value = Path | str | list[str] | tuple[str, ...] | bytes | bytearray | memoryview | ArrayLike | tensor_pb2.Tensor | pb.Input
 Inputs = Mapping[str, Value]
 
 ALLOWED = "a pathlib.Path (an image file), bytes (an encoded image), str (a text), a list of str, a numpy array or a PIL image"
@@ -56,29 +46,29 @@ ORIENTATION = 0x0112
 """EXIF's tag for how a photograph was held: 1 upright, to 8."""
 
 
-def make_input(name: str, value: Value) -> ensemble_service_pb2.Input:
+def make_input(name: str, value: Value) -> pb.Input:
     """Return the value as an `Input`.
 
     Raises TypeError for a value, a dtype or an image's mode that cannot be sent, OSError for a file that cannot be read.
     """
     match value:
         case str():
-            return ensemble_service_pb2.Input(text=value)
+            return pb.Input(text=value)
         case list() | tuple() if all(isinstance(text, str) for text in value):
-            return ensemble_service_pb2.Input(texts=ensemble_service_pb2.TextList(values=value))
+            return pb.Input(texts=pb.TextList(values=value))
         case bytes() | bytearray() | memoryview():
-            return ensemble_service_pb2.Input(image=bytes(value))
+            return pb.Input(image=bytes(value))
         case Path():
-            return ensemble_service_pb2.Input(image=value.read_bytes())
+            return pb.Input(image=value.read_bytes())
         case tensor_pb2.Tensor():
-            return ensemble_service_pb2.Input(tensor=value)
-        case ensemble_service_pb2.Input():
+            return pb.Input(tensor=value)
+        case pb.Input():
             return value
     # Pillow first: its images speak numpy's protocol too.
     if _is_pillow(value):
-        return ensemble_service_pb2.Input(image=_png(name, value))
+        return pb.Input(image=_png(name, value))
     if _is_numpy(value):
-        return ensemble_service_pb2.Input(tensor=_tensor(name, value))
+        return pb.Input(tensor=_tensor(name, value))
     raise TypeError(f"inputs[{name!r}] is a {type(value).__name__}; allowed: {ALLOWED}.")
 
 
@@ -99,7 +89,7 @@ def _is_numpy(value: object) -> bool:
 
 def _png(name: str, image: Any) -> bytes:
     if image.mode in ("F", "I", "I;16L", "I;16N"):
-        # Of the first two nobody knows what is white; Pillow would make them nearly all black, or all white.
+        # The first two have no defined white; Pillow would make them nearly all black, or all white.
         allowed = "8 or 16 bits per channel, as 'RGB', 'L' and 'I;16' have them"
         raise TypeError(f"inputs[{name!r}] is a PIL image of mode {image.mode!r}; allowed: {allowed}.")
     image.load()  # what it reads with the pixels may be upright already

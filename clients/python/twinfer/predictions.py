@@ -1,10 +1,10 @@
 """What a prediction of any task says, as plain frozen values."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, fields
+from typing import Self, TypeVar
 
-from twinfer.v1 import ensemble_service_pb2
+from twinfer.v1 import ensemble_service_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class DetectedBox:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A float32 tensor: little-endian bytes, row by row, as `numpy.frombuffer(data, "<f4").reshape(shape)` reads them."""
+    """A float32 tensor: little-endian bytes, row-major, as `numpy.frombuffer(data, "<f4").reshape(shape)` reads them."""
 
     shape: tuple[int, ...]
     data: bytes
@@ -63,18 +63,17 @@ class Prediction:
     tensor: Tensor | None = None
 
     @classmethod
-    def from_message(cls, message: ensemble_service_pb2.Prediction) -> Self:
+    def from_message(cls, message: pb.Prediction) -> Self:
         """Return the prediction that a message holds."""
         match message.WhichOneof("task"):
             case "classification":
-                return cls(classes=_scored(message.classification.classes))
+                return cls(classes=_copy(ScoredClass, message.classification.classes))
             case "multi_label":
-                return cls(labels=_scored(message.multi_label.labels))
+                return cls(labels=_copy(ScoredClass, message.multi_label.labels))
             case "similarity":
-                found = message.similarity.matches
-                return cls(matches=tuple(ScoredMatch(one.index, one.label, one.cosine, one.probability) for one in found))
+                return cls(matches=_copy(ScoredMatch, message.similarity.matches))
             case "detections":
-                return cls(boxes=tuple(_box(box) for box in message.detections.boxes))
+                return cls(boxes=_copy(DetectedBox, message.detections.boxes))
             case "tensor":
                 return cls(tensor=Tensor(tuple(message.tensor.shape), message.tensor.data))
         return cls(embedding=tuple(message.embedding.values))
@@ -97,9 +96,10 @@ class Prediction:
         return self.best.probability
 
 
-def _scored(classes: Iterable[ensemble_service_pb2.ScoredClass]) -> tuple[ScoredClass, ...]:
-    return tuple(ScoredClass(scored.index, scored.label, scored.probability) for scored in classes)
+Value = TypeVar("Value", ScoredClass, ScoredMatch, DetectedBox)
 
 
-def _box(box: ensemble_service_pb2.DetectedBox) -> DetectedBox:
-    return DetectedBox(box.x_min, box.y_min, box.x_max, box.y_max, box.score, box.index, box.label)
+def _copy(kind: type[Value], messages: Iterable[object]) -> tuple[Value, ...]:
+    """Return each message as a `kind`, whose fields have the names of the message's."""
+    names = [one.name for one in fields(kind)]
+    return tuple(kind(*(getattr(message, name) for name in names)) for message in messages)

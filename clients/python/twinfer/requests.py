@@ -5,9 +5,9 @@ from typing import Literal, TypedDict, Unpack, get_args
 
 from twinfer.errors import MessageTooLarge
 from twinfer.inputs import Inputs, make_input
-from twinfer.v1 import ensemble_service_pb2
+from twinfer.v1 import ensemble_service_pb2 as pb
 
-Row = Inputs | ensemble_service_pb2.InferRequest
+Request = Inputs | pb.InferRequest
 """Inputs by name, or a ready request, which has options of its own."""
 
 PolicyName = Literal["require_all", "best_effort"]
@@ -17,14 +17,14 @@ PriorityName = Literal["low", "normal", "high"]
 class Options(TypedDict, total=False):
     """How to answer; what is left out is the server's, or the ensemble's, own choice."""
 
-    # The caller's own id, handed back in the answer and written to the server's log.
+    # The caller's own id, handed back in the answer.
     request_id: str
     # The ensemble's name and version; left out, the one that is served.
     ensemble: str
     version: int
-    # What the answer needs: every member ("require_all"), or whoever is there ("best_effort").
+    # What the answer needs: every member ("require_all"), or at least one ("best_effort").
     policy: PolicyName
-    # Which rows go first when more wait than a flight carries.
+    # Which requests go first when more wait than a batch holds.
     priority: PriorityName
     # How many classes, labels or texts of the ensemble's own are listed.
     top_k: int
@@ -36,13 +36,13 @@ class Options(TypedDict, total=False):
     fusion_weights: Mapping[str, float]
 
 
-def make_request(inputs: Inputs, *, timeout: float | None = None, **options: Unpack[Options]) -> ensemble_service_pb2.InferRequest:
-    """Make a request, ready for `infer`, `infer_batch` and `infer_many`: one row of many can so have options of its own.
+def make_request(inputs: Inputs, *, timeout: float | None = None, **options: Unpack[Options]) -> pb.InferRequest:
+    """Return a request that is ready for `infer`, `infer_batch` and `infer_many`: one of many can so have options of its own.
 
-    timeout: seconds that the server may take for the row, from its arrival.
+    timeout: seconds that the server may take for the request, from its arrival.
     Raises TypeError or ValueError for what cannot be sent, OSError for a file that cannot be read.
     """
-    row = ensemble_service_pb2.InferOptions(
+    own = pb.InferOptions(
         policy=_enum_name("policy", options.get("policy"), get_args(PolicyName)),
         priority=_enum_name("priority", options.get("priority"), get_args(PriorityName)),
         top_k=options.get("top_k", 0),
@@ -51,37 +51,34 @@ def make_request(inputs: Inputs, *, timeout: float | None = None, **options: Unp
         fusion_weights=options.get("fusion_weights", {}),
     )
     if timeout is not None:
-        row.timeout.FromNanoseconds(round(timeout * 1e9))
-    return ensemble_service_pb2.InferRequest(
+        own.timeout.FromNanoseconds(round(timeout * 1e9))
+    return pb.InferRequest(
         ensemble=options.get("ensemble", ""),
         version=options.get("version", 0),
         request_id=options.get("request_id", ""),
         inputs={name: make_input(name, value) for name, value in inputs.items()},
-        options=row,
+        options=own,
     )
 
 
-def as_request(row: Row, options: Options, *, are_of_many: bool = False) -> ensemble_service_pb2.InferRequest:
+def as_request(request: Request, options: Options, *, are_of_many: bool = False) -> pb.InferRequest:
     """Return a ready request as it is, and make one of inputs and options otherwise.
 
-    Options that are those of many rows are for such as have none; options of a ready request alone are a TypeError.
+    The options of many requests are for those that have none; options for a single ready request are a TypeError.
     """
-    if not isinstance(row, ensemble_service_pb2.InferRequest):
-        return make_request(row, **options)
+    if not isinstance(request, pb.InferRequest):
+        return make_request(request, **options)
     if options and not are_of_many:
         raise TypeError(f"a ready request has its own options; found besides: {', '.join(options)}.")
-    return row
+    return request
 
 
-def check_size(
-    request: ensemble_service_pb2.InferRequest | ensemble_service_pb2.InferStreamRequest | ensemble_service_pb2.BatchInferRequest,
-    max_message_bytes: int,
-) -> None:
+def check_size(message: pb.InferRequest | pb.InferStreamRequest | pb.BatchInferRequest, max_message_bytes: int) -> None:
     """Refuse a message over the limit: gRPC's own refusal would be a RESOURCE_EXHAUSTED that looks like overload.
 
     Raises MessageTooLarge.
     """
-    size = request.ByteSize()
+    size = message.ByteSize()
     if size > max_message_bytes:
         raise MessageTooLarge(
             f"the request has {size:,} bytes; allowed: {max_message_bytes:,} (max_message_bytes of the client; "

@@ -15,8 +15,6 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 Name = TypeVar("Name", bound=StrEnum)
 
-_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-
 
 def _below(kind: type[TwinferError]) -> Iterator[type[TwinferError]]:
     for child in kind.__subclasses__():
@@ -24,15 +22,16 @@ def _below(kind: type[TwinferError]) -> Iterator[type[TwinferError]]:
         yield from _below(child)
 
 
-# By code: only the first branching of the tree, for a bare code says no more than that.
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _BY_REASON: dict[Reason, type[TwinferError]] = {
     kind.default_reason: kind for kind in _below(TwinferError) if kind.default_reason is not Reason.UNSPECIFIED
 }
+# By code only the first branching of the tree: a bare code says no more than that.
 _BY_CODE = {kind.default_code: kind for kind in TwinferError.__subclasses__()}
 
 
 def name_enum(kind: type[Name], contract: Any, number: int) -> Name:
-    """Name a value of one of the contract's enums without its prefix; one that only a newer server knows is UNSPECIFIED."""
+    """Return a value of one of the contract's enums by its name without prefix; UNSPECIFIED where only a newer server knows it."""
     prefix = contract.Name(0).removesuffix("UNSPECIFIED")
     try:
         return kind(contract.Name(number).removeprefix(prefix))
@@ -41,7 +40,7 @@ def name_enum(kind: type[Name], contract: Any, number: int) -> Name:
 
 
 def error_from_message(message: error_pb2.Error, retry_after_seconds: float | None = None) -> TwinferError:
-    """Return the exception that an `Error` stands for, be it a call's, a row's or a member's."""
+    """Return the exception that an `Error` stands for, be it a call's, a request's or a member's."""
     code = _CODES.get(message.code, grpc.StatusCode.UNKNOWN)
     reason = name_enum(Reason, error_pb2.Reason, message.reason)  # unspecified: the code picks the class
     kind = _BY_REASON.get(reason) or _BY_CODE.get(code, TwinferError)
@@ -59,19 +58,13 @@ def error_from_call(failure: grpc.RpcError) -> TwinferError:
     """Return the exception for a failed call, with the server's `Error` where its trailing metadata carry one."""
     sent: Any = failure.trailing_metadata() or ()  # sync and aio disagree on the type; both are pairs
     metadata: dict[str, str | bytes] = dict(iter(sent))
-    pushback = metadata.get(PUSHBACK_KEY)
-    retry_after_seconds = _seconds(pushback) if isinstance(pushback, str) else None
+    pushback = metadata.get(PUSHBACK_KEY)  # negative means "do not retry", which is no hint
+    retry_after_seconds = int(pushback) / 1000 if isinstance(pushback, str) and pushback.isdecimal() else None
     error = metadata.get(ERROR_KEY)
     if isinstance(error, bytes):
         try:
             return error_from_message(error_pb2.Error.FromString(error), retry_after_seconds)
         except DecodeError:
             pass  # not from our server, or damaged on the way: the status still says what it can
-    code = failure.code()
-    kind = _BY_CODE.get(code, TwinferError)
-    return kind(failure.details() or code.name, code=code, reason=Reason.UNSPECIFIED, retry_after_seconds=retry_after_seconds)
-
-
-def _seconds(pushback: str) -> float | None:
-    """Read a pushback in milliseconds; a negative one means "do not retry" and is no hint."""
-    return int(pushback) / 1000 if pushback.isdecimal() else None
+    message = error_pb2.Error(code=failure.code().value[0], text=failure.details() or "")
+    return error_from_message(message, retry_after_seconds)

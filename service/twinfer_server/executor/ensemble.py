@@ -48,8 +48,8 @@ class Ensemble:
             "serial": Streams("serial", first, in_turn, first),
             "streams": Streams("streams", device.launch_stream("copy"), own, None),
         }
-        self.captured_fusion_buffers = [self._make_fusion_buffers() for _ in range(BUFFER_SETS)]
-        self._free_fusion_buffers = list(self.captured_fusion_buffers)
+        self._fusion_buffers = [self._make_fusion_buffers() for _ in range(BUFFER_SETS)]
+        self._free_fusion_buffers = list(self._fusion_buffers)
 
     @property
     def classes(self) -> int:
@@ -57,6 +57,11 @@ class Ensemble:
         if self.spec.task in ("classification", "multi_label"):
             return self.members[self.fusion.fusion.fused_members[0]].output_shape[0]
         return self.fusion_builder.texts if self.spec.task == "similarity" else 0
+
+    @property
+    def captured_fusion_buffers(self) -> Sequence[FusionBuffers]:
+        """The sets of fusion buffers that have CUDA graphs; further ones are made while batches are stuck."""
+        return self._fusion_buffers[:BUFFER_SETS]
 
     @property
     def member_streams(self) -> Sequence[Stream]:
@@ -109,8 +114,11 @@ class Ensemble:
         return batch
 
     def _take_fusion_buffers(self) -> FusionBuffers:
-        """Take a free set of fusion buffers, those with graphs first; more are made while batches are stuck."""
-        return self._free_fusion_buffers.pop(0) if self._free_fusion_buffers else self._make_fusion_buffers()
+        """Take a free set of fusion buffers, or make one."""
+        if not self._free_fusion_buffers:
+            self._fusion_buffers.append(self._make_fusion_buffers())
+            return self._fusion_buffers[-1]
+        return self._free_fusion_buffers.pop(0)
 
     def _make_fusion_buffers(self) -> FusionBuffers:
         shapes = [member.output_shape for member in self.members]
@@ -119,5 +127,5 @@ class Ensemble:
     def close(self) -> None:
         """End the streams' threads."""
         streams = {stream for streams in self.streams.values() for stream in (*streams.members, streams.copy)}
-        for stream in (*streams, *(buffers.stream for buffers in self._free_fusion_buffers)):
+        for stream in (*streams, *(buffers.stream for buffers in self._fusion_buffers)):
             stream.close()

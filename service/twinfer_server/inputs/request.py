@@ -95,7 +95,7 @@ class RequestProcessor:
             if name not in self._names:
                 raise UnknownMember(f"options.fusion_weights[{quote(name)}]: no such member; allowed: {self._names}")
             if name not in self._fused:
-                allowed = f"fused members, {self._fused}"
+                allowed = f"members that are fused, {self._fused}"
                 raise InvalidOption(f"options.fusion_weights[{quote(name)}]: its output is of kind 'features'; allowed: {allowed}")
             if not 0 <= weight <= 1e9:  # also refuses NaN
                 raise InvalidOption(f"options.fusion_weights[{quote(name)}]: found {weight}; allowed: 0 to 1e9")

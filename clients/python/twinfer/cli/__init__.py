@@ -1,4 +1,4 @@
-"""The console script `twinfer`: `infer` and `describe` here, `serve`, `validate`, `demo` and `fit` in the service package."""
+"""The console script `twinfer`: what asks a server is here, what runs one is in the service package."""
 
 from twinfer.cli.app import app, main
 

@@ -8,24 +8,17 @@ import typer
 from twinfer.cli.bench import bench
 from twinfer.cli.describe import describe
 from twinfer.cli.infer import infer
-from twinfer.cli.operate import fusion, member
-from twinfer.cli.server import COMMANDS, FORWARDED, forward
-from twinfer.cli.timeline import timeline
+from twinfer.cli.operate import fusion, member, timeline
+from twinfer.cli.server import add_server_commands
 
-app = typer.Typer(
-    help="Two models side by side, one fused answer.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command()(infer)
-app.command()(describe)
-app.command()(bench)
-app.command()(timeline)
+SAYS = "Two models side by side, one fused answer."
+
+app = typer.Typer(help=SAYS, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for command in (infer, describe, bench, timeline):
+    app.command()(command)
 app.add_typer(fusion, name="fusion")
 app.add_typer(member, name="member")
-for name, says in COMMANDS.items():
-    app.command(name, help=says, context_settings=FORWARDED, add_help_option=False)(forward)
+add_server_commands(app)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -34,11 +27,11 @@ def _show_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=SAYS)
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    """Two models side by side, one fused answer."""
+    pass
 
 
 def main() -> None:

@@ -1,37 +1,39 @@
-"""`twinfer fusion` and `twinfer member`: what operators see and change on a running server, over its --admin-listen address."""
+"""`twinfer fusion`, `twinfer member`, `twinfer timeline`: what operators see and change, over a server's --admin-listen address."""
 
+import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
+import grpc
 import typer
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
-from twinfer.cli.admin import Reply, call_admin
-from twinfer.cli.describe import describe_fusion
-from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
+from twinfer.channel import DEFAULT_MAX_MESSAGE_BYTES, channel_options
+from twinfer.cli.describe import describe_breaker, describe_fusion
+from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Admin, Json, Server, Timeout, check_folder, failures_reported
 from twinfer.cli.report import plain, print_json
 from twinfer.client import Client
+from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
 from twinfer.v1 import ensemble_pb2
+from twinfer.v1.ensemble_admin_service_pb2_grpc import EnsembleAdminServiceStub
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 75.0  # a timeline takes up to 60
+NUMBER = "MEMBER=NUMBER"
+Shown = TypeVar("Shown", ensemble_pb2.Fusion, ensemble_pb2.Member)
 
 fusion = typer.Typer(help="Change how the members' outputs become one, while the server answers.", no_args_is_help=True)
-member = typer.Typer(help="Switch members off and on, while the server answers.", no_args_is_help=True)
-
-Admin = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's --admin-listen address.")]
-NUMBER = "MEMBER=NUMBER"
+member = typer.Typer(help="Disable members and enable them again, while the server answers.", no_args_is_help=True)
 
 
 @fusion.command("show")
-def show(
-    server: Server = DEFAULT_SERVER,
-    timeout: Timeout = DEFAULT_TIMEOUT,  # type: ignore[assignment] # typer sends defaults through the parser too
-    as_json: Json = False,
-) -> None:
+def show(server: Server = DEFAULT_SERVER, timeout: Timeout = DEFAULT_TIMEOUT, as_json: Json = False) -> None:
     """Show the fusion that is in use. Callers may ask that, so it goes to the address that `twinfer infer` takes."""
     with failures_reported(as_json), Client(server) as client:
         ensemble = client.describe(timeout=timeout)
-    _show(ensemble.fusion, as_json)
+    _show(ensemble.fusion, describe_fusion, as_json)
 
 
 @fusion.command("update")
@@ -39,9 +41,7 @@ def update(
     server: Admin,
     weight: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar=NUMBER, help="A member's weight, once for each; members that are left out weigh 0. None: as they are."
-        ),
+        typer.Option(metavar=NUMBER, help="A member's weight, once for each; those left out weigh 0. None: as they are."),
     ] = None,
     temperature: Annotated[
         list[str] | None,
@@ -60,7 +60,7 @@ def update(
         temperatures=_read_numbers("--temperature", temperature),
         fitted=fitted,
     )
-    _show(_call(server, as_json, lambda stub: stub.UpdateFusion(request, timeout=TIMEOUT_SECONDS).fusion), as_json)
+    _show(_call(server, "UpdateFusion", request, as_json).fusion, describe_fusion, as_json)
 
 
 @fusion.command("rollback")
@@ -71,43 +71,53 @@ def rollback(
 ) -> None:
     """Go back to an earlier version of the fusion."""
     request = pb.RollbackFusionRequest(version=version)
-    _show(_call(server, as_json, lambda stub: stub.RollbackFusion(request, timeout=TIMEOUT_SECONDS).fusion), as_json)
+    _show(_call(server, "RollbackFusion", request, as_json).fusion, describe_fusion, as_json)
 
 
 @member.command("on")
 def on(name: str, server: Admin, as_json: Json = False) -> None:
-    """Let a member take part in flights again."""
-    _switch(name, ensemble_pb2.BREAKER_STATE_CLOSED, server, as_json)
+    """Close a member's circuit breaker, so that it takes part in batches again."""
+    request = pb.SetMemberRequest(member=name, breaker_state=ensemble_pb2.BREAKER_STATE_CLOSED)
+    _show(_call(server, "SetMember", request, as_json).member, describe_breaker, as_json)
 
 
 @member.command("off")
 def off(name: str, server: Admin, as_json: Json = False) -> None:
-    """Keep a member out of flights until it is switched on again."""
-    _switch(name, ensemble_pb2.BREAKER_STATE_DISABLED, server, as_json)
+    """Disable a member: it takes part in no batch until it is on again."""
+    request = pb.SetMemberRequest(member=name, breaker_state=ensemble_pb2.BREAKER_STATE_DISABLED)
+    _show(_call(server, "SetMember", request, as_json).member, describe_breaker, as_json)
 
 
-def _switch(name: str, switch: ensemble_pb2.BreakerState, server: str, as_json: bool) -> None:
-    request = pb.SetMemberRequest(member=name, breaker_state=switch)
-    found: ensemble_pb2.Member = _call(server, as_json, lambda stub: stub.SetMember(request, timeout=TIMEOUT_SECONDS).member)
-    described = plain(found)
-    if as_json:
-        print_json(described)
-    else:
-        typer.echo(
-            f"{name} is switched {described['breaker_state'].lower()}{', ' * bool(found.breaker_reason)}{found.breaker_reason}"
-        )
+def timeline(
+    server: Admin,
+    seconds: Annotated[float, typer.Option(min=0.001, max=60.0, help="How long to watch.")] = 2.0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the trace goes.")] = Path("trace.json"),
+) -> None:
+    """Watch a server for a while and write a Chrome trace, which Perfetto (https://ui.perfetto.dev) opens."""
+    check_folder(output)
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    request = pb.CaptureTimelineRequest(duration=duration)
+    trace = _call(server, "CaptureTimeline", request, as_json=False).trace_json
+    output.write_bytes(trace)
+    typer.echo(f"{output}: {len(json.loads(trace)['traceEvents'])} events of {seconds:g} s; open it in https://ui.perfetto.dev")
 
 
-def _show(found: ensemble_pb2.Fusion, as_json: bool) -> None:
+def _show(found: Shown, describe: Callable[[Shown], str], as_json: bool) -> None:
     if as_json:
         print_json(plain(found))
     else:
-        typer.echo(describe_fusion(found))
+        typer.echo(describe(found))
 
 
-def _call(server: str, as_json: bool, call: Callable[[Any], Reply]) -> Reply:
-    with failures_reported(as_json):
-        return call_admin(server, call)
+def _call(server: str, method: str, request: Message, as_json: bool) -> Any:
+    """Return the reply of the operators' service, which listens on an address of its own. Exits with 1 if the call fails."""
+    options = channel_options(DEFAULT_MAX_MESSAGE_BYTES, attempts=1)
+    with failures_reported(as_json), grpc.insecure_channel(server, options) as channel:
+        try:
+            return getattr(EnsembleAdminServiceStub(channel), method)(request, timeout=TIMEOUT_SECONDS)
+        except grpc.RpcError as failure:
+            raise error_from_call(failure) from None
 
 
 def _read_numbers(option: str, texts: list[str] | None) -> dict[str, float]:

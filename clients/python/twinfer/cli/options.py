@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0}  # longest first: "5ms" ends with an 
 
 
 def seconds(text: str) -> float:
-    """Read a span: 5s, 250ms, 2m, or a bare number of seconds. Raises typer.BadParameter."""
+    """Return a span, 5s, 250ms, 2m or a bare number of seconds, in seconds. Raises typer.BadParameter."""
     unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
     try:
         span = float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
@@ -26,19 +26,19 @@ def seconds(text: str) -> float:
     return span
 
 
-def check_folders(*files: Path | None) -> None:
-    """Say before the work, not after it, what cannot be written. Raises typer.BadParameter."""
-    for file in files:
-        if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{file}: there is no such folder.")
+def check_folder(file: Path | None) -> None:
+    """Refuse before the work, not after it, a file that cannot be written. Raises typer.BadParameter."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{file}: there is no such folder.")
 
 
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
+Admin = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's --admin-listen address.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="SPAN", parser=seconds, help="How long it may take: 5s, 250ms, 2m.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors included, and nothing else.")]
 
 DEFAULT_SERVER = DEFAULT_TARGET
-DEFAULT_TIMEOUT = f"{DEFAULT_TIMEOUT_SECONDS:g}s"
+DEFAULT_TIMEOUT: Any = f"{DEFAULT_TIMEOUT_SECONDS:g}s"  # a text, for typer sends defaults through the parser too
 
 
 @contextmanager

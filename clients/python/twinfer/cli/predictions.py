@@ -1,4 +1,4 @@
-"""How a prediction of any task is shown to people."""
+"""Predictions of every task, as text for people."""
 
 import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def says(prediction: Prediction) -> str:
-    """Say on one line what a prediction comes to."""
+    """Return on one line what a prediction comes to."""
     if prediction.classes:
         return f"{prediction.label or prediction.best.index}  {prediction.probability:.4f}"
     if prediction.labels:
@@ -30,7 +30,7 @@ def says(prediction: Prediction) -> str:
 
 
 def tables(prediction: Prediction) -> Iterator[Table]:
-    """Give the table that shows a prediction whole, where it has one."""
+    """Yield the table that shows a prediction whole, where it has one."""
     for title, scored in (("class", prediction.classes), ("label", prediction.labels)):
         if scored:
             yield [title, "probability"], [[one.label or str(one.index), f"{one.probability:.4f}"] for one in scored]

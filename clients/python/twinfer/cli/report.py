@@ -45,8 +45,8 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 def plain(message: Message) -> dict[str, Any]:
     """Return a message of the contract as plain values under the contract's names; unset optional fields are left out.
 
-    Like protobuf's own JSON: bytes, such as a tensor's, become base64. Unlike it: integers stay integers, enums are named without
-    their prefix, and a span becomes milliseconds under its name with `_ms` at the end.
+    Unlike protobuf's own `MessageToDict`: integers stay integers, enums are named without their prefix, and a span becomes
+    milliseconds under its name with `_ms` at the end. Bytes, such as a tensor's, become base64 in both.
     """
     values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
@@ -55,18 +55,12 @@ def plain(message: Message) -> dict[str, Any]:
         value = getattr(message, field.name)
         # Descriptors tell maps and lists apart differently in protobuf 5 and 7; their containers' types are the same.
         if isinstance(value, MutableMapping):
-            item = field.message_type.fields_by_name["value"]  # type: ignore[union-attr] # a map is a list of key and value on the wire
-            values[_name(field.name, item)] = {key: _plain_value(item, value[key]) for key in sorted(value)}
+            values[field.name] = dict(sorted(value.items()))  # the answers' maps are of numbers
         elif isinstance(value, MutableSequence):
-            values[_name(field.name, field)] = [_plain_value(field, item) for item in value]
+            values[field.name] = [_plain_value(field, item) for item in value]
         else:
-            values[_name(field.name, field)] = _plain_value(field, value)
+            values[f"{field.name}_ms" if isinstance(value, Duration) else field.name] = _plain_value(field, value)
     return values
-
-
-def _name(name: str, field: Any) -> str:
-    is_span = field.message_type is not None and field.message_type.full_name == Duration.DESCRIPTOR.full_name
-    return f"{name}_ms" if is_span else name
 
 
 def _plain_value(field: Any, value: Any) -> Any:
@@ -76,15 +70,7 @@ def _plain_value(field: Any, value: Any) -> Any:
         return plain(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if field.enum_type is not None:
-        return _enum_name(field.enum_type, value)
+    if field.enum_type is not None and value in field.enum_type.values_by_number:  # others are from a newer server
+        names = {number: one.name for number, one in field.enum_type.values_by_number.items()}
+        return names[value].removeprefix(names[0].removesuffix("UNSPECIFIED"))
     return value
-
-
-def _enum_name(kind: Any, number: int) -> str | int:
-    """Name an enum's value without its prefix, which is what stands before UNSPECIFIED in the name of value 0."""
-    if number not in kind.values_by_number:
-        return number  # from a newer server
-    prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    name: str = kind.values_by_number[number].name
-    return name.removeprefix(prefix)

@@ -7,17 +7,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import grpc.aio
-
-from twinfer.channel import DEFAULT_MAX_MESSAGE_BYTES, channel_options
+from twinfer.aio import AsyncClient
 from twinfer.errors import TwinferError
-from twinfer.load.agreement import Agreement
-from twinfer.load.callers import BatchCaller, Caller, StreamCaller, UnaryCaller
 from twinfer.load.tally import Tally
+from twinfer.results import Response
 from twinfer.v1 import ensemble_service_pb2
 
 CALLS_PER_CONNECTION = 64
-"""A server takes so many at once on a connection (128 by default, and 64 rows of a stream), and the rest waits on this side."""
+"""A server takes so many at once on a connection (128 by default), and the rest waits on this side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +26,20 @@ class Load:
     seconds: float
     warm_up_seconds: float = 0.0
     timeout: float = 30.0
-    # Rows per call: one by Infer, several by BatchInfer.
+    # Requests per call: one by Infer, several by BatchInfer.
     batch: int = 1
-    is_streamed: bool = False
     # Of an open loop. Beyond it arrivals are not sent, and counted.
     max_in_flight: int = 512
     seed: int = 0
-    # None: answers are not compared.
-    agreement: Agreement | None = None
 
     @property
     def method(self) -> str:
         """The method that is called."""
-        return "InferStream" if self.is_streamed else "Infer" if self.batch == 1 else f"BatchInfer of {self.batch} rows"
+        return "Infer" if self.batch == 1 else f"BatchInfer of {self.batch} requests"
 
 
 def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Give the times of independent arrivals, `rate` per second on average, from 0 to `seconds`."""
+    """Yield the times of independent arrivals, `rate` per second on average, from 0 to `seconds`."""
     draw, at = random.Random(seed), 0.0
     while (at := at + draw.expovariate(rate)) < seconds:
         yield at
@@ -84,22 +78,21 @@ async def run_open(load: Load, arrivals: Iterable[float], tally: Tally) -> None:
 
 
 class _Stretch:
-    """A stretch of time under load: a warm-up and the time that counts, the connections, and the rows' turns.
+    """A stretch of time under load: a warm-up and the time that counts, the connections, and the requests in turn.
 
     A call belongs to the tally if it was to begin in the time that counts; its end is waited for.
     """
 
     def __init__(self, load: Load, in_flight: int, tally: Tally) -> None:
-        kind = StreamCaller if load.is_streamed else UnaryCaller if load.batch == 1 else BatchCaller
-        connections = -(-in_flight // CALLS_PER_CONNECTION)
-        # No retries, which would hide failures; and connections of their own, which gRPC would make one of.
-        options = [*channel_options(DEFAULT_MAX_MESSAGE_BYTES, attempts=1), ("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(load.target, options) for _ in range(connections)]
-        for channel in self._channels:
-            channel.get_state(try_to_connect=True)
-        self._caller: Caller = kind(self._channels, load.requests, load.timeout)
+        # No retries, which would hide failures; and connections of their own, where gRPC would make one of them.
+        apart = [("grpc.use_local_subchannel_pool", 1)]
+        self._clients = [
+            AsyncClient(load.target, timeout=load.timeout, attempts=1, options=apart)
+            for _ in range(-(-in_flight // CALLS_PER_CONNECTION))
+        ]
+        self._next_client = itertools.cycle(self._clients)
+        self._next_request = itertools.cycle(load.requests)
         self._load, self._tally = load, tally
-        self._turns = itertools.cycle(range(len(load.requests)))
         self.start = time.perf_counter()
         self._measured_from = self.start + load.warm_up_seconds
         self.ends = self._measured_from + load.seconds
@@ -109,28 +102,31 @@ class _Stretch:
         return self._measured_from <= due < self.ends
 
     async def ask(self, due: float) -> None:
-        """Make the call that is to begin at this time, and count what becomes of its rows."""
+        """Make the call that is to begin at this time, and count what becomes of its requests."""
         is_measured, tally = self.is_measured(due), self._tally
         if is_measured:
             tally.begun_late_seconds += self._load.batch * (time.perf_counter() - due)
-        rows = list(itertools.islice(self._turns, self._load.batch))
-        replies = await self._caller.ask(rows)
+        results = await self._results(next(self._next_client))
         now = time.perf_counter()
-        for row, reply in zip(rows, replies, strict=True):
-            if isinstance(reply, TwinferError):
-                if is_measured:
-                    tally.add_error(reply)
-                continue
-            agreement = self._load.agreement
-            is_right = agreement is None or reply.degraded or agreement.holds(row, reply)
-            tally.in_time += self._measured_from <= now < self.ends
+        for result in results:
+            if isinstance(result, Response):
+                tally.in_time += self._measured_from <= now < self.ends
             if is_measured:
-                tally.add_answer(reply, now - due, is_right)
+                tally.add_result(result, now - due)
+
+    async def _results(self, client: AsyncClient) -> Sequence[Response | TwinferError]:
+        requests = list(itertools.islice(self._next_request, self._load.batch))
+        try:
+            if self._load.batch == 1:
+                return [await client.infer(requests[0])]
+            return [outcome.result for outcome in await client.infer_batch(requests)]
+        except TwinferError as error:
+            return [error] * len(requests)
 
     async def watch(self) -> None:
-        """Measure the time that counts, and how busy this side is meanwhile; what is interrupted has the time until then."""
+        """Measure the time that counts, and how busy this side is meanwhile; an interrupted stretch has the time until then."""
         await asyncio.sleep(max(0.0, self._measured_from - time.perf_counter()))
-        loop, process = time.thread_time(), time.process_time()
+        began = time.thread_time()
         self._tally.seconds = self._load.seconds
         try:
             await asyncio.sleep(max(0.0, self.ends - time.perf_counter()))
@@ -138,13 +134,11 @@ class _Stretch:
             self._tally.seconds = time.perf_counter() - self._measured_from
             raise
         finally:
-            self._tally.loop_cpu_seconds = time.thread_time() - loop
-            self._tally.cpu_seconds = time.process_time() - process
+            self._tally.loop_cpu_seconds = time.thread_time() - began
 
     async def __aenter__(self) -> "_Stretch":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._caller.close()
-        for channel in self._channels:
-            await channel.close()
+        for client in self._clients:
+            await client.close()

@@ -2,18 +2,24 @@
 
 import asyncio
 import importlib.util
+import os
+import platform
 import selectors
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Literal
 
 from twinfer.load.loops import Load, poisson, run_closed, run_open
 from twinfer.load.tally import Tally
 
+PACKAGES = ("twinfer", "grpcio", "protobuf", "numpy")
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """How strong a load is: so many calls always under way, or so many arrivals per second."""
+    """How strong a load is: so many calls always under way, or so many requests per second."""
 
     kind: Literal["concurrency", "rate"]
     value: float
@@ -24,53 +30,50 @@ class Point:
 
 @dataclass(slots=True)
 class Measurement:
-    """What came of a point: all repeats together, and each one's rate."""
+    """A point, and what came of it."""
 
     point: Point
     tally: Tally = field(default_factory=Tally)
-    rates: list[float] = field(default_factory=list)
     is_complete: bool = False
 
 
-def run(
-    load: Load, points: Sequence[Point], repeats: int, measurements: list[Measurement], on_start: Callable[[Point, Tally], None]
-) -> None:
-    """Measure all points, `repeats` times, in turn, so that what the machine does otherwise strikes all of them alike.
-
-    `measurements` is filled while the load runs: who interrupts it has what was measured so far. `on_start` is told the
-    tally that is being filled.
-    """
-    measurements.extend(Measurement(point) for point in points)
-    for repeat in range(repeats):
-        for measurement in measurements:
-            tally = Tally()
-            on_start(measurement.point, tally)
-            try:
-                _run_once(replace(load, seed=load.seed + repeat), measurement.point, tally)
-                measurement.is_complete = repeat == repeats - 1
-            finally:
-                measurement.tally.add(tally)
-                measurement.rates.append(tally.rate)
-
-
-def _run_once(load: Load, point: Point, tally: Tally) -> None:
+def measure(load: Load, measurement: Measurement) -> None:
+    """Run a load at the measurement's point. Fills the tally while it runs: an interrupted caller has what was counted so far."""
+    point = measurement.point
     if point.kind == "concurrency":
-        with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-            runner.run(run_closed(load, int(point.value), tally))
+        with asyncio.Runner(loop_factory=_fast_loop) as runner:
+            runner.run(run_closed(load, int(point.value), measurement.tally))
     else:
         arrivals = poisson(point.value / load.batch, load.warm_up_seconds + load.seconds, load.seed)
         with asyncio.Runner(loop_factory=_punctual_loop) as runner:
-            runner.run(run_open(load, arrivals, tally))
+            runner.run(run_open(load, arrivals, measurement.tally))
+    measurement.is_complete = True
 
 
-def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    import uvloop
+def figures(load: Load, title: str, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """Return the figures of every point as plain values, with all that one must know to measure them again."""
+    return {
+        "title": title,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "client": {
+            "machine": platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),
+            "versions": {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES},
+        },
+        "load": asdict(replace(load, requests=())) | {"method": load.method, "requests": len(load.requests)},
+        "points": [
+            {one.point.kind: one.point.value, "is_complete": one.is_complete, **one.tally.figures()} for one in measurements
+        ],
+    }
 
-    return uvloop.new_event_loop
+
+def _fast_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's loop where it is installed."""
+    library = importlib.import_module("uvloop" if importlib.util.find_spec("uvloop") else "asyncio")
+    loop: asyncio.AbstractEventLoop = library.new_event_loop()
+    return loop
 
 
 def _punctual_loop() -> asyncio.AbstractEventLoop:
-    """Make a loop whose timers are exact to a part of a millisecond: uvloop's and epoll's are whole milliseconds."""
+    """Return a loop whose timers are exact to a part of a millisecond: uvloop's and epoll's are whole milliseconds."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())

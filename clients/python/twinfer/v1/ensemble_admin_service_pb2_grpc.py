@@ -62,7 +62,8 @@ class EnsembleAdminServiceServicer(object):
     """
 
     def CaptureTimeline(self, request, context):
-        """Watches the server for a while and gives what happened as a timeline. Costs nothing when nobody asks. Safe to retry.
+        """Watches the server for a while and returns what happened as a timeline. Costs nothing while no timeline is asked for. Safe to
+        retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +71,7 @@ class EnsembleAdminServiceServicer(object):
 
     def UpdateFusion(self, request, context):
         """Gives the fusion other weights, temperatures, another method, or what `twinfer fit` has written into the ensemble's folder;
-        no call fails of it, and every answer is made by one version. INVALID_ARGUMENT, with the reason, for a fusion that does not
+        no call fails because of it, and every answer is made by one version. INVALID_ARGUMENT, with the reason, for a fusion that does not
         fit the members. With `expected_version` a retry does nothing twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
