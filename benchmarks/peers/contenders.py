@@ -50,7 +50,7 @@ class Contender:
         return "" if self.python.exists() else f"{self.python.relative_to(ROOT)} is not there; `make peers` makes it"
 
 
-QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=", "--set", "metrics_listen=127.0.0.1:{second_port}")
+QUIETLY = ("--set", "log_level=warning", "--set", "metrics_listen=127.0.0.1:{second_port}")
 SERVE = ("-c", "from twinfer.cli import main; main()", "serve", "{folder}", "--listen", "127.0.0.1:{port}", "--trust-code")
 PLAIN = ("-m", "benchmarks.peers.plain", "{pair}", "{port}")
 EXPERIMENTS = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
