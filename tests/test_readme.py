@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import grpc
 import pytest
 import typer
@@ -23,6 +22,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from typer.core import TyperGroup
 
 from tests.calls import PATIENCE_SECONDS, connect
 from tests.conftest import DigitsServer
@@ -159,14 +159,11 @@ def test_every_grpcurl_line_gets_an_answer(digits_server: DigitsServer, line: st
 @pytest.mark.parametrize("line", commands("twinfer "))
 def test_every_command_is_one_and_takes_what_it_is_given(line: str) -> None:
     arguments = shlex.split(line, comments=True)[1:]
-    command: click.Command = typer.main.get_command(app)
-    if arguments[0] in COMMANDS:
-        command = typer.main.get_command(load_command(arguments.pop(0)))
-    while isinstance(command, click.Group):
-        _, found, arguments = command.resolve_command(click.Context(command), arguments)
-        assert found is not None
-        command = found
-    command.make_context("twinfer", arguments)  # fails for what the command does not take
+    is_service = arguments[0] in COMMANDS
+    command: Any = typer.main.get_command(load_command(arguments.pop(0)) if is_service else app)
+    while isinstance(command, TyperGroup):
+        _, command, arguments = command.resolve_command(typer.Context(command), arguments)
+    assert command.make_context("twinfer", arguments), "it fails for what the command does not take"
 
 
 @pytest.mark.parametrize("line", commands("twinfer infer", "twinfer describe"))
