@@ -84,7 +84,8 @@ class Rig:
 
 @contextmanager
 def open_rig(
-    folder: Path, execution: Execution = "serial", *, max_batch_size: int = 4, tail: str = "", seconds: float = 0.001, **settings: Any
+    folder: Path, execution: Execution = "serial", *, max_batch_size: int = 4, tail: str = "", seconds: float = 0.001,
+    **settings: Any,
 ) -> Iterator[Rig]:  # fmt: skip
     models = {"left": Opinion(), "right": Opinion()}
     ensemble = load_members(write_members(folder, models, tail=tail, max_batch_size=max_batch_size), execution, seconds=seconds)

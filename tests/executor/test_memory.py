@@ -66,7 +66,7 @@ def test_every_part_of_a_members_memory_is_measured(tmp_path: Path) -> None:
 
 
 def test_the_digits_say_what_they_take() -> None:
-    ensemble = prepare_ensemble(DIGITS, ServerSettings(cache_dir=""), lambda done, total: None)
+    ensemble = prepare_ensemble(DIGITS, ServerSettings(), lambda done, total: None)
     assert set(ensemble.memory) == {"vision", "language"}
     assert all(0 < member.parameters < member.total for member in ensemble.memory.values())
 
@@ -81,7 +81,7 @@ def test_the_digits_say_what_they_take() -> None:
     ],
 )
 def test_a_server_that_would_take_more_than_its_budget_does_not_start(tmp_path: Path, in_folder: str, in_settings: float) -> None:
-    settings = ServerSettings(cache_dir="", trust_code=True, memory_budget_mb=in_settings)
+    settings = ServerSettings(trust_code=True, memory_budget_mb=in_settings)
     with pytest.raises(InvalidEnsemble) as refusal:
         prepare_ensemble(write_wide(tmp_path, in_folder), settings, lambda done, total: None)
     assert str(refusal.value).startswith("memory: the members take 0.18")

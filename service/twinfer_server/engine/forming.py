@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, field
 
 from ..device import Execution
-from ..errors import InternalError, MemberLate, TwinferError
+from ..errors import InternalError, MemberLate, MemberOff, TwinferError
 from ..executor import Batch, Ensemble, find_refusal, make_synthetic_request
 from ..types import Policy, Request
 from .circuit_breaker import CircuitBreakers, spread_loss
@@ -137,7 +137,12 @@ class BatchFormer:
         """Say, by member index, which members cannot take part for a request and why: off, too late, or behind such a one."""
         if all(self._is_on_time(index, request.reply_by - now, now) for index in request.members):
             return {}  # for nearly every request
-        return spread_loss(self._ensemble, request.members, lambda index: self._why_lost(request, index, now))
+        lost = spread_loss(self._ensemble, request.members, lambda index: self._why_lost(request, index, now))
+        if request.policy is Policy.REQUIRE_ALL and any(isinstance(error, MemberOff) for error in lost.values()):
+            return lost
+        # Where a stream is behind it is what kept the request waiting until no member can make it.
+        behind = {index: error for index, error in lost.items() if self._in_flight.loads[index].behind_seconds(now)}
+        return behind if request.policy is Policy.REQUIRE_ALL and behind else lost
 
     def _is_on_time(self, index: int, left_seconds: float, now: float) -> bool:
         """Whether a member is certain to take part for a request with so much time left."""
@@ -153,6 +158,8 @@ class BatchFormer:
         if off is not None:
             return off
         load, left, least = self._in_flight.loads[index], request.reply_by - now, self._chain_seconds[index]
+        if least >= left and load.behind_seconds(now):
+            return self._late(index, f"has a stream that has been behind for {load.behind_seconds(now):.3f} s")
         if least >= left:
             return self._late(index, f"takes at least {least:.3f} s, longer than the request can wait")
         if request.policy is Policy.REQUIRE_ALL:
