@@ -402,7 +402,7 @@ def test_a_defect_costs_a_batch_and_no_buffer(tmp_path: Path, defect: str, monke
                 if defect == "forming":
                     patch.setattr(rig.ensemble, "form_batch", raising(broken))
                 else:
-                    patch.setattr("twinfer_server.engine.scheduler.find_failures", raising(broken))
+                    patch.setattr("twinfer_server.engine.completion.Completion.find_failures", raising(broken))
                 call = rig.put_both(0.5)
                 with suppress(InternalError):
                     call.response()

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from ..device import Execution
 from ..errors import InternalError, MemberLate, MemberOff, TwinferError
-from ..executor import Batch, Ensemble, find_refusal, make_synthetic_request
+from ..executor import Batch, Ensemble, make_synthetic_request
 from ..types import Policy, Request
 from .circuit_breaker import CircuitBreakers, spread_loss
+from .completion import refuse
 from .in_flight import InFlight
 from .queue import RequestQueue
 
@@ -205,26 +206,3 @@ class BatchFormer:
         self._in_flight.add(batch, now, is_trial=is_trial)
         self.queue.mark_blocked(now)
         return batch
-
-
-def refuse(ensemble: Ensemble, request: Request, lost: dict[int, TwinferError]) -> TwinferError | None:
-    """Return the error that a request ends with without the members in `lost`; None if the others, or earlier batches, suffice."""
-    known = {index: partial.error for index, partial in request.partials.items() if partial.error is not None}
-    asked = [index for index in request.samples if index in request.members or index in request.partials]
-    return find_refusal(ensemble.fusion, request.policy, asked, known | lost)
-
-
-def find_failures(batch: Batch, present: list[list[bool]] | None) -> dict[int, str]:
-    """Say, by member index, what was wrong with a member of a complete batch, or nothing; upstream failures count once.
-
-    `present` are the fused result's, bool [requests, members]; None where the fusion raised, which is not the members' fault.
-    """
-    failures = {}
-    for run in batch.runs:
-        if run.is_blocked:
-            continue
-        index = run.member.index
-        failures[index] = run.error.text if run.error is not None else ""
-        if not failures[index] and present is not None and run.member.is_fused and not any(present[n][index] for n in run.indices):
-            failures[index] = "no output was finite"
-    return failures
