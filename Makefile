@@ -47,6 +47,7 @@ check: $(MADE) $(PROTOS_MADE) ## lint, types, contract, fresh stubs, layers
 	  git archive $(AGAINST) buf.yaml protos | $(BIN)/buf breaking --against '-#format=tar'; \
 	else echo "buf breaking: left out, no git revision $(AGAINST) to compare with"; fi
 	$(BIN)/python -m pytest --quiet tests/test_protos.py tests/test_layering.py
+	@$(BIN)/python -m tests.sizes
 
 protos: $(PROTOS_MADE) ## make the Python stubs from protos/
 	.venv-protos/bin/python -W ignore protos/generate.py

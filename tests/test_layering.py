@@ -118,6 +118,53 @@ def test_the_service_never_calls_backwards() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def graph_of(package: Path) -> dict[str, set[str]]:
+    """Which modules of a package import which others, whenever they do: with the module, for types, or in a call."""
+    modules = {module.removesuffix(".__init__"): path for path, module in files_under(package)}
+    graph: dict[str, set[str]] = {}
+    for path, module in files_under(package):
+        name = module.removesuffix(".__init__")
+        graph[name] = set()
+        for found in imports_of(path.read_text(), module):
+            # A package's own file only hands names on: what is taken through it comes from the module that has it.
+            target = found.name if found.name in modules else found.name.rpartition(".")[0]
+            if found.when != "call" and target in modules and target != name:
+                graph[name].add(target)
+    return graph
+
+
+@pytest.mark.parametrize("package", [SERVICE, CLIENT], ids=["the service", "the client"])
+def test_no_module_imports_itself_through_others_not_even_for_types(package: Path) -> None:
+    graph, done, path = graph_of(package), set[str](), list[str]()
+
+    def visit(module: str) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module in done:
+            return
+        path.append(module)
+        for target in sorted(graph[module]):
+            visit(target)
+        done.add(path.pop())
+
+    for module in sorted(graph):
+        visit(module)
+
+
+MAX_FUNCTION_LINES = 50
+
+
+def test_every_function_fits_on_a_screen() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {(node.end_lineno or 0) - node.lineno + 1} lines"
+        for package in (SERVICE, CLIENT)
+        for path, _ in files_under(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert not long, "\n".join(long)
+
+
 def test_the_package_itself_imports_nothing() -> None:
     assert not list(imports_of((SERVICE / "__init__.py").read_text(), "twinfer_server.__init__"))
 

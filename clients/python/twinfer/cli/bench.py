@@ -69,10 +69,8 @@ def bench(
     measured, is_interrupted = _measure(load, wanted, points)
     if json_file is not None:
         json_file.write_text(json.dumps(load.figures(wanted, title, measured), indent=2) + "\n", encoding="utf-8")
-    if is_interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if fail_on_errors and not all(one.tally.is_clean for one in measured):
-        raise typer.Exit(1)
+    has_failed = fail_on_errors and not all(one.tally.is_clean for one in measured)
+    raise typer.Exit(INTERRUPTED if is_interrupted else int(has_failed))
 
 
 def _read_points(load: Any, concurrency: str | None, rate: str | None) -> list[Any]:
