@@ -58,7 +58,7 @@ def test_a_call_gives_its_place_back(
     folder: Path, gate: Gate, timeout: float, give_up: Callable[[Any], object], code: grpc.StatusCode
 ) -> None:
     # The slack is so small that the caller's own clock is the first.
-    settings = {"max_concurrent_calls": 1, "breaker_stall_seconds": 1000.0, "reply_slack_seconds": 1e-9}
+    settings: dict[str, Any] = {"max_concurrent_calls": 1, "breaker_stall_seconds": 1000.0, "reply_slack_seconds": 1e-9}
     with running(folder, trust_code=True, **settings) as server, connect(server.address) as channel:
         held = begin(channel, INFER, row(HELD).SerializeToString(), timeout)
         gate.wait_for_somebody()
