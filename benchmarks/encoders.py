@@ -5,7 +5,6 @@ on which each member takes some 20 to 40 ms for one row on one thread.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -92,53 +91,3 @@ def make_base_vision() -> nn.Module:
 def make_base_text() -> nn.Module:
     """Make the encoder of BERT-base's shape."""
     return _seeded(TextEncoder, "base")
-
-
-def write_pair(folder: Path, size: str, max_batch_size: int, execution: str = "auto", capture: bool = True) -> Path:
-    """Write an ensemble folder with the pair; it takes `--trust-code` to serve it."""
-    import json
-
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {f"w{number}": number for number in range(WORDS)}
-    tokenizer: dict[str, object] = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
-    }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    flag = "true" if capture else "false"
-    (folder / "ensemble.toml").write_text(
-        f"""\
-name = "{size}-pair"
-version = 1
-task = "embedding"
-execution = "{execution}"
-
-[members.vision]
-model = "python:benchmarks.encoders:make_{size}_vision"
-capture = {flag}
-output = {{ kind = "embedding" }}
-[members.vision.input.image]
-kind = "image"
-size = [224, 224]
-mean = [0.5, 0.5, 0.5]
-std = [0.5, 0.5, 0.5]
-
-[members.text]
-model = "python:benchmarks.encoders:make_{size}_text"
-capture = {flag}
-output = {{ kind = "embedding" }}
-[members.text.input.text]
-kind = "text"
-tokenizer = "tokenizer.json"
-max_tokens = {SIZES[size].tokens}
-
-[fusion]
-method = "concatenation"
-
-[batching]
-max_batch_size = {max_batch_size}
-""",
-        encoding="utf-8",
-    )
-    return folder

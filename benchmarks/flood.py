@@ -4,7 +4,7 @@ Many calls at once bring a message as large as is allowed each: a text that is t
 picture with as many pixels as are allowed, blown up to that size. The limits are those of `docker-compose.yml`; the memory is the
 resident set of the server's process, as `psutil` gives it.
 
-    python -m benchmarks.flood --json benchmarks/results/flood-cpu.json
+    python -m benchmarks.flood --result benchmarks/results/flood-cpu.json
 """
 
 import time
@@ -12,7 +12,6 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 from io import BytesIO
-from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any
 
@@ -20,11 +19,10 @@ import grpc
 import psutil
 import typer
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.harness import DIGITS, describe_machine, serving, write_result
-from benchmarks.load import METHOD
+from benchmarks import harness
+from benchmarks.bare import METHOD
+from benchmarks.harness import DIGITS, Columns, Figure, Result
 from twinfer import make_request
 
 MESSAGE_BYTES, SIDE = 4 * 2**20, 4000
@@ -39,10 +37,14 @@ LOOK_SECONDS = 0.01
 HEADER_BYTES = 33
 """Of a PNG, up to where further pieces of it may stand."""
 MEBIBYTE = 2**20
+COLUMNS: Columns = {
+    "flood": ("flood", ""), "calls": ("calls", "d"), "before_mib": ("before, MiB", "d"), "peak_mib": ("at most", "d"),
+    "at_end_mib": ("at its end", "d"), "rested_mib": ("after a rest", "d"), "ends": ("calls by their end", ""),
+}  # fmt: skip
 
 
 def make_picture(size_bytes: int) -> bytes:
-    """Make a PNG of so many bytes: white, with a piece in it that nobody reads."""
+    """Make a PNG of so many bytes: white, with a piece in it that no reader looks at."""
     written = BytesIO()
     Image.new("RGB", (SIDE, SIDE), "white").save(written, "PNG")
     content = written.getvalue()
@@ -60,8 +62,8 @@ def flood(inputs: Mapping[str, Any], calls: int) -> dict[str, object]:
     """Have a server flooded; gives its memory before, at the most, at the end and after a rest, and the calls by their end."""
     message = make_request(inputs, policy="best_effort").SerializeToString()
     arguments = [word for name, value in LIMITS.items() for word in ("--set", f"{name}={value}")]
-    with serving(DIGITS, frozenset(), arguments) as server:
-        process = psutil.Process(server.pid)
+    with harness.serving(DIGITS, frozenset(), arguments) as (address, pid):
+        process = psutil.Process(pid)
         before, peak, is_over = process.memory_info().rss, 0, Event()
 
         def look() -> None:
@@ -71,14 +73,15 @@ def flood(inputs: Mapping[str, Any], calls: int) -> dict[str, object]:
 
         watcher = Thread(target=look)
         watcher.start()
-        ends = Counter(_ask_at_once(server.address, message, calls))
+        ends = Counter(_ask_at_once(address, message, calls))
         is_over.set()
         watcher.join()
         at_end = process.memory_info().rss
         time.sleep(REST_SECONDS)
         rested = process.memory_info().rss
     memory = {"before": before, "peak": peak, "at_end": at_end, "rested": rested}
-    return {"calls": calls, "ends": dict(ends)} | {f"{name}_mib": round(size / MEBIBYTE) for name, size in memory.items()}
+    said = ", ".join(f"{count} {end}" for end, count in ends.items())
+    return {"calls": calls, "ends": said} | {f"{name}_mib": round(size / MEBIBYTE) for name, size in memory.items()}
 
 
 def _ask_at_once(address: str, message: bytes, calls: int) -> list[str]:
@@ -92,26 +95,15 @@ def _ask_at_once(address: str, message: bytes, calls: int) -> list[str]:
     return ends
 
 
-def show(figures: list[dict[str, Any]], console: Console) -> None:
-    """Print a line for each flood."""
-    table = Table("flood", "calls", "before, MiB", "at most", "at its end", "after a rest", "calls by their end", box=None)
-    for each in figures:
-        memory = [str(each[f"{name}_mib"]) for name in ("before", "peak", "at_end", "rested")]
-        ends = ", ".join(f"{count} {end}" for end, count in each["ends"].items())
-        table.add_row(each["flood"], str(each["calls"]), *memory, ends)
-    console.print(table)
-
-
 def main(
     calls: Annotated[int, typer.Option(min=1, help="How many come at once.")] = 640,
-    json_file: Annotated[Path | None, typer.Option("--json", dir_okay=False, help="Write the figures here.")] = None,
+    result: Result = None,
 ) -> None:
     """Flood a server and print what it held."""
-    machine = describe_machine()
-    figures = [{"flood": name} | flood(inputs, calls) for name, inputs in FLOODS.items()]
-    show(figures, Console(width=160))
-    if json_file is not None:
-        write_result(json_file, "benchmarks.flood", machine, {"limits": LIMITS, "connections": CONNECTIONS}, figures)
+    machine = harness.describe_machine()
+    figures: list[Figure] = [{"flood": name} | flood(inputs, calls) for name, inputs in FLOODS.items()]
+    table = harness.tabulate(figures, COLUMNS)
+    harness.report("benchmarks.flood", machine, {"limits": LIMITS, "connections": CONNECTIONS}, figures, [table], result)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from twinfer_server.fit.gate import CascadePoint
-from twinfer_server.fit.metrics import Bin, Interval
-from twinfer_server.fit.pictures import draw_cascade, draw_reliability
+from twinfer_server.fit.report import draw_cascade, draw_reliability
 
 PICTURE = Path(__file__).with_name("fit.png")
 DIGITS = Path(__file__).parents[1] / "ensembles" / "digits"
@@ -21,7 +19,7 @@ SHOWN = ("unfitted fusion", "fitted fusion")
 
 
 def run_fit() -> dict[str, Any]:
-    """Fit a copy of the digits; give its report."""
+    """Fit a copy of the digits and return its report."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = shutil.copytree(DIGITS, Path(scratch) / "digits")
         command = [sys.executable, "-c", "from twinfer.cli import main; main()", "fit", str(folder), "--data", str(folder / "fit")]
@@ -32,17 +30,9 @@ def run_fit() -> dict[str, Any]:
 
 def draw(report: dict[str, Any]) -> Image.Image:
     """Put the two fusions' reliability diagrams and the cascade's curve side by side."""
-    eces = {score["name"]: Interval(**score["ece"]) for score in report["scores"]}
-    diagrams = [(name, name != SHOWN[0], [Bin(**entry) for entry in report["reliability"][name]], eces[name]) for name in SHOWN]
-    cascade = report["cascade"]
-    curves = {name: [CascadePoint(**point) for point in curve] for name, curve in cascade["curves"].items()}
-    does = {
-        "fitting rows": cascade["fitting"],
-        "held-out rows": {name: cascade["held_out"][name]["value"] for name in ("saving", "loss")},
-    }
-    chosen = {name: CascadePoint(cascade["gate"], found["saving"], found["loss"]) for name, found in does.items()}
-    pictures = [draw_reliability(diagrams, columns=2), draw_cascade(curves, chosen, cascade["accuracies"])]
-    left, right = (Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures)
+    scores = [score for score in report["scores"] if score["name"] in SHOWN]
+    drawn = draw_reliability(scores, report["reliability"], columns=2), draw_cascade(report["cascade"])
+    left, right = (Image.open(io.BytesIO(picture)).convert("RGB") for picture in drawn)
     right = right.resize((round(right.width * left.height / right.height), left.height), Image.Resampling.LANCZOS)
     whole = Image.new("RGB", (left.width + right.width, left.height), "white")
     whole.paste(left, (0, 0))

@@ -18,7 +18,7 @@ NOT_FOR_SERVING = {
     "polars",
     "matplotlib",
     "prometheus_client",
-    "twinfer_server.comparison",
+    "twinfer_server.profile",
     "twinfer_server.draft",
     "twinfer_server.fit",
 }

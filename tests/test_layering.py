@@ -14,7 +14,7 @@ CLIENT = ROOT / "clients" / "python" / "twinfer"
 
 WIRE = {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "twinfer"}
 # The contract's enums and gRPC's status codes are plain numbers; they may be named anywhere.
-NUMBERS = {"grpc.StatusCode", "twinfer.v1"}
+NUMBERS = {"grpc.StatusCode", "twinfer.errors", "twinfer.v1"}
 
 # The service, from the top down: (its parts, what none of them imports). A part imports from its own layer and from
 # those below it. A part is a sub-package or a module of twinfer_server; a new one must be given its layer here.

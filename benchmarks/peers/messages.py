@@ -7,15 +7,15 @@ from benchmarks.peers.pairs import Arrays, Pair
 from twinfer.v1 import ensemble_service_pb2 as pb
 
 
-def read_row(request: pb.InferRequest, pair: Pair) -> Arrays:
-    """Take the arrays of one row out of a request."""
+def read_inputs(request: pb.InferRequest, pair: Pair) -> Arrays:
+    """Return the arrays that a request carries, by input name."""
     return {
         name: np.frombuffer(request.inputs[name].tensor.data, dtype).reshape(shape) for name, (dtype, shape) in pair.inputs.items()
     }
 
 
-def write_answer(request: pb.InferRequest, fused: NDArray[np.float32], pair: Pair) -> pb.InferResponse:
-    """Write the answer to a request: all that twinfer writes but timings."""
+def write_response(request: pb.InferRequest, fused: NDArray[np.float32], pair: Pair) -> pb.InferResponse:
+    """Return the response to a request: all that twinfer writes but timings."""
     best = np.argsort(-fused)[:5].tolist()
     return pb.InferResponse(
         ensemble=pair.name,

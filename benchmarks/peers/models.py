@@ -1,7 +1,9 @@
-"""The members of the two pairs: float32, with weights that a seed gives, so that every server computes the same.
+"""The members of the pairs: float32, with weights that a seed gives, so that every server computes the same.
 
 Nothing here but torch: servers with environments of their own import it, too.
 """
+
+import time
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,14 @@ class Raised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 1
+
+
+class Slept(nn.Module):
+    """20 ms for a batch of whatever size, without work for the CPU, as a member on a GPU is: logits that are the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.020)
+        return x
 
 
 class Convolutions(nn.Module):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from mosec import Server, Worker
 
-from benchmarks.peers.messages import read_row, write_answer
-from benchmarks.peers.pairs import DELAY_SECONDS, MAX_ROWS, PAIRS, Both, stack
+from benchmarks.peers.messages import read_inputs, write_response
+from benchmarks.peers.pairs import DELAY_SECONDS, MAX_BATCH_SIZE, PAIRS, Both, stack
 from twinfer.v1 import ensemble_service_pb2 as pb
 
 PAIR = PAIRS[sys.argv[1]]
@@ -30,8 +30,8 @@ class Members(Worker):  # type: ignore[misc]  # Mosec is not in the environment 
         return pb.InferRequest.FromString(data)
 
     def forward(self, data: Sequence[pb.InferRequest]) -> list[pb.InferResponse]:
-        rows = self._compute(stack([read_row(request, PAIR) for request in data]))
-        return [write_answer(request, row, PAIR) for request, row in zip(data, rows, strict=True)]
+        fused = self._compute(stack([read_inputs(request, PAIR) for request in data]))
+        return [write_response(request, row, PAIR) for request, row in zip(data, fused, strict=True)]
 
     def serialize(self, data: pb.InferResponse) -> bytes:
         return data.SerializeToString()
@@ -39,5 +39,5 @@ class Members(Worker):  # type: ignore[misc]  # Mosec is not in the environment 
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Members, max_batch_size=MAX_ROWS, max_wait_time=round(DELAY_SECONDS * 1000))
+    server.append_worker(Members, max_batch_size=MAX_BATCH_SIZE, max_wait_time=round(DELAY_SECONDS * 1000))
     server.run()

@@ -1,121 +1,91 @@
-"""The ways in which servers are asked: rows one by one, over a stream or in batches, by gRPC or HTTP."""
+"""The ways in which servers are asked: requests one by one, over a stream or in batches, by gRPC or HTTP."""
 
 import asyncio
 import itertools
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import grpc
 import numpy as np
 
-from benchmarks.peers.load import ROWS, TIMEOUT_SECONDS, Load, Tally
+from benchmarks.loop import SERVICE, Tally, Unary
+from benchmarks.peers.pairs import PAIRS
 from twinfer import make_request
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer_server.rpc.oip import grpc_service_pb2 as oip
-from twinfer_server.rpc.oip.datatypes import DATATYPE_OF_NAME
 
-SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleService"].full_name
-Call = Callable[[bytes], Awaitable[bytes]]
+REQUESTS = 256
+"""How many different ones there are, each with the probabilities that plain torch gives."""
+TOLERANCE = 1e-5
+DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
 
 
-class Way(ABC):
-    """A way of asking: what is sent, how, and what came back. Made in the process that asks."""
+class Infer(Unary):
+    """Calls of `Infer` with the requests of a pair."""
 
-    name: ClassVar[str]
-    rows_per_message: ClassVar[int] = 1
-
-    def __init__(self, load: Load) -> None:
-        """Serialize all messages."""
-        self.load = load
+    def __init__(self, pair: str) -> None:
+        """Make the requests and serialize all messages."""
+        self.pair = pair
+        self.requests = PAIRS[pair].requests(REQUESTS)
+        self.expected = PAIRS[pair].expect(self.requests)
         self.messages = self.write()
 
-    @abstractmethod
     def write(self) -> Sequence[bytes]:
-        """Serialize the load's rows, in their order."""
+        """Serialize the requests, in their order."""
+        return [make_request(inputs, request_id=f"{n:03}").SerializeToString() for n, inputs in enumerate(self.requests)]
 
-    @abstractmethod
-    async def ask(self, address: str, in_flight: int, tally: Tally) -> None:
-        """Keep so many rows under way until the tally is over."""
+    def check(self, number: int, reply: bytes) -> int | None:
+        return self.check_response(number, pb.InferResponse.FromString(reply))
 
-    @abstractmethod
-    def check(self, number: int, reply: bytes) -> None:
-        """Check the reply to a message; raises RuntimeError."""
+    def check_response(self, number: int, response: pb.InferResponse) -> int | None:
+        """Check the answer to a request as twinfer writes it."""
+        if response.degraded:
+            raise RuntimeError(f"request {number}: the answer is degraded")
+        classes = response.prediction.classification.classes
+        self.compare(number, [scored.index for scored in classes], [scored.probability for scored in classes])
+        return response.timings.batch_size or None
 
-    def check_answer(self, number: int, answer: pb.InferResponse) -> None:
-        """Check the answer to a row as twinfer writes it."""
-        if answer.degraded:
-            raise RuntimeError(f"row {number}: the answer is degraded")
-        classes = answer.prediction.classification.classes
-        self.load.check(number, [scored.index for scored in classes], [scored.probability for scored in classes])
-
-    async def repeat(self, call: Call, callers: int, tally: Tally, turns: Iterator[int] | None = None) -> None:
-        """Have so many callers send a message each, again and again."""
-        turns = turns or itertools.cycle(range(len(self.messages)))
-
-        async def caller() -> None:
-            while not tally.is_over:
-                number = next(turns)
-                began = time.perf_counter()
-                tally.add(number, await call(self.messages[number]), began)
-
-        await asyncio.gather(*(caller() for _ in range(callers)))
+    def compare(self, number: int, classes: Sequence[int], probabilities: Sequence[float]) -> None:
+        """Compare probabilities with what plain torch gives; raises RuntimeError."""
+        found, right = np.array(probabilities), self.expected[number][list(classes)]
+        if not len(found) or not np.abs(found - right).max() <= TOLERANCE:
+            raise RuntimeError(f"request {number}: found {found}; right: {right}")
 
 
-class Unary(Way):
-    """Calls of `Infer`."""
+class BatchInfer(Infer):
+    """Calls of `BatchInfer` with 32 requests each."""
 
-    name = "Infer"
-    method: ClassVar[str] = f"/{SERVICE}/Infer"
-
-    def write(self) -> Sequence[bytes]:
-        return [make_request(row, request_id=f"{n:03}").SerializeToString() for n, row in enumerate(self.load.rows)]
-
-    async def ask(self, address: str, in_flight: int, tally: Tally) -> None:
-        async with grpc.aio.insecure_channel(address) as channel:
-            method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(self.method)
-            await self.repeat(lambda message: method(message, timeout=TIMEOUT_SECONDS), in_flight // self.rows_per_message, tally)
-
-    def check(self, number: int, reply: bytes) -> None:
-        self.check_answer(number, pb.InferResponse.FromString(reply))
-
-
-class Batches(Unary):
-    """Calls of `BatchInfer` with 32 rows each."""
-
-    name = "BatchInfer"
     method = f"/{SERVICE}/BatchInfer"
-    rows_per_message = 32
+    requests_per_message = 32
+
+    def write(self) -> Sequence[bytes]:
+        requests, size = [pb.InferRequest.FromString(message) for message in super().write()], self.requests_per_message
+        batches = [requests[first : first + size] for first in range(0, REQUESTS, size)]
+        return [pb.BatchInferRequest(requests=batch).SerializeToString() for batch in batches]
+
+    def check(self, number: int, reply: bytes) -> int | None:
+        size = None
+        for index, result in enumerate(pb.BatchInferResponse.FromString(reply).results, start=number * self.requests_per_message):
+            size = self.check_response(index, result.response)
+        return size
+
+
+class InferStream(Infer):
+    """Requests over one `InferStream`."""
 
     def write(self) -> Sequence[bytes]:
         requests = [pb.InferRequest.FromString(message) for message in super().write()]
-        batches = [requests[first : first + self.rows_per_message] for first in range(0, ROWS, self.rows_per_message)]
-        return [pb.BatchInferRequest(requests=batch).SerializeToString() for batch in batches]
-
-    def check(self, number: int, reply: bytes) -> None:
-        results = pb.BatchInferResponse.FromString(reply).results
-        for place, result in enumerate(results, start=number * self.rows_per_message):
-            self.check_answer(place, result.response)
-
-
-class Stream(Way):
-    """Rows over one `InferStream`."""
-
-    name = "InferStream"
-
-    def write(self) -> Sequence[bytes]:
-        requests = [make_request(row, request_id=f"{n:03}") for n, row in enumerate(self.load.rows)]
         return [pb.InferStreamRequest(request=request).SerializeToString() for request in requests]
 
     async def ask(self, address: str, in_flight: int, tally: Tally) -> None:
-        room, began = asyncio.Semaphore(in_flight), [0.0] * ROWS
+        room, began = asyncio.Semaphore(in_flight), [0.0] * REQUESTS
         async with grpc.aio.insecure_channel(address) as channel:
             open_stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/InferStream")
             call = open_stream()
 
             async def send() -> None:
-                for number in itertools.cycle(range(ROWS)):
+                for number in itertools.cycle(range(REQUESTS)):
                     await room.acquire()
                     if tally.is_over:
                         break
@@ -130,36 +100,34 @@ class Stream(Way):
                 room.release()
             await sender
 
-    def check(self, number: int, reply: bytes) -> None:
-        self.check_answer(number, pb.InferStreamResponse.FromString(reply).response)
+    def check(self, number: int, reply: bytes) -> int | None:
+        return self.check_response(number, pb.InferStreamResponse.FromString(reply).response)
 
 
-class OpenInference(Unary):
+class ModelInfer(Infer):
     """Calls of the Open Inference Protocol's `ModelInfer`."""
 
-    name = "ModelInfer"
     method = "/inference.GRPCInferenceService/ModelInfer"
 
     def write(self) -> Sequence[bytes]:
         messages = []
-        for number, row in enumerate(self.load.rows):
-            message = oip.ModelInferRequest(model_name=self.load.pair, id=f"{number:03}")
-            for name, array in row.items():
-                message.inputs.add(name=name, datatype=DATATYPE_OF_NAME[array.dtype.name], shape=(1, *array.shape))
+        for number, inputs in enumerate(self.requests):
+            message = oip.ModelInferRequest(model_name=self.pair, id=f"{number:03}")
+            for name, array in inputs.items():
+                message.inputs.add(name=name, datatype=DATATYPES[array.dtype.name], shape=(1, *array.shape))
                 message.raw_input_contents.append(array.tobytes())
             message.outputs.add(name="prediction")
             messages.append(message.SerializeToString())
         return messages
 
-    def check(self, number: int, reply: bytes) -> None:
+    def check(self, number: int, reply: bytes) -> int | None:
         probabilities = np.frombuffer(oip.ModelInferResponse.FromString(reply).raw_output_contents[0], "<f4")
-        self.load.check(number, range(len(probabilities)), probabilities.tolist())
+        self.compare(number, range(len(probabilities)), probabilities.tolist())
+        return None
 
 
-class Http(Unary):
-    """The messages of `Infer` over HTTP/1.1, a connection for each row in flight."""
-
-    name = "HTTP"
+class Http(Infer):
+    """The messages of `Infer` over HTTP/1.1, a connection for each request in flight."""
 
     async def ask(self, address: str, in_flight: int, tally: Tally) -> None:
         turns = itertools.cycle(range(len(self.messages)))
@@ -180,4 +148,22 @@ class Http(Unary):
         writer.close()
 
 
-WAYS: dict[str, type[Way]] = {way.name: way for way in (Unary, Stream, Batches, OpenInference, Http)}
+WAYS: dict[str, type[Infer]] = {
+    "Infer": Infer,
+    "InferStream": InferStream,
+    "BatchInfer": BatchInfer,
+    "ModelInfer": ModelInfer,
+    "HTTP": Http,
+}
+
+
+@cache
+def make_way(way: str, pair: str) -> Infer:
+    """Write the messages, once a process."""
+    return WAYS[way](pair)
+
+
+def prepare(pair: str, ways: Sequence[str]) -> None:
+    """Write all messages before anything is timed."""
+    for way in ways:
+        make_way(way, pair)

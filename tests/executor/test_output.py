@@ -1,104 +1,20 @@
-"""Outputs: what counts of whatever a model returns, and detections packed into one tensor."""
+"""Outputs: what counts of whatever a model returns."""
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.models import load_members, register
 from tests.servers import write_ensemble
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.executor.output import pack_detections, read_output, select_output
-from twinfer_server.spec import MemberSpec, OutputSpec
+from twinfer_server.executor.output import read_output, select_output
+from twinfer_server.spec import MemberSpec
 
-SIZE = (100, 200)
-"""Height and width."""
 RELATIVE = torch.tensor([[[0.1, 0.2, 0.5, 0.6]]])
-SCORES, LABELS = torch.tensor([[0.5]]), torch.tensor([[3]])
-
-
-def make_spec(**output: Any) -> OutputSpec:
-    return OutputSpec(kind="detections", **output)
-
-
-@pytest.mark.parametrize(
-    ("boxes", "keys"),
-    [
-        pytest.param([0.1, 0.2, 0.5, 0.6], {}, id="corners"),
-        pytest.param([0.3, 0.4, 0.4, 0.4], {"box_format": "cxcywh"}, id="centre and size"),
-        pytest.param([0.1, 0.2, 0.4, 0.4], {"box_format": "xywh"}, id="corner and size"),
-        pytest.param([20.0, 20.0, 100.0, 60.0], {"box_units": "pixels"}, id="corners in pixels"),
-        pytest.param([60.0, 40.0, 80.0, 40.0], {"box_format": "cxcywh", "box_units": "pixels"}, id="centre and size in pixels"),
-        pytest.param([20.0, 20.0, 80.0, 40.0], {"box_format": "xywh", "box_units": "pixels"}, id="corner and size in pixels"),
-    ],
-)
-def test_every_format_gives_the_same_box(boxes: list[float], keys: dict[str, Any]) -> None:
-    packed = pack_detections(torch.tensor([[boxes]]), SCORES, LABELS, make_spec(**keys), SIZE)
-    torch.testing.assert_close(packed, torch.tensor([[[0.1, 0.2, 0.5, 0.6, 0.5, 3.0]]]))
-
-
-@pytest.mark.parametrize(
-    ("scores", "kind", "score", "label"),
-    [
-        pytest.param([0.1, 0.7, 0.2], "probabilities", 0.7, 1, id="probabilities"),
-        pytest.param([-1.0, 0.0, 2.0], "sigmoid", 1 / (1 + np.exp(-2)), 2, id="a sigmoid for each class"),
-        pytest.param([np.log(0.3), np.log(0.1), np.log(0.6)], "softmax", 0.3, 0, id="a softmax whose last class is nothing"),
-    ],
-)
-def test_the_best_class_of_a_box_counts(scores: list[float], kind: str, score: float, label: int) -> None:
-    packed = pack_detections(RELATIVE, torch.tensor([[scores]]).float(), None, make_spec(score_kind=kind), SIZE)
-    assert packed[0, 0, 4:].tolist() == pytest.approx([score, label])
-
-
-def test_one_score_for_a_box_and_no_labels_mean_one_class() -> None:
-    assert pack_detections(RELATIVE, SCORES, None, make_spec(), SIZE)[0, 0, 5] == 0
-
-
-@given(seed=st.integers(0, 10_000), samples=st.integers(1, 3), boxes=st.integers(1, 6))
-def test_the_highest_score_comes_first_with_its_own_box(seed: int, samples: int, boxes: int) -> None:
-    random = np.random.default_rng(seed)
-    corners = random.random((samples, boxes, 4)).astype(np.float32)
-    scores, labels = random.random((samples, boxes)).astype(np.float32), random.integers(0, 9, (samples, boxes))
-    given_boxes, given_scores, given_labels = map(torch.from_numpy, (corners, scores, labels))
-    packed = pack_detections(given_boxes, given_scores, given_labels, make_spec(), SIZE).numpy()
-    for sample in range(samples):
-        order = np.argsort(-scores[sample])
-        expected = np.concatenate([corners[sample], scores[sample, :, None], labels[sample, :, None]], axis=-1)[order]
-        np.testing.assert_allclose(packed[sample], expected)
-
-
-def test_boxes_end_at_the_images_edge_and_infinities_are_not_hidden() -> None:
-    boxes = torch.tensor([[[-0.5, 0.0, 1.5, 1.0], [0.0, 0.0, torch.inf, 1.0]]])
-    packed = pack_detections(boxes, torch.tensor([[0.9, 0.8]]), None, make_spec(), SIZE)
-    assert packed[0, 0].tolist() == pytest.approx([0.0, 0.0, 1.0, 1.0, 0.9, 0.0])
-    assert packed[0, 1].isnan().any()
-
-
-@pytest.mark.parametrize(
-    ("boxes", "scores", "labels", "keys", "message"),
-    [
-        pytest.param((1, 5, 3), (1, 5), None, {}, r"found boxes \[1, 5, 3\]", id="boxes of three numbers"),
-        pytest.param((1, 5, 4), (1, 4), None, {}, r"scores \[1, 4\]; allowed: boxes", id="fewer scores than boxes"),
-        pytest.param((1, 5, 4), (1, 5, 2), (1, 5), {}, r"found scores \[1, 5, 2\] and labels", id="classes said twice"),
-        pytest.param((1, 5, 4), (1, 5), (1, 4), {}, r"labels \[1, 4\]", id="fewer labels than boxes"),
-        pytest.param(
-            (1, 5, 4), (1, 5), None, {"score_kind": "softmax"}, "score_kind: 'softmax' of scores", id="a softmax of nothing"
-        ),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused(
-    boxes: tuple[int, ...], scores: tuple[int, ...], labels: tuple[int, ...] | None, keys: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        pack_detections(
-            torch.zeros(boxes), torch.zeros(scores), None if labels is None else torch.zeros(labels), make_spec(**keys), SIZE
-        )
 
 
 def test_outputs_are_found_by_place_by_name_and_as_attributes() -> None:
@@ -150,7 +66,7 @@ def test_a_detectors_boxes_are_packed_where_it_computes(tmp_path: Path) -> None:
         scores = "scores"
         box_units = "pixels"
         [fusion]
-        method = "nms"
+        method = "weighted_boxes"
         max_boxes = 5
     """
     ensemble = load_members(write_ensemble(tmp_path, toml))

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cosine
 
-from tests.fusions import EXAMPLES, Example, make_rows
-from twinfer_server.fusion import Fused, moved
+from tests.fusions import EXAMPLES, Example, make_requests
+from twinfer_server.fusion import attribution_delta
 from twinfer_server.spec import Task
 
 BOX = [0.1, 0.1, 0.5, 0.5]
@@ -26,8 +26,8 @@ NOWHERE = [0.0] * 6
         pytest.param("embedding", [3.0, 4.0], [4.0, 3.0], 0.02, id="embeddings: half of 1 less the cosine"),
         pytest.param("embedding", [1.0, 0.0], [-2.0, 0.0], 1.0, id="embeddings: turned around"),
         pytest.param("embedding", [math.sqrt(0.75), 0.5], [math.sqrt(0.75), 0.0], (1 - math.sqrt(0.75)) / 2, id="a part that is 0"),
-        pytest.param("similarity", [[0.5, 0.9], [0.1, 0.1]], [[0.5, 0.7], [0.1, 0.3]], 0.2, id="likenesses: the mean difference"),
-        pytest.param("similarity", [[0.5, 0.9], [0.0, 0.0]], [[0.5, 0.7]], 0.2, id="likenesses: places that nobody has"),
+        pytest.param("similarity", [[0.5, 0.9], [0.1, 0.1]], [[0.5, 0.7], [0.1, 0.3]], 0.2, id="similarities: the mean difference"),
+        pytest.param("similarity", [[0.5, 0.9], [0.0, 0.0]], [[0.5, 0.7]], 0.2, id="similarities: of two lengths"),
         pytest.param("tensor", [[3.0], [4.0]], [[3.0], [0.0]], 0.5, id="tensors: the distance over the lengths"),
         pytest.param("tensor", [0.0, 0.0], [0.0, 0.0], 0.0, id="tensors: nothing and nothing"),
         pytest.param("detection", [[*BOX, 0.8, 1]], [[*BOX, 0.2, 1]], 0.0, id="boxes: the same place and class"),
@@ -44,33 +44,32 @@ NOWHERE = [0.0] * 6
     ],
 )
 def test_known_values(task: Task, one: list[object], other: list[object], expected: float) -> None:
-    apart = moved(task, torch.tensor([one]), torch.tensor([other]))
+    apart = attribution_delta(task, torch.tensor([one]), torch.tensor([other]))
     assert apart.tolist() == pytest.approx([expected], abs=1e-6)
-    torch.testing.assert_close(moved(task, torch.tensor([other]), torch.tensor([one])), apart)
+    torch.testing.assert_close(attribution_delta(task, torch.tensor([other]), torch.tensor([one])), apart)
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10_000))
 def test_it_is_0_to_1_and_0_for_the_same_answer(example: Example, seed: int) -> None:
-    outputs, weights, samples = make_rows(example, 3, seed)
-    fusion = example.build()
-    one: Fused = fusion(outputs, weights, samples)
-    other: Fused = fusion(outputs, weights, samples * torch.tensor([1, 0]))
-    apart = moved(example.task, one.prediction, other.prediction)
+    outputs, weights, samples = make_requests(example, 3, seed)
+    one = example.fuse(outputs, weights, samples)
+    other = example.fuse(outputs, weights, samples * torch.tensor([1, 0]))
+    apart = attribution_delta(example.task, one.prediction, other.prediction)
     assert apart.shape == (3,)
     assert apart.dtype == torch.float32
     assert ((apart >= 0) & (apart <= 1)).all()
     has_direction = one.prediction.flatten(1).any(-1) if example.task == "embedding" else torch.ones(3, dtype=torch.bool)
-    torch.testing.assert_close(moved(example.task, one.prediction, one.prediction) * has_direction, torch.zeros(3))
+    torch.testing.assert_close(attribution_delta(example.task, one.prediction, one.prediction) * has_direction, torch.zeros(3))
 
 
 @given(seed=st.integers(0, 10_000))
 def test_embeddings_and_tensors_equal_the_plain_reference(seed: int) -> None:
     random = np.random.default_rng(seed)
     one, other = random.standard_normal((2, 3, 4))
-    found = moved("embedding", torch.from_numpy(one).float(), torch.from_numpy(other).float())
+    found = attribution_delta("embedding", torch.from_numpy(one).float(), torch.from_numpy(other).float())
     np.testing.assert_allclose(found, [cosine(*pair) / 2 for pair in zip(one, other, strict=True)], atol=1e-6)
-    found = moved("tensor", torch.from_numpy(one).float(), torch.from_numpy(other).float())
+    found = attribution_delta("tensor", torch.from_numpy(one).float(), torch.from_numpy(other).float())
     lengths = np.linalg.norm(one, axis=1) + np.linalg.norm(other, axis=1)
     np.testing.assert_allclose(found, np.linalg.norm(one - other, axis=1) / lengths, atol=1e-6)

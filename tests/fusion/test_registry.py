@@ -1,22 +1,20 @@
 """From an ensemble's spec to its fusion: the table of methods and what is refused."""
 
+from typing import Any
+
 import pytest
 
-from tests.fusions import EXAMPLES, Example
+from tests.fusions import EXAMPLES, TENSOR, Example
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import METHODS, Fusion, find_method
-from twinfer_server.spec import FusionSpec
+from twinfer_server.fusion import METHODS, Fusion, build_fusion, find_method
+from twinfer_server.spec import EnsembleSpec, FusionSpec
 
 OPINIONS: tuple[str, ...] = ("classification", "multi_label")
-BOXES = frozenset({"iou", "min_score", "max_boxes"})
 LEARNT = frozenset({"temperatures", "fitted"})
 
 
 def test_the_table_holds_every_method_with_its_tasks_and_keys() -> None:
-    found: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
-        name: (tuple(method.builds), method.takes) for name, method in METHODS.items()
-    }
-    assert found == {
+    assert {name: (method.tasks, method.takes) for name, method in METHODS.items()} == {
         "weighted_mean": ((*OPINIONS, "tensor"), LEARNT | {"weights"}),
         "log_opinion_pool": (OPINIONS, LEARNT | {"weights"}),
         "maximum": (OPINIONS, LEARNT),
@@ -24,14 +22,9 @@ def test_the_table_holds_every_method_with_its_tasks_and_keys() -> None:
         "reciprocal_rank": (("classification",), {"weights", "temperatures", "k"}),
         "concatenation": (("embedding",), {"weights", "projection"}),
         "cosine": (("similarity",), {"query", "texts", "scale", "bias", "activation"}),
-        "nms": (("detection",), BOXES),
-        "weighted_boxes": (("detection",), BOXES | {"weights"}),
-        "classify_crops": (("detection",), {"temperatures", "min_score", "max_boxes"}),
+        "weighted_boxes": (("detection",), {"weights", "iou", "min_score", "max_boxes"}),
     }
-
-
-def test_methods_take_only_what_a_file_can_say() -> None:
-    assert frozenset().union(*(method.takes for method in METHODS.values())) <= set(FusionSpec.model_fields) - {"method"}
+    assert frozenset().union(*(method.takes for method in METHODS.values())) == set(FusionSpec.model_fields) - {"method"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
@@ -40,62 +33,114 @@ def test_every_method_is_built_by_its_name(example: Example) -> None:
     assert isinstance(example.build(), Fusion)
 
 
+def change(example: Example, **members: dict[str, Any]) -> EnsembleSpec:
+    """Give the example's spec with other keys of some members."""
+    document = example.spec.model_dump(exclude_unset=True)
+    for name, keys in members.items():
+        document["members"][name] |= keys
+    return EnsembleSpec.model_validate(document)
+
+
+PAIR = Example("cosine", "similarity")
+SEVERAL = {"x": TENSOR | {"max_samples": 2}}
+CHAIN = Example("weighted_mean", "classification", kinds=("features", "logits"))
+
+
 @pytest.mark.parametrize(
-    ("example", "message"),
+    ("spec", "message"),
     [
         pytest.param(
-            Example("median", "classification"),
+            Example("median", "classification").spec,
             "fusion.method: found 'median'; allowed for task 'classification': 'weighted_mean', 'log_opinion_pool', 'maximum'",
             id="an unknown method",
         ),
         pytest.param(
-            Example("maximum", "embedding"),
+            Example("maximum", "embedding").spec,
             "fusion.method: found 'maximum', a method for task 'classification' or 'multi_label'; "
             "allowed for task 'embedding': 'concatenation'",
             id="a method for another task",
         ),
         pytest.param(
-            Example("maximum", "classification", options={"weights": {"left": 1.0}}),
+            Example("maximum", "classification", options={"weights": {"left": 1.0}}).spec,
             "fusion.weights: found {'left': 1.0}; allowed: none, 'maximum' takes no weights",
             id="weights for a method that takes none",
         ),
         pytest.param(
-            Example("concatenation", "embedding", options={"temperatures": {"left": 2.0}}),
+            Example("concatenation", "embedding", options={"temperatures": {"left": 2.0}}).spec,
             "fusion.temperatures: found {'left': 2.0}; allowed: none, 'concatenation' takes no temperatures",
             id="temperatures for a method that takes none",
         ),
         pytest.param(
-            Example("weighted_mean", "classification", options={"k": 60}),
+            Example("weighted_mean", "tensor", options={"temperatures": {"left": 2.0}}).spec,
+            "fusion.temperatures: found {'left': 2.0}; allowed: none, 'weighted_mean' takes no temperatures",
+            id="temperatures for tensors",
+        ),
+        pytest.param(
+            Example("weighted_mean", "classification", options={"k": 60}).spec,
             "fusion.k: found 60.0; allowed: none, 'weighted_mean' takes no k",
             id="a constant of another method",
         ),
         pytest.param(
-            Example("weighted_mean", "classification", kinds=("embedding", "logits")),
+            Example("weighted_mean", "classification", kinds=("embedding", "logits")).spec,
             "members.left.output.kind: found 'embedding'; "
             "allowed for task 'classification': 'logits', 'probabilities', or 'features'",
             id="an embedding to classify with",
         ),
         pytest.param(
-            Example("concatenation", "embedding", kinds=("embedding", "logits")),
+            Example("concatenation", "embedding", kinds=("embedding", "logits")).spec,
             "members.right.output.kind: found 'logits'; allowed for task 'embedding': 'embedding', or 'features'",
             id="logits to embed with",
         ),
         pytest.param(
-            Example("concatenation", "embedding", kinds=("features", "features")),
+            Example("concatenation", "embedding", kinds=("features", "features")).spec,
             "members: all outputs are of kind 'features'; allowed: at least one of 'embedding'",
-            id="nobody who votes",
+            id="no member to fuse",
         ),
         pytest.param(
-            Example("weighted_mean", "classification", kinds=("features", "logits"), options={"weights": {"left": 1.0}}),
-            "fusion.weights.left: the member's output is of kind 'features'; allowed: members that vote",
-            id="a weight for a member that does not vote",
+            Example("weighted_mean", "classification", kinds=("features", "logits"), options={"weights": {"left": 1.0}}).spec,
+            "fusion.weights.left: found a member whose output is of kind 'features'; allowed: members that are fused",
+            id="a weight for a member that is not fused",
+        ),
+        pytest.param(
+            change(Example("weighted_mean", "classification"), right={"input": SEVERAL}),
+            "members.right.input.x: found several samples for a request; allowed: one, for 'weighted_mean' fuses one output",
+            id="several opinions where one is fused",
+        ),
+        pytest.param(
+            change(PAIR, left={"input": SEVERAL}),
+            "members.left.input.x: found several samples for a request; allowed: one, for 'cosine' fuses one output",
+            id="several queries",
+        ),
+        pytest.param(
+            change(CHAIN, left={"input": SEVERAL}, right={"input": {"x": {"kind": "output", "member": "left"}}}),
+            "members.right.input.x: found several samples for a request; allowed: one, for 'weighted_mean' fuses one output",
+            id="several opinions by way of the upstream member",
+        ),
+        pytest.param(
+            Example("cosine", "similarity", ((2,), (2,), (2,))).spec,
+            "members: ['left', 'right', 'third'] give embeddings; allowed: two that do",
+            id="three embeddings to compare",
+        ),
+        pytest.param(
+            Example("cosine", "similarity", ((2,),) * 3, ("features", "embedding", "embedding"), {"query": "left"}).spec,
+            "fusion.query: found 'left', whose output is of kind 'features'; allowed: ['right', 'third']",
+            id="a query that is not fused",
+        ),
+        pytest.param(
+            change(Example("weighted_boxes", "detection"), left={"output": {"kind": "detections", "box_units": "pixels"}}),
+            "members.left.output.box_units: found 'pixels' of a member with 0 images; allowed: of one with one",
+            id="pixels of nothing",
         ),
     ],
 )
-def test_a_spec_that_does_not_fit_is_refused(example: Example, message: str) -> None:
+def test_a_spec_that_does_not_fit_is_refused_before_any_model_is_loaded(spec: EnsembleSpec, message: str) -> None:
     with pytest.raises(InvalidEnsemble) as refusal:
-        find_method(example.spec)
+        find_method(spec)
     assert str(refusal.value).startswith(message)
+
+
+def test_several_texts_to_compare_are_fine() -> None:
+    find_method(change(PAIR, right={"input": SEVERAL}))
 
 
 @pytest.mark.parametrize(
@@ -122,9 +167,24 @@ def test_a_spec_that_does_not_fit_is_refused(example: Example, message: str) -> 
             id="an embedding that is no vector",
         ),
         pytest.param(
+            Example("weighted_boxes", "detection", ((8, 5), (8, 6))),
+            "members.left.output: a sample's output has shape [8, 5]; allowed: [boxes, 6]",
+            id="boxes of 5 numbers",
+        ),
+        pytest.param(
+            Example("weighted_mean", "tensor", ((2, 3), (3, 2))),
+            "members: found outputs of shapes {'left': [2, 3], 'right': [3, 2]}; allowed: the same shape for all, not empty",
+            id="tensors of different shapes",
+        ),
+        pytest.param(
+            Example("weighted_mean", "tensor", ((0,), (0,))),
+            "members: found outputs of shapes {'left': [0], 'right': [0]}; allowed: the same shape for all, not empty",
+            id="tensors with nothing in them",
+        ),
+        pytest.param(
             Example("stacking", "classification"),
             "fusion.fitted: found nothing; allowed: what `twinfer fit` has written, 'stacking' is learnt",
-            id="a head that nobody has fitted",
+            id="a head that has not been fitted",
         ),
         pytest.param(
             Example("stacking", "classification", ((3,), (3,)), fitted=EXAMPLES["stacking for classification"].fitted),
@@ -136,10 +196,10 @@ def test_a_spec_that_does_not_fit_is_refused(example: Example, message: str) -> 
 )
 def test_outputs_that_do_not_fit_are_refused(example: Example, message: str) -> None:
     with pytest.raises(InvalidEnsemble) as refusal:
-        example.build()
+        build_fusion(example.spec, example.shapes, example.fitted)
     assert str(refusal.value) == message
 
 
 def test_one_label_and_embeddings_of_different_sizes_are_fine() -> None:
-    assert Example("weighted_mean", "multi_label", ((1,), (1,))).build().voters == (0, 1)
+    assert Example("weighted_mean", "multi_label", ((1,), (1,))).build().fused_members == (0, 1)
     assert Example("concatenation", "embedding", ((10,), (9,))).build().needs == frozenset()

@@ -1,4 +1,4 @@
-"""Likenesses: cosines and probabilities of the samples that a row brings, or of the texts that the ensemble brings."""
+"""Similarities: cosines and probabilities of the samples that a request brings, or of the texts that the ensemble brings."""
 
 import math
 from dataclasses import replace
@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cosine
 from scipy.special import expit, softmax
 
-from tests.fusions import Example
+from tests.fusions import BOTH, EQUAL, Example
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import Fused, Fusion, build_fusion, measure_cosines
+from twinfer_server.fusion import Fusion, FusionResult, build_fusion, measure_cosines
 
 FEATURES = 4
 MATCH = Example("cosine", "similarity", ((FEATURES,), (FEATURES,)), several=3, options={"scale": 7.0, "bias": -0.5})
-BOTH = torch.tensor([[1, 1]], dtype=torch.int32)
-EQUAL = torch.tensor([[0.5, 0.5]])
 Floats = NDArray[np.float64]
 
 
@@ -30,7 +28,7 @@ def with_texts(example: Example, texts: torch.Tensor) -> Fusion:
 
 
 def reference(query: Floats, compared: Floats, activation: str) -> Floats:
-    """Give one row's cosines and probabilities, [compared, 2]."""
+    """Give one request's cosines and probabilities, [compared, 2]."""
     cosines = np.array([1 - cosine(query, one) for one in compared])
     logits = 7.0 * cosines - 0.5
     return np.stack([cosines, softmax(logits) if activation == "softmax" else expit(logits)], axis=-1)
@@ -38,40 +36,40 @@ def reference(query: Floats, compared: Floats, activation: str) -> Floats:
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("texts", [0, 2, 5], ids=["no cached texts", "fewer cached texts", "more cached texts"])
-@given(seed=st.integers(0, 10_000), rows=st.integers(1, 4), most=st.integers(1, 4))
-def test_equals_the_plain_reference(activation: str, texts: int, seed: int, rows: int, most: int) -> None:
+@given(seed=st.integers(0, 10_000), requests=st.integers(1, 4), most=st.integers(1, 4))
+def test_equals_the_plain_reference(activation: str, texts: int, seed: int, requests: int, most: int) -> None:
     random = np.random.default_rng(seed)
-    query, compared = random.standard_normal((rows, FEATURES)), random.standard_normal((rows, most, FEATURES))
+    query, compared = random.standard_normal((requests, FEATURES)), random.standard_normal((requests, most, FEATURES))
     cached = random.standard_normal((texts, FEATURES)).astype(np.float32)
-    counts = random.integers(0, most + 1, rows)
-    is_there = random.random(rows) < 0.8
+    counts = random.integers(0, most + 1, requests)
+    is_there = random.random(requests) < 0.8
     options = {**MATCH.options, "activation": activation}
     example = replace(MATCH, options=options)
     fusion = with_texts(example, torch.from_numpy(cached)) if texts else example.build()
-    for row, count in enumerate(counts):
-        compared[row, count:] = np.nan
+    for request, count in enumerate(counts):
+        compared[request, count:] = np.nan
     query[~is_there] = np.nan
     samples = torch.from_numpy(np.stack([is_there, counts], axis=-1).astype(np.int32))
     outputs = [torch.from_numpy(query).float(), torch.from_numpy(compared).float()]
-    fused: Fused = fusion(outputs, EQUAL.expand(rows, 2), samples)
-    expected = np.zeros((rows, max(most, texts), 2))
-    for row, count in enumerate(counts):
-        others = compared[row, :count] if count else cached.astype(np.float64)
-        if is_there[row] and len(others):
-            expected[row, : len(others)] = reference(query[row], others, activation)
-            assert fusion.count_places({0: 1, 1: int(count)}) == len(others)
+    fused: FusionResult = fusion(outputs, EQUAL.expand(requests, 2), samples)
+    expected = np.zeros((requests, max(most, texts), 2))
+    for request, count in enumerate(counts):
+        others = compared[request, :count] if count else cached.astype(np.float64)
+        if is_there[request] and len(others):
+            expected[request, : len(others)] = reference(query[request], others, activation)
+            assert fusion.prediction_length({0: 1, 1: int(count)}) == len(others)
     np.testing.assert_allclose(fused.prediction.numpy(), expected, atol=2e-5)
     assert fused.present.tolist() == np.stack([is_there, counts > 0], axis=-1).tolist()
 
-    order = torch.from_numpy(random.permutation(rows))
-    permuted: Fused = fusion([output[order] for output in outputs], EQUAL.expand(rows, 2), samples[order])
+    order = torch.from_numpy(random.permutation(requests))
+    permuted: FusionResult = fusion([output[order] for output in outputs], EQUAL.expand(requests, 2), samples[order])
     torch.testing.assert_close(permuted.prediction, fused.prediction[order])
 
 
 def test_a_picture_among_three_texts() -> None:
     """CLIP's classification by texts, with its scale of 100: softmax(100 cosine)."""
     image, texts = torch.tensor([[1.0, 0.0]]), torch.tensor([[[2.0, 0.0], [0.0, 3.0], [0.999, 0.0447]]])
-    fused: Fused = Example("cosine", "similarity", ((2,), (2,)), several=3).build()([image, texts], EQUAL, 3 * BOTH)
+    fused = Example("cosine", "similarity", ((2,), (2,)), several=3).fuse([image, texts], samples=3 * BOTH)
     nearly = 0.999 / math.hypot(0.999, 0.0447)
     chances = softmax([100.0, 0.0, 100 * nearly])
     expected = torch.tensor([[[1.0, chances[0]], [0.0, chances[1]], [nearly, chances[2]]]], dtype=torch.float32)
@@ -81,8 +79,8 @@ def test_a_picture_among_three_texts() -> None:
 def test_a_pair_is_judged_by_itself_where_the_file_says_sigmoid() -> None:
     """SigLIP's probability of a pair, with the scale and bias that it begins its training with: sigmoid(10 cosine - 10)."""
     options = {"activation": "sigmoid", "scale": 10.0, "bias": -10.0}
-    fusion = Example("cosine", "similarity", ((2,), (2,)), options=options).build()
-    fused: Fused = fusion([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])], EQUAL, BOTH)
+    example = Example("cosine", "similarity", ((2,), (2,)), options=options)
+    fused = example.fuse([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])])
     torch.testing.assert_close(fused.prediction, torch.tensor([[[0.6, 1 / (1 + math.exp(4))]]]))
 
 
@@ -99,26 +97,27 @@ def test_a_zero_vector_is_like_nothing() -> None:
 def test_the_query_may_be_the_second_member() -> None:
     example = Example("cosine", "similarity", ((2,), (2,)), options={"query": "right"})
     fusion = example.build()
-    samples = torch.tensor([[2, 1]], dtype=torch.int32)
-    fused: Fused = fusion([torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[0.0, 1.0]])], EQUAL, samples)
+    fused = example.fuse([torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[0.0, 1.0]])], samples=torch.tensor([[2, 1]]))
     assert fused.prediction[..., 0].tolist() == [[0.0, 1.0]]
     assert fusion.needs == {0, 1}
-    assert fusion.count_places({0: 2, 1: 1}) == 2
+    assert fusion.prediction_length({0: 2, 1: 1}) == 2
 
 
 def test_texts_of_the_ensemble_make_do_without_the_other_member() -> None:
     fusion = with_texts(MATCH, torch.eye(FEATURES))
     assert fusion.needs == {0}
-    assert fusion.count_places({0: 1}) == FEATURES
+    assert fusion.prediction_length({0: 1}) == FEATURES
     assert set(fusion.state_dict()) == {"texts"}
-    fused: Fused = fusion([torch.eye(FEATURES)[:1], torch.full((1, 1, FEATURES), math.nan)], EQUAL, BOTH * torch.tensor([1, 0]))
+    fused: FusionResult = fusion(
+        [torch.eye(FEATURES)[:1], torch.full((1, 1, FEATURES), math.nan)], EQUAL, BOTH * torch.tensor([1, 0])
+    )
     assert fused.prediction[0, :, 0].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert fused.weights.tolist() == [[1.0, 0.0]]
 
 
-def test_a_belief_is_the_embedding_itself() -> None:
+def test_a_members_own_prediction_is_its_embedding() -> None:
     embeddings = torch.randn(3, FEATURES)
-    assert torch.equal(MATCH.build().belief(1, embeddings), embeddings)
+    assert torch.equal(MATCH.build().member_prediction(1, embeddings), embeddings)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +132,6 @@ def test_texts_that_cannot_be_compared_are_refused(texts: torch.Tensor, message:
         with_texts(MATCH, texts)
 
 
-def test_texts_that_nobody_has_embedded_are_refused() -> None:
+def test_texts_that_have_not_been_asked_for_are_refused() -> None:
     with pytest.raises(InvalidEnsemble, match=r"fusion\.texts: found None with embeddings of texts"):
         build_fusion(MATCH.spec, MATCH.shapes, cached_texts=torch.ones(1, FEATURES))

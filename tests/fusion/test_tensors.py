@@ -39,7 +39,7 @@ def test_a_single_number_is_a_tensor() -> None:
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0)
+    return np.asarray(np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0))
 
 
 @given(data=st.data(), requests=st.integers(1, 5), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3))
@@ -80,6 +80,11 @@ def test_the_length_survives(size: float) -> None:
 def test_a_zero_vector_has_no_direction_and_adds_nothing() -> None:
     fused = concatenation([torch.zeros(1, 2), torch.tensor([[0.0, 7.0]])], torch.tensor([[0.75, 0.25]]))
     torch.testing.assert_close(fused, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))
+
+
+def test_a_members_own_prediction_is_its_embedding_in_fp32() -> None:
+    embedding = torch.tensor([[1.0, 2.0, 3.0]])
+    assert torch.equal(Example("concatenation", "embedding").build().member_prediction(0, embedding.half()), embedding)
 
 
 @pytest.mark.parametrize("has_bias", [True, False], ids=["with a bias", "without a bias"])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.fusions import EXAMPLES, Example, make_rows
-from twinfer_server.fusion import Fused
+from tests.fusions import EXAMPLES, Example, make_requests
+from twinfer_server.fusion import FusionResult
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +19,7 @@ def test_a_captured_fusion_answers_like_the_cpus(example: Example) -> None:
     fusion = example.build()
     on_device = example.build().to("cuda")
     with torch.inference_mode():
-        outputs, *rest = make_rows(example, ROWS, seed=0)
+        outputs, *rest = make_requests(example, ROWS, seed=0)
         inputs = [tensor.cuda() for tensor in (*outputs, *rest)]
         lane = torch.cuda.Stream()
         lane.wait_stream(torch.cuda.current_stream())
@@ -28,14 +28,14 @@ def test_a_captured_fusion_answers_like_the_cpus(example: Example) -> None:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=lane):
-            captured: Fused = on_device(inputs[:-2], *inputs[-2:])
+            captured: FusionResult = on_device(inputs[:-2], *inputs[-2:])
         for seed in (1, 2):
-            outputs, weights, samples = make_rows(example, ROWS, seed)
+            outputs, weights, samples = make_requests(example, ROWS, seed)
             for buffer, values in zip(inputs, (*outputs, weights, samples), strict=True):
                 buffer.copy_(values)
             graph.replay()
             torch.cuda.synchronize()
-            expected: Fused = fusion(outputs, weights, samples)
-            for name in Fused.__dataclass_fields__:
+            expected: FusionResult = fusion(outputs, weights, samples)
+            for name in FusionResult.__dataclass_fields__:
                 found = getattr(captured, name).cpu()
                 torch.testing.assert_close(found, getattr(expected, name), equal_nan=True, atol=1e-5, rtol=1e-4)

@@ -262,5 +262,5 @@ def test_members_in_bf16_and_fp32_are_served_side_by_side_and_described(tmp_path
 
 def test_members_that_are_cast_share_what_they_have_alike(tmp_path: Path) -> None:
     folder = write_members(tmp_path, Pointwise(), *['precision = "bf16"'] * 2)
-    one, two = load_ensemble(folder, CpuDevice(lanes=1), Trust(runs_any_code=True), InputLimits()).members
+    one, two = load_ensemble(folder, CpuDevice(streams=1), Trust(runs_any_code=True), InputLimits()).members
     assert (one.shared_bytes, two.shared_bytes) == (0, FEATURES * 256 * 2)

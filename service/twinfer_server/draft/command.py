@@ -8,8 +8,7 @@ import typer
 
 from ..spec import NAME_PATTERN
 from ..terminal import plain_errors
-from .draft import draft_member, draft_towers
-from .folder import write_folder
+from .draft import draft_member, draft_towers, write_folder
 
 
 def init_command(

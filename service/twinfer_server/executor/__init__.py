@@ -1,8 +1,10 @@
 """The executor: members, staging buffers and batches; what is computed, on which stream, and what became of it."""
 
 from .batch import Batch, Excluded
+from .cascade import escalate
 from .ensemble import Ensemble
-from .fusion_versions import FusionChange, FusionVersion, FusionVersions
+from .fusion_changes import FusionChange, FusionVersions
+from .fusion_versions import FusionVersion
 from .latency import Bucket, LatencyTable
 from .loading import load_ensemble
 from .member import Member
@@ -26,6 +28,7 @@ __all__ = [
     "MemberMemory",
     "MemberRun",
     "check_budget",
+    "escalate",
     "find_refusal",
     "fusion_failures",
     "load_ensemble",

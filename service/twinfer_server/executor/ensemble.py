@@ -10,7 +10,7 @@ from ..types import InferRequest, Policy, Request, Samples
 from .batch import Batch, Excluded, Streams
 from .buffers import BUFFER_SETS, FusionBuffers, StagingBuffers
 from .cascade import Cascade
-from .fusion_versions import FusionBuilder
+from .fusion_versions import FusionBuilder, FusionVersion, capture_fusion
 from .latency import LatencyTable
 from .member import Member
 from .memory import MemberMemory
@@ -48,8 +48,8 @@ class Ensemble:
             "serial": Streams("serial", first, in_turn, first),
             "streams": Streams("streams", device.launch_stream("copy"), own, None),
         }
-        self.captured_fusion_buffers = [self._make_fusion_buffers() for _ in range(BUFFER_SETS)]
-        self._free_fusion_buffers = list(self.captured_fusion_buffers)
+        self._fusion_buffers = [self._make_fusion_buffers() for _ in range(BUFFER_SETS)]
+        self._free_fusion_buffers = list(self._fusion_buffers)
 
     @property
     def classes(self) -> int:
@@ -93,6 +93,10 @@ class Ensemble:
             requests, list(runs.values()), excluded, self.members, self.fusion, streams, self._take_fusion_buffers(), self.device
         )
 
+    def capture(self, version: FusionVersion, *, is_serving: bool = False) -> FusionVersion:
+        """Return a version of the fusion with CUDA graphs for the sets of fusion buffers that batches mostly use."""
+        return capture_fusion(version, self._fusion_buffers[:BUFFER_SETS], self.members, self.device, is_serving=is_serving)
+
     def release(self, batch: Batch) -> None:
         """Take the fusion buffers of a batch that has ended back; its staging buffers are the caller's to take."""
         self._free_fusion_buffers.insert(0, batch.fusion_buffers)
@@ -109,8 +113,12 @@ class Ensemble:
         return batch
 
     def _take_fusion_buffers(self) -> FusionBuffers:
-        """Take a free set of fusion buffers, those with graphs first; more are made while batches are stuck."""
-        return self._free_fusion_buffers.pop(0) if self._free_fusion_buffers else self._make_fusion_buffers()
+        """Take a free set of fusion buffers, or make one."""
+        try:
+            return self._free_fusion_buffers.pop(0)
+        except IndexError:  # more batches are under way than usual, for one is stuck
+            self._fusion_buffers.append(made := self._make_fusion_buffers())
+            return made
 
     def _make_fusion_buffers(self) -> FusionBuffers:
         shapes = [member.output_shape for member in self.members]
@@ -119,5 +127,5 @@ class Ensemble:
     def close(self) -> None:
         """End the streams' threads."""
         streams = {stream for streams in self.streams.values() for stream in (*streams.members, streams.copy)}
-        for stream in (*streams, *(buffers.stream for buffers in self._free_fusion_buffers)):
+        for stream in (*streams, *(buffers.stream for buffers in self._fusion_buffers)):
             stream.close()

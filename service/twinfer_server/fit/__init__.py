@@ -1,1 +1,1 @@
-"""Fitting a fusion to labelled rows, and judging it on others: what `twinfer fit` does."""
+"""What `twinfer fit` does: fit a fusion to labelled rows, and judge it on others."""

@@ -1,77 +1,148 @@
-"""What the members answer to labelled rows, through the same ensemble that is served."""
+"""What an ensemble's members and its fusion answer to labelled rows; all use that fitting makes of the executor is here."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InvalidEnsemble, InvalidRequest
 from ..executor import Ensemble
-from ..fusion import MAX_MAGNITUDE
+from ..fusion import MAX_MAGNITUDE, OpinionFusion
+from ..spec import EnsembleSpec
 from ..types import InferRequest, Policy, Request
 from .rows import InvalidRows, LabelledRows
 
 OnProgress = Callable[[int, int], None]
+"""Told how many of how many steps are done."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemberOutputs:
     """The members' raw outputs: `outputs` one float32 [rows, classes] per member, 0 where it is absent.
 
-    `present` is bool [rows, members]: who had its inputs and gave a finite output.
+    `present` is bool [rows, members]: which have their inputs and answer with finite numbers. `targets` is the truth, bool
+    [rows, classes].
     """
 
     outputs: tuple[Tensor, ...]
     present: Tensor
+    targets: NDArray[np.bool_]
 
-    def __len__(self) -> int:
-        """Give the number of rows."""
-        return len(self.present)
 
-    def pick(self, chosen: Tensor) -> "MemberOutputs":
-        """Give the chosen rows; `chosen` holds places, int64 [n], or is bool [rows]."""
-        return MemberOutputs(tuple(output[chosen] for output in self.outputs), self.present[chosen])
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one member or one fusion says: `probabilities` float64 [rows, classes], `present` bool [rows].
+
+    `is_fitted` says whether something fitted has a part in it.
+    """
+
+    name: str
+    kind: Literal["member", "fusion"]
+    is_fitted: bool
+    probabilities: NDArray[np.float64]
+    present: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFusion:
+    """A fusion as the server has it: what is judged is what will be served.
+
+    `names` are those of the ensemble's members, `weights` theirs, float64 [members].
+    """
+
+    fusion: OpinionFusion
+    method: str
+    names: tuple[str, ...]
+    weights: Tensor
+    is_fitted: bool
+
+    @property
+    def members(self) -> list[int]:
+        """The fused members, by index in the ensemble."""
+        return list(self.fusion.fused_members)
+
+    def read_logits(self, outputs: MemberOutputs) -> Tensor:
+        """Return the fused members' logits before calibration, float64 [members, rows, classes], or [..., labels, 2]."""
+        with torch.inference_mode():
+            logits = torch.stack([self.fusion.read_logits(index, outputs.outputs[index]).double() for index in self.members])
+        return logits.clone()  # a tensor of inference mode could not be fitted to
+
+    def fuse(self, outputs: MemberOutputs) -> Prediction:
+        """Fuse all rows."""
+        with torch.inference_mode():
+            weights = self.weights.float().expand(len(outputs.present), -1)
+            fused = self.fusion(list(outputs.outputs), weights, outputs.present.to(torch.int32))
+        name = "fitted fusion" if self.is_fitted else "unfitted fusion"
+        present = (fused.present > 0).any(-1).numpy()
+        return Prediction(name, "fusion", self.is_fitted, fused.prediction.double().numpy(), present)
+
+    def predict_all(self, outputs: MemberOutputs) -> list[Prediction]:
+        """Return what each fused member says by itself, and then what the fusion says."""
+        return [*(self.predict(index, outputs) for index in self.members), self.fuse(outputs)]
+
+    def predict(self, index: int, outputs: MemberOutputs) -> Prediction:
+        """Return what one member says by itself, with the temperature that this fusion has for it."""
+        with torch.inference_mode():
+            probabilities = self.fusion.member_prediction(index, outputs.outputs[index]).double().numpy()
+        name = self.names[index] + (", calibrated" if self.is_fitted else "")
+        return Prediction(name, "member", self.is_fitted, probabilities, outputs.present[:, index].numpy())
+
+
+def load_fusion(ensemble: Ensemble, spec: EnsembleSpec | None = None) -> ServedFusion:
+    """Return the fusion that the ensemble was loaded with, or the fitted one that `spec` names; raises InvalidEnsemble."""
+    version = ensemble.fusion_builder.build(1, spec) if spec else ensemble.fusion
+    fusion = version.host_fusion
+    assert isinstance(fusion, OpinionFusion)  # only these are fitted
+    names = tuple(member.name for member in ensemble.members)
+    return ServedFusion(fusion, version.spec.fusion.method, names, torch.from_numpy(version.weights), spec is not None)
 
 
 def compute_outputs(ensemble: Ensemble, rows: LabelledRows, on_progress: OnProgress) -> MemberOutputs:
-    """Fly all rows and keep what each member answers; raises InvalidRows for an input that cannot be decoded.
+    """Compute what each member answers to all rows; raises InvalidRows for an input that cannot be decoded.
 
-    Call it on a thread that the device has prepared. Raises InvalidEnsemble where a member fails, or never has its inputs.
+    Call it on a thread that the device has prepared. Raises InvalidEnsemble where a member fails, InvalidRows where one never has
+    its inputs.
     """
     kinds = ensemble.spec.input_kinds()
     outputs = [torch.zeros(len(rows), *member.output_shape) for member in ensemble.members]
     present = torch.zeros(len(rows), len(ensemble.members), dtype=torch.bool)
-    slots = {member.index: member.slots[0] for member in ensemble.members}
     step = ensemble.spec.batching.max_batch_size
     for start in range(0, len(rows), step):
-        places = range(start, min(start + step, len(rows)))
-        flown = [_prepare(ensemble, rows, place, kinds) for place in places]
-        with torch.inference_mode():
-            flight = ensemble.board(flown, slots, {}, "serial")
-            flight.launch()
-            flight.landed.wait()
-        for run in flight.runs:
-            if run.error is not None or run.host_output is None:
-                raise InvalidEnsemble(f"members.{run.member.name}: failed on {rows.file}: {run.error}")
-            index = run.member.index
-            for number in run.rows:
-                output = torch.from_numpy(run.sample_of(number))[0]
-                # As the fusion has it: what is not finite is not there. A NaN compares as false.
-                if output.abs().max() <= MAX_MAGNITUDE:
-                    outputs[index][start + number], present[start + number, index] = output, True
-        on_progress(places.stop, len(rows))
-    for member, seen in zip(ensemble.members, present.any(0).tolist(), strict=True):
-        if not seen:
+        indexes = range(start, min(start + step, len(rows)))
+        requests = [_prepare(ensemble, rows, index, kinds) for index in indexes]
+        for column, index, output in _compute(ensemble, requests):
+            # As the fusion has it: what is not finite is not there. A NaN compares as false.
+            if output.abs().max() <= MAX_MAGNITUDE:
+                outputs[column][start + index], present[start + index, column] = output, True
+        on_progress(indexes.stop, len(rows))
+    for member, is_seen in zip(ensemble.members, present.any(0).tolist(), strict=True):
+        if member.is_fused and not is_seen:
             inputs = [kind.name for kind in member.inputs]
             raise InvalidRows(f"{rows.file}: found no row with the inputs {inputs} of member {member.name!r}; allowed: some")
-    return MemberOutputs(tuple(outputs), present)
+    return MemberOutputs(tuple(outputs), present, rows.targets)
 
 
-def _prepare(ensemble: Ensemble, rows: LabelledRows, place: int, kinds: dict[str, str]) -> Request:
-    request = InferRequest(inputs=rows.read(place, kinds), arrived_at=0.0)
+def _prepare(ensemble: Ensemble, rows: LabelledRows, index: int, kinds: Mapping[str, str]) -> Request:
+    request = InferRequest(inputs=rows.read(index, kinds), arrived_at=0.0)
     try:
-        samples = ensemble.prepare(request)
+        samples = ensemble.processor.prepare(request)
     except InvalidRequest as error:
-        raise InvalidRows(f"{rows.file}, row {rows.numbers[place]}: {error.text}") from None
-    return Request(request, Policy.BEST_EFFORT, None, reply_by=float("inf"), samples=samples)
+        raise InvalidRows(f"{rows.file}, row {rows.numbers[index]}: {error.text}") from None
+    return Request(request, Policy.BEST_EFFORT, None, reply_by=math.inf, samples=samples)
+
+
+def _compute(ensemble: Ensemble, requests: Sequence[Request]) -> Iterator[tuple[int, int, Tensor]]:
+    """Run a batch; yields member, request, both by index, and the member's output for the request, float32 [classes]."""
+    with torch.inference_mode():
+        batch = ensemble.compute(requests)
+    for run in batch.runs:
+        if run.error is not None:
+            raise InvalidEnsemble(f"members.{run.member.name}: failed on the rows: {run.error}")
+        for index in run.indices if run.member.is_fused else ():
+            yield run.member.index, index, torch.from_numpy(run.output_of(index))[0]
+    ensemble.release(batch)

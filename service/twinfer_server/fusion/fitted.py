@@ -12,7 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InvalidEnsemble, quote
-from ..spec import EnsembleSpec, Name, Probability, Temperature, Weight
+from ..spec import EnsembleSpec
+from ..spec.ensemble import Probability, Temperature, Weight
+from ..spec.files import Name
 
 FITTED_FILE = "fusion.safetensors"
 REMEDY = "fit again, or remove fitted from [fusion]"

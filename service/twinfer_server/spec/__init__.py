@@ -1,17 +1,9 @@
 """What an ensemble folder says: `ensemble.toml`, parsed and checked before anything is loaded."""
 
 from .directory import PREFIX, find_directory, find_output_kind, has_several_labels, name_classes
-from .ensemble import BatchingSpec, CascadeSpec, EnsembleSpec, FusionSpec, Probability, Task, Temperature, Weight
-from .files import NAME_PATTERN, LeavesFolder, Name, Strict, find_file
-from .members import (
-    ImageInputSpec,
-    MemberSpec,
-    OutputSpec,
-    RequestInputSpec,
-    TensorInputSpec,
-    TextInputSpec,
-    UpstreamInputSpec,
-)
+from .ensemble import BatchingSpec, CascadeSpec, EnsembleSpec, FusionSpec, Task
+from .files import NAME_PATTERN, LeavesFolder, find_file
+from .members import ImageInputSpec, MemberSpec, OutputSpec, RequestInputSpec, TensorInputSpec, TextInputSpec, UpstreamInputSpec
 from .reading import SPEC_FILE, check_classes, describe_faults, read_labels, read_spec
 
 __all__ = [
@@ -25,17 +17,12 @@ __all__ = [
     "ImageInputSpec",
     "LeavesFolder",
     "MemberSpec",
-    "Name",
     "OutputSpec",
-    "Probability",
     "RequestInputSpec",
-    "Strict",
     "Task",
-    "Temperature",
     "TensorInputSpec",
     "TextInputSpec",
     "UpstreamInputSpec",
-    "Weight",
     "check_classes",
     "describe_faults",
     "find_directory",

@@ -1,0 +1,163 @@
+"""Reading labelled rows: what is read, what every fault says, and how rows are split."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twinfer_server.fit.rows import MIN_ROWS, InvalidRows, LabelledRows, deal_folds, read_rows, split_rows
+from twinfer_server.spec import EnsembleSpec
+
+LABELS = ("cat", "dog", "big dog")
+
+
+def make_spec(task: str = "classification") -> EnsembleSpec:
+    tokenized = {"kind": "tensor", "dtype": "float32", "shape": [2]}
+    image = {"kind": "image", "size": [8, 8]}
+    return EnsembleSpec.model_validate(
+        {
+            "name": "pair",
+            "version": 1,
+            "task": task,
+            "members": {
+                "eye": {"model": "python:m:a", "input": {"image": image}},
+                "hand": {"model": "python:m:a", "input": {"touch": tokenized}},
+            },
+            "fusion": {"method": "weighted_mean"},
+        }
+    )
+
+
+def read(folder: Path, text: str, task: str = "classification", labels: tuple[str, ...] = LABELS) -> LabelledRows:
+    (folder / "rows.csv").write_text(text, encoding="utf-8")
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(name.encode())
+    np.save(folder / "t.npy", np.array([1, 2], dtype=np.float32))
+    return read_rows(folder, make_spec(task), labels, 3)
+
+
+def test_a_row_has_what_its_cells_are_filled_with(tmp_path: Path) -> None:
+    rows = read(tmp_path, "image,touch,label,note\na.png,t.npy,dog,x\n,t.npy,cat,\nb.png,,2,\n")
+    assert [sorted(inputs) for inputs in rows.inputs] == [["image", "touch"], ["touch"], ["image"]]
+    assert rows.targets.argmax(1).tolist() == [1, 0, 2]
+    assert rows.targets.sum() == 3
+    first = rows.read(0, make_spec().input_kinds())
+    assert first["image"] == b"a.png"
+    assert np.array_equal(np.asarray(first["touch"]), [1, 2])
+
+
+def test_a_table_as_a_spreadsheet_writes_it_is_read(tmp_path: Path) -> None:
+    rows = read(tmp_path, '\ufeffimage,"label"\r\na.png,"big dog"\r\n')
+    assert rows.targets.argmax(1).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        pytest.param("cat dog", [0, 1], id="spaces between"),
+        pytest.param("cat|big dog", [0, 2], id="bars between, where a name has a space"),
+        pytest.param("big dog", [2], id="one name with a space"),
+        pytest.param("0 2", [0, 2], id="indexes"),
+        pytest.param("", [], id="none"),
+    ],
+)
+def test_a_row_may_have_several_labels_where_the_task_says_so(tmp_path: Path, cell: str, expected: list[int]) -> None:
+    rows = read(tmp_path, f"image,label\na.png,{cell}\n", "multi_label")
+    assert np.flatnonzero(rows.targets[0]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("image,label\n", "rows.csv: found no row; allowed: at least one", id="no row"),
+        pytest.param(
+            "picture,label\na.png,dog\n",
+            "rows.csv: found the columns ['picture', 'label']; allowed: 'label', and at least one of the inputs ['image', 'touch']",
+            id="no column of an input",
+        ),
+        pytest.param("image\na.png\n", "rows.csv: found the columns ['image']; allowed: 'label'", id="no labels"),
+        pytest.param(
+            "image,label\na.png,dog\nb.png,cow\n",
+            "rows.csv, row 2, column 'label': found 'cow'; allowed: an index of 0 to 2, or one of 'cat', 'dog', 'big dog'",
+            id="an unknown label",
+        ),
+        pytest.param("image,label\na.png,3\n", "row 1, column 'label': found '3'; allowed: an index of 0 to 2", id="too high"),
+        pytest.param("image,label\na.png,-1\n", "row 1, column 'label': found '-1'; allowed: an index of 0 to 2", id="below 0"),
+        pytest.param("image,label\na.png,\n", "row 1, column 'label': found nothing; allowed: an index", id="no label"),
+        pytest.param(
+            "image,label\n../a.png,dog\n", "row 1, column 'image': found '../a.png', which leaves the folder; allowed: a file of",
+            id="a path that leaves the folder",
+        ),
+        pytest.param("image,label\n/etc/hosts,dog\n", "found '/etc/hosts', which leaves the folder", id="an absolute path"),
+        pytest.param("image,label\nc.png,dog\n", "row 1, column 'image': found 'c.png', which is no file", id="a missing file"),
+        pytest.param("image,label\n,dog\n", "row 1, column 'image': found no input at all", id="a row without inputs"),
+        pytest.param("image,label\na.png,dog,1\n", "rows.csv, row 1: found 3 cells; allowed: 2", id="a row with too many cells"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InvalidRows) as refusal:
+        read(tmp_path, text)
+    assert message in str(refusal.value)
+
+
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"x")
+    (tmp_path / "data" / "c.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(InvalidRows, match="leaves the folder"):
+        read(tmp_path / "data", "image,label\nc.png,dog\n")
+
+
+def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRows, match=r"found no rows\.csv; allowed: a folder with one"):
+        read_rows(tmp_path, make_spec(), LABELS, 3)
+
+
+@pytest.mark.parametrize(
+    "content", [b"image,label\n\xff,dog\n", b'image,label\n"a.png,dog\n'], ids=["no UTF-8", "a quote that never ends"]
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(InvalidRows, match=r"rows\.csv: cannot be read: "):
+        read_rows(tmp_path, make_spec(), LABELS, 3)
+
+
+def test_a_pickle_in_place_of_an_array_is_refused(tmp_path: Path) -> None:
+    rows = read(tmp_path, "touch,label\nt.npy,dog\n")
+    objects: Any = np.array([{"a": 1}], dtype=object)
+    np.save(tmp_path / "t.npy", objects, allow_pickle=True)
+    with pytest.raises(InvalidRows, match=r"row 1, column 'touch': found 't\.npy', which cannot be read: "):
+        rows.read(0, make_spec().input_kinds())
+
+
+# --- splitting --------------------------------------------------------------------------------------------------------
+
+
+def make_rows(folder: Path, labels: list[str]) -> LabelledRows:
+    return read(folder, "image,label\n" + "".join(f"a.png,{label}\n" for label in labels))
+
+
+def test_both_halves_have_as_many_rows_of_each_label(tmp_path: Path) -> None:
+    rows = make_rows(tmp_path, ["cat"] * 30 + ["dog"] * 20 + ["big dog"])
+    halves = split_rows(rows, seed=1)
+    assert sorted(halves[0].numbers + halves[1].numbers) == list(rows.numbers)
+    assert [half.targets.sum(0)[:2].tolist() for half in halves] == [[15, 10], [15, 10]]
+    for half in halves:
+        assert (half.targets == rows.targets[[number - 1 for number in half.numbers]]).all()
+
+
+def test_the_seed_decides_which_row_is_where(tmp_path: Path) -> None:
+    rows = make_rows(tmp_path, ["cat"] * 50)
+    assert split_rows(rows, 1)[0].numbers == split_rows(rows, 1)[0].numbers != split_rows(rows, 2)[0].numbers
+
+
+def test_too_few_rows_to_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRows, match=f"found 19 rows .* allowed: at least {MIN_ROWS} for each"):
+        split_rows(make_rows(tmp_path, ["cat"] * 39), seed=0)
+
+
+def test_folds_have_as_many_rows_of_each_label() -> None:
+    targets = np.repeat(np.eye(2, dtype=np.bool_), 20, axis=0)
+    folds = deal_folds(targets, 10, seed=3)
+    assert [[(folds[targets[:, label]] == fold).sum() for fold in range(10)] for label in (0, 1)] == [[2] * 10, [2] * 10]
