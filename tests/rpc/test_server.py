@@ -35,7 +35,7 @@ def test_what_another_server_listens_on_is_refused_and_stays_its_own(folder: Pat
     with running(folder, trust_code=True, listen=listen) as server:
         with pytest.raises(PortTaken) as refused, running(folder, trust_code=True, listen=server.address):
             pass
-        assert str(refused.value) == f"cannot listen on {server.address}: Address already in use; is another server there?"
+        assert str(refused.value).startswith(f"cannot listen on {server.address}: another server does")
         with connect(server.address) as channel:
             assert isinstance(infer(channel, row()), pb.InferResponse)
 

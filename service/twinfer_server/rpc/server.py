@@ -1,8 +1,6 @@
 """The gRPC servers, one for callers and one for operators: listeners, options and services, put together."""
 
 import asyncio
-import errno
-import os
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -178,11 +176,11 @@ def _make_pool(files: Sequence[FileDescriptor]) -> DescriptorPool:
 async def _start(server: grpc.aio.Server, address: str) -> str:
     """Listen on HOST:PORT or unix:PATH; return the address with the port that was found. Raises PortTaken."""
     if address.startswith("unix:") and _is_answered(address.removeprefix("unix:")):  # `grpc` would take it over
-        raise PortTaken(f"cannot listen on {address}: {os.strerror(errno.EADDRINUSE)}; is another server there?")
+        raise PortTaken(f"cannot listen on {address}: another server does")
     try:
         port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise PortTaken(f"cannot listen on {address}: {_find_cause(address) or error}") from None
+    except RuntimeError:  # `grpc` keeps to itself what the system said
+        raise PortTaken(f"cannot listen on {address}: another server does, or it is no address of this machine") from None
     await server.start()
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
@@ -198,20 +196,3 @@ def _is_answered(path: str) -> bool:
         except OSError:
             return False
         return True
-
-
-def _find_cause(address: str) -> str:
-    """Return what the system says of HOST:PORT, as `grpc` keeps that to itself; empty where it has nothing against it."""
-    if address.startswith("unix:"):
-        return ""
-    host, _, port = address.rpartition(":")
-    try:
-        for family, kind, _, _, name in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
-            with socket.socket(family, kind) as attempt:
-                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                attempt.bind(name)
-                attempt.listen()
-    except OSError as error:
-        is_taken = error.errno == errno.EADDRINUSE
-        return f"{error.strerror}{'; is another server there?' if is_taken else ''}"
-    return ""
