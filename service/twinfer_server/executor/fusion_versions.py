@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
-from ..device import CannotCapture, Device
+from ..device import CannotCapture, Device, Graph
 from ..errors import FusionConflict, InvalidEnsemble, InvalidOption, quote
 from ..fusion import FITTED_FILE, METHODS, Fusion, FusionResult, build_fusion, read_fitted, read_fitted_method, use_fitted
 from ..spec import EnsembleSpec, describe_faults
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .ensemble import Ensemble
 
 logger = logging.getLogger(__name__)
+
+Capture = Callable[[Callable[[], list[Tensor]]], Graph]
 
 MAX_KEPT = 16
 VECTOR = 32
@@ -212,21 +215,17 @@ def capture_fusion(ensemble: "Ensemble", version: FusionVersion, *, is_serving: 
     try:
         with torch.inference_mode():
             for buffers in ensemble.captured_fusion_buffers:
-                if not buffers.graph_inputs:
-                    buffers.make_graph_inputs(ensemble.device, [member.output_shape for member in ensemble.members])
+                stream = buffers.prepare_capture(ensemble.device, [member.output_shape for member in ensemble.members])
                 pool = ensemble.device.graph_pool()
-                graphs[buffers] = {
-                    size: _capture(ensemble.device, version, buffers, size, pool, is_serving) for size in reversed(sizes)
-                }
+                capture = partial(ensemble.device.capture, stream, pool=pool, is_serving=is_serving)
+                graphs[buffers] = {size: _capture(ensemble.device, version, buffers, size, capture) for size in reversed(sizes)}
     except CannotCapture as error:
         logger.warning("fusion version %d runs eagerly: %s", version.number, error)
         return version
     return replace(version, graphs=graphs)
 
 
-def _capture(
-    device: Device, version: FusionVersion, buffers: FusionBuffers, size: int, pool: object, is_serving: bool
-) -> FusionGraph:
+def _capture(device: Device, version: FusionVersion, buffers: FusionBuffers, size: int, capture: Capture) -> FusionGraph:
     """Capture a version of the fusion at one batch size, with its copy to the host."""
 
     def fuse() -> FusionResult:
@@ -242,4 +241,4 @@ def _capture(
             there.copy_(part, non_blocking=True)
         return list(result.parts())
 
-    return FusionGraph(device.capture(buffers.stream, work, pool, is_serving=is_serving), host)
+    return FusionGraph(capture(work), host)
