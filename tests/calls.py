@@ -1,6 +1,7 @@
 """Calls as any client makes them, bytes in and bytes out, and what is in their failures."""
 
-from collections.abc import Callable
+import queue
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,38 @@ def batch_infer(
 def stream(channel: grpc.Channel, messages: Any, timeout: float = PATIENCE_SECONDS) -> Any:
     """Open an InferStream that sends `messages`, bytes each; gives the call, an iterator of bytes."""
     return channel.stream_stream(INFER_STREAM)(iter(messages), timeout=timeout)
+
+
+def send(*requests: pb.InferRequest) -> list[bytes]:
+    """Write the messages of an InferStream."""
+    return [pb.InferStreamRequest(request=request).SerializeToString() for request in requests]
+
+
+def read(replies: Iterable[bytes]) -> list[pb.InferStreamResponse]:
+    """Read the replies of an InferStream."""
+    return [pb.InferStreamResponse.FromString(reply) for reply in replies]
+
+
+def ids(answers: Iterable[pb.InferStreamResponse]) -> list[str]:
+    """List the ids of the requests that were answered without an error."""
+    return [answer.request_id for answer in answers if answer.HasField("response")]
+
+
+class Outbox:
+    """What a stream sends: requests that the test puts in one by one, until it closes it."""
+
+    def __init__(self) -> None:
+        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def put(self, *requests: pb.InferRequest) -> None:
+        for message in send(*requests):
+            self._messages.put(message)
+
+    def close(self) -> None:
+        self._messages.put(None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._messages.get, None)
 
 
 def read_failure(failure: Any) -> Failure:

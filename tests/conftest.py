@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,10 +11,6 @@ from hypothesis import HealthCheck, settings
 from tests.gated import Gate, write_gated
 from tests.servers import DIGITS
 from twinfer_server.demo import HeldOutRow, read_rows, running_server
-
-if TYPE_CHECKING:
-    from tests.peers import BarePeer
-    from tests.wire import RunningWire
 
 # A busy machine fails no test, and a fixture may well outlive an example.
 settings.register_profile(
@@ -34,17 +29,8 @@ class DigitsServer:
 
 @pytest.fixture(scope="session")
 def digits_server() -> Iterator[DigitsServer]:
-    with running_server(DIGITS, arguments=["--set", "cache_dir="]) as address:
+    with running_server(DIGITS) as address:
         yield DigitsServer(address, read_rows(DIGITS))
-
-
-@pytest.fixture
-def peer(wire: "RunningWire") -> "Iterator[BarePeer]":
-    """A client of the test file's `wire` that writes its frames itself."""
-    from tests.peers import BarePeer  # here, for it brings h2, which tests elsewhere do without
-
-    with BarePeer(wire.address) as peer:
-        yield peer
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
-"""Requests of the Open Inference Protocol, built by hand as any client builds them, and the answers read."""
+"""Messages of the Open Inference Protocol, built by hand as any client builds them, and the responses read."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 from google.protobuf.message import Message
-from numpy.typing import NDArray
 
 from tests.calls import PATIENCE_SECONDS, Failure, call
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
@@ -17,7 +16,10 @@ MODEL_INFER = f"{SERVICE}/ModelInfer"
 MODEL_STREAM_INFER = f"{SERVICE}/ModelStreamInfer"
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T", pb.ModelInferRequest, pb.ModelInferRequest.InferInputTensor, pb.ModelInferRequest.InferRequestedOutputTensor)
 Tensor = pb.ModelInferRequest.InferInputTensor
+Input = tuple[Tensor, bytes | None]
+"""An input and its raw bytes, None where its elements are typed."""
 
 DTYPES = {"FP32": "<f4", "FP64": "<f8", "FP16": "<f2", "INT64": "<i8", "INT32": "<i4", "UINT8": "u1", "BOOL": "?"}
 
@@ -29,47 +31,58 @@ def ask(channel: grpc.Channel, method: str, request: Message, kind: type[M]) -> 
     return kind.FromString(found)
 
 
-def infer(channel: grpc.Channel, request: pb.ModelInferRequest, timeout: float = PATIENCE_SECONDS) -> Any:
-    """Call ModelInfer; gives the response, or the failure."""
-    found = call(channel, MODEL_INFER, request.SerializeToString(), timeout)
+def infer(channel: grpc.Channel, message: pb.ModelInferRequest) -> Any:
+    """Call ModelInfer; returns the response, or the failure."""
+    found = call(channel, MODEL_INFER, message.SerializeToString())
     return found if isinstance(found, Failure) else pb.ModelInferResponse.FromString(found)
 
 
-def stream(channel: grpc.Channel, messages: Any, timeout: float = PATIENCE_SECONDS) -> Any:
-    """Open a ModelStreamInfer that sends `messages`, bytes each; gives the call, an iterator of bytes."""
-    return channel.stream_stream(MODEL_STREAM_INFER)(iter(messages), timeout=timeout)
+def outputs(channel: grpc.Channel, *inputs: Input, model: str = "gated", wanted: Sequence[Any] = (), **rest: Any) -> dict[str, Any]:
+    """Call ModelInfer, which must not fail, and read the outputs."""
+    response = infer(channel, request(model, inputs, wanted, **rest))
+    assert isinstance(response, pb.ModelInferResponse), response
+    return read(response)
 
 
-def parameter(value: object) -> pb.InferParameter:
-    """Make a parameter of the type that the value has; whole numbers are signed."""
-    match value:
-        case bool():
-            return pb.InferParameter(bool_param=value)
-        case int():
-            return pb.InferParameter(int64_param=value)
-        case str():
-            return pb.InferParameter(string_param=value)
-        case float():
-            return pb.InferParameter(double_param=value)
-        case pb.InferParameter():
-            return value
-    raise TypeError(value)
+def stream(channel: grpc.Channel, messages: Iterable[bytes]) -> Any:
+    """Open a ModelStreamInfer that sends these messages; returns the call, an iterator of bytes."""
+    exchange: Any = channel.stream_stream(MODEL_STREAM_INFER)
+    return exchange(iter(messages), timeout=PATIENCE_SECONDS)
 
 
-def tensor(name: str, datatype: str, shape: Sequence[int], contents: Any = None, **parameters: object) -> Tensor:
+def request(
+    model: str, inputs: Sequence[Input], outputs: Sequence[Any] = (), request_id: str = "",
+    parameters: Mapping[str, Any] | None = None, version: str = "",
+) -> pb.ModelInferRequest:  # fmt: skip
+    """Make a message; outputs are named, or made by `wanted`."""
+    made = pb.ModelInferRequest(
+        model_name=model, model_version=version, id=request_id, inputs=[tensor for tensor, _ in inputs],
+        outputs=[wanted(output) if isinstance(output, str) else output for output in outputs],
+        raw_input_contents=[raw for _, raw in inputs if raw is not None],
+    )  # fmt: skip
+    return _with_parameters(made, parameters or {})
+
+
+def tensor(name: str, datatype: str, shape: Sequence[int], contents: Any = None, **parameters: Any) -> Tensor:
     """Make an input; `contents` are its typed elements, where they are in it."""
-    made = Tensor(name=name, datatype=datatype, shape=shape, contents=contents)
-    for key, value in parameters.items():
-        made.parameters[key].CopyFrom(parameter(value))
-    return made
+    return _with_parameters(Tensor(name=name, datatype=datatype, shape=shape, contents=contents), parameters)
 
 
-def wanted(name: str, **parameters: object) -> pb.ModelInferRequest.InferRequestedOutputTensor:
+def wanted(name: str, **parameters: Any) -> pb.ModelInferRequest.InferRequestedOutputTensor:
     """Make an output that is asked for."""
-    made = pb.ModelInferRequest.InferRequestedOutputTensor(name=name)
-    for key, value in parameters.items():
-        made.parameters[key].CopyFrom(parameter(value))
-    return made
+    return _with_parameters(pb.ModelInferRequest.InferRequestedOutputTensor(name=name), parameters)
+
+
+def raw(name: str, datatype: str, values: object) -> Input:
+    """Make an input of numbers as raw bytes, the batch first."""
+    array = np.array(values, DTYPES[datatype])
+    return tensor(name, datatype, array.shape), array.tobytes()
+
+
+def texts(name: str, *values: str | bytes, each: int = 1) -> Input:
+    """Make an input of BYTES, `each` for every request."""
+    elements = [value.encode() if isinstance(value, str) else value for value in values]
+    return tensor(name, "BYTES", [len(elements) // each, each]), join(*elements)
 
 
 def join(*elements: bytes) -> bytes:
@@ -77,53 +90,28 @@ def join(*elements: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-def split(data: bytes) -> list[bytes]:
-    """Read the elements of a BYTES tensor."""
-    elements = []
-    while data:
-        (size,) = struct.unpack_from("<I", data)
-        elements.append(data[4 : 4 + size])
-        data = data[4 + size :]
-    return elements
-
-
-def request(
-    model: str, inputs: Sequence[tuple[Tensor, bytes | None]], outputs: Sequence[Any] = (), request_id: str = "",
-    parameters: Mapping[str, object] | None = None, version: str = "",
-) -> pb.ModelInferRequest:  # fmt: skip
-    """Make a request of inputs and their raw bytes, None where those are elsewhere."""
-    made = pb.ModelInferRequest(
-        model_name=model, model_version=version, id=request_id, inputs=[made for made, _ in inputs],
-        outputs=[wanted(output) if isinstance(output, str) else output for output in outputs],
-        raw_input_contents=[raw for _, raw in inputs if raw is not None],
-    )  # fmt: skip
-    for key, value in (parameters or {}).items():
-        made.parameters[key].CopyFrom(parameter(value))
-    return made
-
-
-def raw(name: str, datatype: str, values: object) -> tuple[Tensor, bytes]:
-    """Make an input of numbers as raw bytes, rows first."""
-    array = np.array(values, DTYPES[datatype])
-    return tensor(name, datatype, array.shape), array.tobytes()
-
-
-def texts(name: str, *values: str | bytes, each: int = 1) -> tuple[Tensor, bytes]:
-    """Make an input of BYTES, `each` for every row."""
-    elements = [value.encode() if isinstance(value, str) else value for value in values]
-    return tensor(name, "BYTES", [len(elements) // each, each]), join(*elements)
-
-
 def read(response: pb.ModelInferResponse) -> dict[str, Any]:
     """Read the outputs by name: arrays, and nested lists of bytes for BYTES."""
-    assert len(response.outputs) == len(response.raw_output_contents)
     found: dict[str, Any] = {}
     for output, data in zip(response.outputs, response.raw_output_contents, strict=True):
         if output.datatype == "BYTES":
-            array: NDArray[Any] = np.array(split(data), object)
+            found[output.name] = np.array([*_split(data)], object).reshape(list(output.shape)).tolist()
         else:
-            array = np.frombuffer(data, DTYPES[output.datatype])
-        found[output.name] = (
-            array.reshape(list(output.shape)).tolist() if output.datatype == "BYTES" else array.reshape(output.shape)
-        )
+            found[output.name] = np.frombuffer(data, DTYPES[output.datatype]).reshape(output.shape)
     return found
+
+
+def _split(data: bytes) -> Iterator[bytes]:
+    while data:
+        (size,) = struct.unpack_from("<I", data)
+        yield data[4 : 4 + size]
+        data = data[4 + size :]
+
+
+def _with_parameters(message: T, parameters: Mapping[str, Any]) -> T:
+    """Set parameters of the types that the values have; whole numbers are signed."""
+    kinds = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
+    for key, value in parameters.items():
+        made = value if isinstance(value, pb.InferParameter) else pb.InferParameter(**{kinds[type(value)]: value})
+        message.parameters[key].CopyFrom(made)
+    return message

@@ -59,7 +59,7 @@ def started(
 ) -> Iterator[ServerProcess]:  # fmt: skip
     """Run `twinfer serve` until it says `until`; whatever is left of it afterwards is killed."""
     log = folder / "log.txt"
-    command = [*COMMAND, "serve", str(folder), "--listen", listen, "--trust-code", "--set", "cache_dir=", *arguments]
+    command = [*COMMAND, "serve", str(folder), "--listen", listen, "--trust-code", *arguments]
     with (
         log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment(env)) as process,

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,15 +10,16 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from twinfer_server.serve import Observer, serve
-from twinfer_server.settings import ServerSettings
+from prometheus_client.parser import text_string_to_metric_families
 
-OnListening = Callable[[str, str], None]
+from twinfer_server.serve import serve
+from twinfer_server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "ensembles" / "digits"
-DEFAULTS: dict[str, Any] = {"listen": "127.0.0.1:0", "cache_dir": "", "reply_slack_seconds": 0.25}
-"""The margin is wide because a busy machine may take as long to bring a degraded answer to its caller."""
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+DEFAULTS: dict[str, Any] = {"listen": "127.0.0.1:0", "reply_slack_seconds": 0.25}
+"""The slack is wide because a busy machine may take as long to bring a degraded answer to its caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +34,29 @@ class RunningServer:
 
 
 @contextmanager
-def running(folder: Path, on_listening: OnListening | None = None, **settings: Any) -> Iterator[RunningServer]:
+def running(folder: Path, on_listening: Callable[[str], None] | None = None, **settings: Any) -> Iterator[RunningServer]:
     """Serve `folder` in this process, so that a test can hold its models' gates; drain and end it afterwards.
 
-    It is ready when the body begins; who needs the addresses before that is told them by `on_listening`.
+    It is ready when the body begins; `on_listening` is told its address before that.
     """
     ready, ended, stop = threading.Event(), threading.Event(), threading.Event()
-    addresses: list[str] = []
-    metrics: list[str] = []
+    addresses = {"listening": "", "operators": "", "metrics": ""}
     failures: list[BaseException] = []
 
-    def listen(address: str, admin_address: str) -> None:
-        addresses.extend((address, admin_address))
-        if on_listening:
-            on_listening(address, admin_address)
+    def say(line: str) -> None:
+        name, _, address = line.partition(" on ")
+        if name in addresses:
+            addresses[name] = address
+        if name == "listening" and on_listening:
+            on_listening(address)
+        if line == "ready":
+            ready.set()
 
     async def life() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         threading.Thread(target=lambda: (stop.wait(), loop.call_soon_threadsafe(stopping.set)), daemon=True).start()
-        observer = Observer(listen, metrics.append, lambda done, total: None, ready.set)
-        await serve(folder, ServerSettings(**(DEFAULTS | settings)), observer, stopping)
+        await serve(folder, ServerSettings(**(DEFAULTS | settings)), stopping, say, lambda done, total: None)
 
     def run() -> None:
         try:
@@ -69,12 +73,29 @@ def running(folder: Path, on_listening: OnListening | None = None, **settings: A
     if failures:
         raise failures[0]
     try:
-        yield RunningServer(addresses[0], addresses[1], "".join(metrics), stop, ended)
+        yield RunningServer(addresses["listening"], addresses["operators"], addresses["metrics"], stop, ended)
     finally:
         stop.set()
         thread.join()
     if failures:
         raise failures[0]
+
+
+def scrape(server: RunningServer) -> Samples:
+    """Read a server's metrics."""
+    return read_metrics(server.metrics_address)
+
+
+def read_metrics(address: str) -> Samples:
+    """Read the metrics at HOST:PORT, as Prometheus does."""
+    with urllib.request.urlopen(f"http://{address}/metrics") as reply:
+        families = list(text_string_to_metric_families(reply.read().decode()))
+    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families for sample in family.samples}
+
+
+def count(samples: Samples, name: str, **labels: str) -> float:
+    """Return a sample's value, 0 where there is none."""
+    return samples.get((name, tuple(sorted(labels.items()))), 0.0)
 
 
 def write_ensemble(folder: Path, toml: str, files: Mapping[str, str] | None = None) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException, shared_memory
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 Found = dict[str, Any]
 
@@ -27,10 +27,8 @@ def elements(name: str, *values: bytes | str) -> Any:
     return tensor(name, "BYTES", np.array([[value] for value in values], dtype=object))
 
 
-def outputs(*names: str, **best: int) -> list[Any]:
-    return [triton.InferRequestedOutput(name) for name in names] + [
-        triton.InferRequestedOutput(name, class_count=count) for name, count in best.items()
-    ]
+def outputs(*names: str) -> list[Any]:
+    return [triton.InferRequestedOutput(name) for name in names]
 
 
 def plain(result: Any, *names: str) -> Found:
@@ -38,7 +36,7 @@ def plain(result: Any, *names: str) -> Found:
     found = {}
     for name in names:
         values = result.as_numpy(name)
-        found[name] = [[value.decode() for value in row] for row in values] if values.dtype == object else values.tolist()
+        found[name] = [[value.decode() for value in each] for each in values] if values.dtype == object else values.tolist()
     return found
 
 
@@ -52,7 +50,7 @@ def failure(act: Callable[[], object]) -> list[str]:
 
 
 class Session:
-    """One client and the rows that it asks about."""
+    """One client and the image and text that it asks about."""
 
     def __init__(self, address: str, image: Path, text: str) -> None:
         self.client = triton.InferenceServerClient(address)
@@ -62,16 +60,13 @@ class Session:
     def state(self) -> Found:
         client = self.client
         metadata = client.get_model_metadata("digits", as_json=True)
-        steps = client.get_model_config("digits", as_json=True)["config"]["ensemble_scheduling"]["step"]
         return {
             "live": client.is_server_live(),
             "ready": client.is_server_ready(),
             "models": {model["name"]: model["state"] for model in client.get_model_repository_index(as_json=True)["models"]},
             "server": client.get_server_metadata(as_json=True)["name"],
             "inputs": {tensor["name"]: tensor["datatype"] for tensor in metadata["inputs"]},
-            "steps": [step["model_name"] for step in steps],
-            "log_error": client.get_log_settings(as_json=True)["settings"]["log_error"],
-            "trace_level": client.get_trace_settings(as_json=True)["settings"]["trace_level"]["value"],
+            "max_batch_size": client.get_model_config("digits", as_json=True)["config"]["max_batch_size"],
         }
 
     def infer(self) -> Found:
@@ -87,8 +82,15 @@ class Session:
         ids = tensor("text", "INT64", np.array([[3, 4, 5], [5, 4, 3]], np.int64))
         return plain(self.client.infer("digits", [pixels, ids]), "prediction", "vision.state", "language.state")
 
-    def best_classes(self) -> Found:
-        return plain(self.client.infer("digits", [self.image, self.text], outputs=outputs(prediction=3)), "prediction")
+    def infer_what_the_metadata_say(self) -> Found:
+        """As load generators do: noise, or zeros, of the datatypes and shapes that are published, two requests in a message."""
+        inputs = []
+        for published in self.client.get_model_metadata("digits").inputs:
+            shape = [2, *(max(size, 1) for size in published.shape[1:])]
+            dtype = triton_to_np_dtype(published.datatype)
+            values = np.full(shape, b"noise", object) if dtype is np.object_ else np.zeros(shape, dtype)
+            inputs.append(tensor(published.name, published.datatype, values))
+        return plain(self.client.infer("digits", inputs), "prediction", "vision.state", "language.state")
 
     def member(self) -> Found:
         return plain(self.client.infer("digits.vision", [self.image], "1"), "prediction", "state")
@@ -121,40 +123,10 @@ class Session:
             "errors": [error.message() for _, error in results if error is not None],
         }
 
-    def statistics(self) -> Found:
-        before = self._counts()
-        self.client.infer("digits", [self.image])
-        after = self._counts()
-        return {name: [late - early for late, early in zip(after[name], before[name], strict=True)] for name in after}
-
-    def _counts(self) -> dict[str, list[int]]:
-        names = ("success", "queue", "compute_input", "compute_infer", "compute_output")
-        models = self.client.get_inference_statistics().model_stats
-        return {model.name: [getattr(model.inference_stats, name).count for name in names] for model in models}
-
-    def in_shared_memory(self) -> Found:
-        pixels = np.full((1, 8, 8, 1), 128, np.uint8)
-        region = shared_memory.create_shared_memory_region("region", "/twinfer_triton_session", 256)
-        try:
-            shared_memory.set_shared_memory_region(region, [pixels])
-            self.client.register_system_shared_memory("region", "/twinfer_triton_session", 256)
-            listed = list(self.client.get_system_shared_memory_status().regions)
-            given = triton.InferInput("image", [1, 8, 8, 1], "UINT8")
-            given.set_shared_memory("region", 64)
-            wanted = triton.InferRequestedOutput("prediction")
-            wanted.set_shared_memory("region", 40, offset=128)
-            self.client.infer("digits", [given], outputs=[wanted])
-            shared = shared_memory.get_contents_as_numpy(region, np.float32, [1, 10], offset=128).tolist()
-            in_band = self.client.infer("digits", [tensor("image", "UINT8", pixels)]).as_numpy("prediction").tolist()
-            self.client.unregister_system_shared_memory()
-            self.client.unregister_cuda_shared_memory()
-            left = list(self.client.get_system_shared_memory_status().regions)
-        finally:
-            shared_memory.destroy_shared_memory_region(region)
-        return {"listed": listed, "left": left, "shared": shared, "in_band": in_band}
-
     def errors(self) -> Found:
         client, image, text = self.client, self.image, self.text
+        shared = triton.InferInput("image", [1, 8, 8, 1], "UINT8")
+        shared.set_shared_memory("region", 64)
         return {
             "an unknown model": failure(lambda: client.infer("x", [image])),
             "an unknown version": failure(lambda: client.infer("digits", [image], "2")),
@@ -162,12 +134,15 @@ class Session:
             "an unknown input": failure(lambda: client.infer("digits", [elements("x", "y")])),
             "an unknown output": failure(lambda: client.infer("digits", [image], outputs=outputs("x"))),
             "no image": failure(lambda: client.infer("digits", [elements("image", b"no image")])),
+            "an input in shared memory": failure(lambda: client.infer("digits", [shared])),
             "a timeout": failure(lambda: client.infer("digits", [image, text], timeout=1)),
             "a client's own timeout": failure(self._ask_for_little_time),
             "loading": failure(lambda: client.load_model("digits")),
             "unloading": failure(lambda: client.unload_model("digits")),
-            "the fusion": failure(lambda: client.infer("digits.fusion", [])),
-            "other log settings": failure(lambda: client.update_log_settings({"log_info": False})),
+            "statistics": failure(client.get_inference_statistics),
+            "log settings": failure(client.get_log_settings),
+            "trace settings": failure(client.get_trace_settings),
+            "system memory": failure(lambda: client.register_system_shared_memory("region", "/region", 1)),
             "CUDA memory": failure(lambda: client.register_cuda_shared_memory("region", b"", 0, 1)),
         }
 
@@ -176,29 +151,11 @@ class Session:
         for _ in range(200):
             self.client.infer("digits", [self.image, self.text], client_timeout=1e-4)
 
-    def fields(self) -> Found:
-        """Every field of the protocol as this client knows it: its number, type and whether it is repeated."""
+    def files(self) -> list[str]:
+        """The protocol's files as this client knows them, serialized."""
         from tritonclient.grpc import model_config_pb2, service_pb2
 
-        found: dict[str, Any] = {}
-
-        def add(message: Any) -> None:
-            for field in message.fields:
-                kind = field.message_type or field.enum_type
-                found[field.full_name] = [field.number, field.type, kind.full_name if kind else ""]
-            for nested in message.nested_types:
-                add(nested)
-
-        for file in (service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR):
-            for message in file.message_types_by_name.values():
-                add(message)
-            for enum in file.enum_types_by_name.values():
-                found |= {f"{enum.full_name}.{value.name}": [value.number] for value in enum.values}
-            for service in file.services_by_name.values():
-                found |= {
-                    method.full_name: [method.input_type.full_name, method.output_type.full_name] for method in service.methods
-                }
-        return found
+        return [file.DESCRIPTOR.serialized_pb.hex() for file in (service_pb2, model_config_pb2)]
 
 
 def main() -> None:

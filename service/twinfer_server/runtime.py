@@ -1,4 +1,4 @@
-"""What belongs to a process as a whole: its event loop, its log and its end."""
+"""What belongs to a process as a whole: its event loop, its log, gRPC's own settings, and its end."""
 
 import asyncio
 import gc
@@ -11,10 +11,24 @@ from contextlib import contextmanager
 from typing import Any
 
 MAX_OPEN_FILES = 2**16
+GRPC_DEFAULTS = {
+    # grpcio 1.80 turned on a poller that `grpc.aio` is slower with (grpc/grpc#41895).
+    "GRPC_EXPERIMENTS": "-event_engine_listener",
+    # Its core writes to standard error by itself, in a form of its own.
+    "GRPC_VERBOSITY": "ERROR",
+}
+"""Variables that `grpc` reads when it is imported, where the operator has not set them."""
+
+
+def begin_with_grpc_defaults() -> None:
+    """Begin this process anew, under the same number, unless gRPC's variables are set: `grpc` has been imported without them."""
+    if not GRPC_DEFAULTS.keys() <= os.environ.keys():
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, GRPC_DEFAULTS | dict(os.environ))
 
 
 @contextmanager
-def collecting_put_off() -> Iterator[None]:
+def garbage_put_off() -> Iterator[None]:
     """Collect no garbage while the body imports, and leave what it has made out of all later collections.
 
     torch and what comes with it are hundred thousands of objects that live as long as the process; to walk them again and again
@@ -28,8 +42,8 @@ def collecting_put_off() -> Iterator[None]:
         gc.enable()
 
 
-def spare_collecting() -> None:
-    """Collect once, and leave what is there now out of all later collections: everything would stand still for them."""
+def freeze_garbage() -> None:
+    """Collect once, and leave what is there now out of all later collections, for which every request would have to wait."""
     gc.collect()
     gc.freeze()
 
@@ -47,10 +61,10 @@ def allow_connections() -> None:
 
 
 def run_loop(life: Coroutine[Any, Any, None]) -> None:
-    """Run a process's life on the fastest event loop there is."""
+    """Run a process's life on uvloop, or on asyncio's own loop on Windows."""
     try:
         import uvloop
-    except ImportError:  # not on Windows
+    except ImportError:
         asyncio.run(life)
     else:
         uvloop.run(life)
@@ -76,7 +90,6 @@ def configure_logging(level: str, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("hpack").setLevel(logging.WARNING)  # below that it writes down what callers say, their tokens included
 
 
 def end_process(code: int) -> None:

@@ -68,56 +68,52 @@ class ServerSettings(BaseSettings):
     """Files with the sha256 digests of the programs that may run."""
 
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 32 * 2**20
+    """The largest message that a caller may send, in bytes, unpacked if it comes compressed."""
     max_concurrent_calls: Count = 320
-    """Calls of every kind but health at once, streams included.
+    """Calls of every kind but health at once, RPC streams included.
 
-    Times `max_message_bytes`, the most that can lie in memory before admission. Above `max_in_flight_requests`, for streams that send
-    nothing hold places, too."""
-    max_streams_per_connection: Count = 128
-    """Calls at once on one connection; a client queues the rest."""
+    Times `max_message_bytes`, about the most that lies in memory before admission. Above `max_in_flight_requests`, for RPC streams
+    that send nothing hold places, too."""
     max_stream_requests: Count = 64
-    """Rows that one InferStream may have in hand; further ones are read when an answer has gone out."""
+    """Requests that one InferStream may have in flight; further ones are read when a response has gone out."""
     max_in_flight_requests: Count = 256
-    """Rows in hand at once, waiting or in the air; the last eighth of the places is kept for rows that come alone."""
+    """Requests at once that are decoded, wait or are computed; the last eighth of the places is kept for those that come alone."""
     max_batch_requests: Count = 128
-    """Rows that one BatchInfer may carry; no more than `max_in_flight_requests`, whatever this says."""
+    """Requests that one BatchInfer may carry; no more than `max_in_flight_requests`, whatever this says."""
     max_in_flight_bytes: Count = 256 * 2**20
-    """Bytes of the requests in hand, over all calls."""
-    shared_memory: bool = False
-    """Let clients of the Open Inference Protocol hand over tensors in any POSIX shared memory that the server may open."""
+    """Bytes of the requests in flight, over all calls."""
     max_image_pixels: Count = 50_000_000
+    """The largest image that a caller may send, in pixels once it is decoded."""
     max_text_bytes: Count = 65_536
+    """The longest text that a caller may send, in bytes of UTF-8."""
     default_timeout_seconds: Seconds = 30.0
-    """The time a row may take where the caller sets none; also the most that a caller can set."""
+    """The time a request may take where the caller sets none; also the most that a caller can set."""
     reply_slack_seconds: Seconds = 0.02
-    """How long before its deadline a row is answered; more where replies take longer, at most a quarter of its time."""
-    stall_seconds: Seconds = 0.25
-    """How long a row waits before somebody looks whether the flight ahead of it is stuck."""
+    """How long before its deadline a request is answered; more where replies take longer, at most a quarter of its time."""
     stuck_seconds: Seconds = 10.0
-    """How long a lane may stand still before health turns NOT_SERVING."""
+    """How long a member's stream may stand still before health turns NOT_SERVING."""
     breaker_window: Count = 20
-    """The flights of a member that its circuit breaker looks back upon."""
+    """The batches of a member that its circuit breaker looks back upon."""
     breaker_failures: Annotated[int, Field(ge=0)] = 10
-    """How many failures among them switch the member off, at most as many as it looks back upon; 0 means that failures never do."""
+    """How many failures among them open the breaker, at most as many as it looks back upon; 0 means that failures never do."""
     breaker_stall_seconds: Seconds = 2.0
-    """How long a member's lane may be behind its time before the member is switched off."""
+    """How long a member's stream may be behind its time before the breaker opens."""
     breaker_retry_seconds: Seconds = 5.0
-    """How long a member stays off before it is tried again; twice as long after each try that fails, at most a minute."""
+    """How long a breaker stays open before the member is tried again; twice as long after each failed trial, at most a minute."""
     drain_seconds: Seconds = 20.0
-    """How long the rows in hand may take once the server is told to stop."""
+    """How long the requests in flight may take once the server is told to stop."""
     decode_threads: Annotated[int, Field(ge=0)] = 0
     """Threads that decode and tokenize; 0 means one per core."""
     memory_budget_mb: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """The device memory that the members may take, in megabytes (10^6 bytes); 0 means no limit. The folder may set a lower one."""
-    cache_dir: str = "~/.cache/twinfer"
-    """Where measured plans are kept for the next start; empty means nowhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged: this and all that is graver."""
     log_json: bool = False
     """Write the log as JSON lines."""
 
     @property
-    def batch_rows(self) -> int:
-        """The most rows that one BatchInfer may carry."""
+    def batch_requests(self) -> int:
+        """The most requests that one BatchInfer may carry."""
         return min(self.max_batch_requests, self.max_in_flight_requests)
 
     @field_validator("breaker_failures")

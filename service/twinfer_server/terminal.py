@@ -13,14 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from .errors import InvalidEnsemble
-from .fit.rows import InvalidRows
-from .rpc import PortTaken
 from .runtime import end_process
-from .serve import OnProgress
 from .settings import InvalidSettings
 
 logger = logging.getLogger(__name__)
 
+OnProgress = Callable[[int, int], None]
+"""Told how many of how many steps are done."""
 OnStage = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many steps of it are."""
 
@@ -30,23 +29,22 @@ TrustList = Annotated[
     list[Path] | None,
     typer.Option("--trust-list", help="A file with sha256 digests of programs that may run; repeatable."),
 ]
-
-
 WIDE = 160
-"""How many columns a table may take where nobody says how wide the paper is: in a pipe or a file."""
+"""How many columns a table may take where there is no terminal: in a pipe or a file."""
 
 
 def open_console() -> Console:
-    """Give the console that results are printed on."""
+    """Return the console that results are printed on."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Show the errors that an operator can mend as one message, without a traceback, and end with 1."""
+def plain_errors(*more: type[Exception]) -> Iterator[None]:
+    """Show the errors that an operator can mend, a command's own included, as one message without a traceback, and end with 1."""
+    known: tuple[type[Exception], ...] = (InvalidEnsemble, InvalidSettings, RuntimeError, *more)
     try:
         yield
-    except (InvalidEnsemble, InvalidRows, InvalidSettings, PortTaken, RuntimeError) as error:
+    except known as error:
         logger.debug("ended by an error", exc_info=True)
         Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.stderr.flush()
@@ -55,14 +53,14 @@ def plain_errors() -> Iterator[None]:
 
 @contextmanager
 def warmup_bar() -> Iterator[OnProgress]:
-    """Give a callback that draws the warm-up's progress on standard error, where that is a terminal."""
+    """Yield a callback that draws the warm-up's progress on standard error, where that is a terminal."""
     with stage_bars() as on_stage:
         yield lambda done, total: on_stage("warming up", done, total)
 
 
 @contextmanager
 def stage_bars() -> Iterator[OnStage]:
-    """Give a callback that draws the progress of what is being done on standard error, where that is a terminal."""
+    """Yield a callback that draws the progress of what is being done on standard error, where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, TaskID] = {}

@@ -1,4 +1,4 @@
-"""A sick member under load: nobody's call fails of it where the policy allows, and the other member never notices."""
+"""A sick member under load: no call fails because of it where the policy allows, and the other member never notices."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,8 @@ CODES = {
 }
 NAN = -1000.0
 BREAKERS: dict[str, dict[str, Any]] = {
-    "breakers that trip": {  # of a member that is stuck, not where the whole process stands still for a moment
-        "breaker_window": 8, "breaker_failures": 4, "breaker_stall_seconds": 1.0, "breaker_probe_seconds": 0.1
+    "breakers that open": {  # of a member that is stuck, not where the whole process stands still for a moment
+        "breaker_window": 8, "breaker_failures": 4, "breaker_stall_seconds": 1.0, "breaker_retry_seconds": 0.1
     },
     "no breakers": {"breaker_failures": 0, "breaker_stall_seconds": 3600.0},
 }  # fmt: skip
@@ -54,7 +54,7 @@ class Flaky(Opinion):
 
 @dataclass(frozen=True, slots=True)
 class Sickness:
-    """How a member misbehaves: what begins and ends it, what its rows are sent, and what may become of it for a row."""
+    """How a member misbehaves: what begins and ends it, what it is sent, and what may become of it for a request."""
 
     begin: Callable[[Flaky], AbstractContextManager[None]]
     sick_input: float
@@ -78,7 +78,7 @@ def flaky(model: Flaky) -> Iterator[None]:
 
 
 SICKNESSES = {
-    "stuck": Sickness(lambda model: model.held(), 1.0, frozenset({"LATE", "OFF"}), MemberLate, ("lane", "ready")),
+    "stuck": Sickness(lambda model: model.held(), 1.0, frozenset({"LATE", "OFF"}), MemberLate, ("stream", "ready")),
     "raises": Sickness(raising, 1.0, frozenset({"FAILED", "OFF"}), MemberFailed, ("RuntimeError: broken",)),
     "answers NaN": Sickness(
         lambda model: nullcontext(), NAN, frozenset({"FAILED", "OFF"}), NotFinite, ("NaN or an infinity", "no output was finite")
@@ -108,13 +108,12 @@ class Served:
 def serving(folder: Path, head: str = "", **settings: Any) -> Iterator[Served]:
     sick = Flaky()
     write_members(folder, {"sick": sick, "well": Opinion()}, head, max_batch_size=CALLERS)
-    settings = {"stall_seconds": 0.05} | settings
     with running(folder, trust_code=True, **settings) as server, Client(server.address, attempts=1) as client:
         yield Served(sick, client)
 
 
-def beliefs(answers: Sequence[Response], name: str) -> Tensor:
-    """What a member believed of each row: [rows]."""
+def own_predictions(answers: Sequence[Response], name: str) -> Tensor:
+    """A member's own prediction for each request: [requests]."""
     predictions = [answer.members[name].prediction for answer in answers]
     assert all(prediction is not None for prediction in predictions)
     return torch.tensor([prediction.classes[0].probability for prediction in predictions if prediction is not None])
@@ -143,10 +142,10 @@ def test_under_load_no_call_fails_and_the_other_members_answers_are_those_of_a_c
             assert answer.degraded == (str(sick.state) != "OK")
             assert (sick.error is None) if str(sick.state) == "OK" else isinstance(sick.error, errors[str(sick.state)])
         if deterministic:
-            assert (beliefs(degraded, "well") == beliefs(clean, "well")).all()
+            assert (own_predictions(degraded, "well") == own_predictions(clean, "well")).all()
         else:
-            assert torch.allclose(beliefs(degraded, "well"), beliefs(clean, "well"), atol=1e-6)
-        # Well again, it is asked again without anybody's help.
+            assert torch.allclose(own_predictions(degraded, "well"), own_predictions(clean, "well"), atol=1e-6)
+        # Well again, it is asked again without an operator.
         next(None for _ in itertools.count() if str(served.ask(1.0, 1.0).members["sick"].state) == "OK")
 
 
@@ -155,7 +154,7 @@ def test_under_load_no_call_fails_and_the_other_members_answers_are_those_of_a_c
 def test_where_all_are_required_each_failed_call_names_member_stage_and_cause(
     tmp_path: Path, sickness: Sickness, breakers: dict[str, Any]
 ) -> None:
-    # Enough for a trip, and for several flights; without breakers every one of them waits for a stuck member until its deadline.
+    # Enough for a breaker to open, and for several batches; without breakers all wait for a stuck member until their deadline.
     count = CALLS if breakers["breaker_failures"] or "OK" in sickness.states else CALLERS
     with serving(tmp_path, **breakers) as served, sickness.begin(served.sick), ThreadPoolExecutor(CALLERS) as callers:
         calls = [callers.submit(served.ask, n / 64, sickness.sick_input, "require_all") for n in range(count)]
@@ -167,6 +166,6 @@ def test_where_all_are_required_each_failed_call_names_member_stage_and_cause(
                 assert (failure.member, failure.stage) == ("sick", Stage.MEMBER)
                 assert failure.code is CODES[type(failure)]
                 assert any(part in failure.text for part in sickness.causes)
-        has_tripped = any(isinstance(failure, MemberOff) for failure in failures)
-        assert has_tripped <= bool(breakers["breaker_failures"])
-        assert has_tripped or not breakers["breaker_failures"] or "OK" in sickness.states
+        has_opened = any(isinstance(failure, MemberOff) for failure in failures)
+        assert has_opened <= bool(breakers["breaker_failures"])
+        assert has_opened or not breakers["breaker_failures"] or "OK" in sickness.states

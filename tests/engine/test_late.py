@@ -1,4 +1,4 @@
-"""A member that is stuck: it holds its own lane and nothing else, and everybody is answered in time."""
+"""A member that is stuck: it holds its own stream and nothing else, and every caller is answered in time."""
 
 import asyncio
 import re
@@ -65,7 +65,7 @@ def served(request: pytest.FixtureRequest, execution: str, tmp_path_factory: pyt
 
 @pytest.fixture
 def pair(served: Served) -> Served:
-    """The served pair, with nothing in the air."""
+    """The served pair, with nothing under way."""
     with Client(served.address) as client:
         assert not client.infer(inputs(0), policy="require_all", timeout=60).degraded
     return served
@@ -95,7 +95,7 @@ def test_every_caller_is_answered_before_the_deadline_and_the_server_recovers(pa
     async def callers(address: str) -> None:
         async with AsyncClient(address) as client:
             deadline = await find_deadline(client)
-            for _ in range(3):  # more often than there are slots: one that stays taken would be missed
+            for _ in range(3):  # more often than there are sets of buffers: one that stays taken would be missed
                 with pair.stuck.held():
                     patient = asyncio.create_task(client.infer(inputs(0.5), timeout=60, policy="require_all"))
                     await asyncio.to_thread(pair.stuck.entered.wait)
@@ -115,7 +115,7 @@ def test_every_caller_is_answered_before_the_deadline_and_the_server_recovers(pa
     asyncio.run(callers(pair.address))
 
 
-def test_callers_who_come_before_anybody_knows_are_answered_too(pair: Served) -> None:
+def test_callers_that_come_before_it_is_known_are_answered_too(pair: Served) -> None:
     async def callers(address: str) -> None:
         async with AsyncClient(address) as client:
             deadline = await find_deadline(client)
@@ -127,10 +127,10 @@ def test_callers_who_come_before_anybody_knows_are_answered_too(pair: Served) ->
 
 
 def test_under_require_all_the_status_names_the_late_member(pair: Served) -> None:
-    # The row's own timeout is shorter than the call's deadline, so the status is always the server's.
+    # The request's own timeout is shorter than the call's deadline, so the status is always the server's.
     request = make_request(inputs(0.5), timeout=0.25, policy="require_all")
     with Client(pair.address) as client, pair.stuck.held():
-        for _ in range(3):  # in the stuck flight, behind it, and when it is known
+        for _ in range(3):  # in the stuck batch, behind it, and when it is known
             with pytest.raises(MemberLate) as failure:
                 client.infer(request, timeout=60)
             assert failure.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -138,7 +138,7 @@ def test_under_require_all_the_status_names_the_late_member(pair: Served) -> Non
             assert failure.value.stage is Stage.MEMBER
 
 
-def test_rows_that_have_only_the_free_members_input_do_not_notice(pair: Served) -> None:
+def test_requests_that_have_only_the_free_members_input_do_not_notice(pair: Served) -> None:
     async def callers(address: str) -> None:
         async with AsyncClient(address) as client:
             patient = asyncio.create_task(client.infer(inputs(0.5), timeout=60))
@@ -155,7 +155,7 @@ def test_rows_that_have_only_the_free_members_input_do_not_notice(pair: Served) 
         asyncio.run(callers(pair.address))
 
 
-def test_rows_that_have_only_the_stuck_members_input_end_with_its_name(pair: Served) -> None:
+def test_requests_that_have_only_the_stuck_members_input_end_with_its_name(pair: Served) -> None:
     request = make_request({"stuck": number(0.5)}, timeout=0.25, policy="best_effort")
     with Client(pair.address) as client, pair.stuck.held():
         for _ in range(3):
@@ -203,7 +203,7 @@ def test_a_process_with_a_stuck_member_ends_on_sigterm_with_exit_code_0(tmp_path
         re.sub('"python:tests.*"', '"python:model.py:sticking"', (folder / "ensemble.toml").read_text())
     )
     serve = [sys.executable, "-c", "from twinfer.cli import main; main()", "serve", str(folder), "--listen", "127.0.0.1:0"]
-    settings = ["--trust-code", "--set", "drain_seconds=3", "--set", "cache_dir=", "--set", "log_level=error"]
+    settings = ["--trust-code", "--set", "drain_seconds=3", "--set", "log_level=error"]
     with subprocess.Popen([*serve, *settings], stdout=subprocess.PIPE, text=True) as process, ThreadPoolExecutor(2) as callers:
         assert process.stdout is not None
         address = next(line for line in process.stdout if line.startswith("listening on ")).split()[-1]

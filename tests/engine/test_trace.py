@@ -1,4 +1,4 @@
-"""A timeline shows what a running server did, lane by lane, and nothing is recorded while nobody looks."""
+"""A timeline shows what a running server did, stream by stream, and nothing is recorded while none is captured."""
 
 import json
 import threading
@@ -30,7 +30,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def load(server: RunningServer) -> Iterator[None]:
-    """Somebody who asks all the time."""
+    """Callers that ask all the time."""
     done = threading.Event()
 
     def ask() -> None:
@@ -56,7 +56,7 @@ def capture(address: str, seconds: float) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("load")
-def test_every_lane_and_every_step_of_a_row_has_its_track(server: RunningServer) -> None:
+def test_every_stream_and_every_step_of_a_request_has_its_track(server: RunningServer) -> None:
     events = capture(server.admin_address, 0.4)["traceEvents"]
     names = {event["args"]["name"]: event["tid"] for event in events if event["name"] == "thread_name"}
     assert set(names) == {
@@ -67,13 +67,13 @@ def test_every_lane_and_every_step_of_a_row_has_its_track(server: RunningServer)
 
 
 @pytest.mark.usefixtures("load")
-def test_on_a_members_lane_spans_follow_each_other_and_a_flight_fuses_after_its_members(server: RunningServer) -> None:
+def test_on_a_members_stream_spans_follow_each_other_and_a_batch_fuses_after_its_members(server: RunningServer) -> None:
     events = capture(server.admin_address, 0.4)["traceEvents"]
     tracks: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event["ph"] == "X":
             tracks.setdefault(event["cat"], []).append(event)
-    for track in ("member vision", "member language"):  # side by side, flights may fuse at the same time
+    for track in ("member vision", "member language"):  # of several batches
         spans = sorted(tracks[track], key=lambda span: span["ts"])
         assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for a, b in pairwise(spans)), track
     ends = [span["ts"] + span["dur"] for track in ("member vision", "member language") for span in tracks[track]]
@@ -82,7 +82,7 @@ def test_on_a_members_lane_spans_follow_each_other_and_a_flight_fuses_after_its_
 
 
 @pytest.mark.usefixtures("load")
-def test_rows_begin_and_end_on_their_tracks_and_carry_their_request_id(server: RunningServer) -> None:
+def test_requests_begin_and_end_on_their_tracks_and_carry_their_request_id(server: RunningServer) -> None:
     events = capture(server.admin_address, 0.4)["traceEvents"]
     begun = {(event["cat"], event["id"]): event for event in events if event["ph"] == "b"}
     ended = {(event["cat"], event["id"]): event for event in events if event["ph"] == "e"}

@@ -4,13 +4,15 @@ One launch thread at a time queues device work, so the order on every stream is 
 takes what waits, even a single request; while a batch computes, requests collect until that batch is about to end. On a CPU the
 execution `serial` computes on the launch thread itself; if a member gets stuck there, another thread takes over the launching.
 
-The event loop hands requests over through a queue that nothing computes under; the lock is for the threads alone.
+The event loop hands requests over through a deque, without a lock; the lock is for the threads alone.
 """
 
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -53,7 +55,9 @@ class Scheduler:
         """Why the device is lost for good, once it is; what is in flight still gets its responses, all of them errors."""
         self._ensemble = ensemble
         self._on_responses = on_responses
-        self._inbox: SimpleQueue[Sequence[Request]] = SimpleQueue()
+        self._arrivals: deque[Request] = deque()
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._is_asleep = self._was_poked = False
         self._wait = OverlapWait(ensemble.spec.batching)
         self._lock = threading.Lock()
         # All below is guarded by _lock.
@@ -75,7 +79,7 @@ class Scheduler:
         """End the threads once nothing waits any more; does not wait for what is stuck."""
         with self._lock:
             self._is_closing = True
-        self._inbox.put(())
+        self._poke()
         self._stirred.set()
         if self._completers is not None:
             self._completers.close()
@@ -83,17 +87,22 @@ class Scheduler:
     def put(self, requests: Sequence[Request], in_flight: int) -> None:
         """Let prepared requests wait for their batches; any thread, never waits. `in_flight` requests are admitted in all."""
         self._wait.note_arrival(in_flight)
-        self._inbox.put(requests)
+        self._arrivals.extend(requests)
+        self._poke()
 
     def drop_answered(self) -> None:
-        """Have the launch thread forget the waiting requests that have been answered or cancelled; any thread, never waits."""
-        self._inbox.put(())
+        """Forget the waiting requests that have been answered or cancelled; any thread, never waits."""
+        for request in self._arrivals.copy():
+            if request.is_answered:
+                with suppress(ValueError):  # the launch thread has just taken it
+                    self._arrivals.remove(request)
+        self._poke()
 
     def set_member(self, index: int, is_enabled: bool) -> None:
         """Enable or disable a member by hand; not for the event loop."""
         with self._lock:
             self.breakers.set_by_hand(index, is_enabled)
-        self._inbox.put(())
+        self._poke()
 
     def behind_seconds(self) -> dict[str, float]:
         """Return for how long each member's stream has been behind its time, by member name; not for the event loop."""
@@ -103,7 +112,7 @@ class Scheduler:
     @property
     def waiting_requests(self) -> int:
         """How many requests wait."""
-        return len(self._former.queue) + self._inbox.qsize()
+        return len(self._former.queue) + len(self._arrivals)
 
     # --- the launch thread ----------------------------------------------------------------------------------------------------
 
@@ -150,31 +159,33 @@ class Scheduler:
             self._sleep(look)
 
     def _take_arrivals(self) -> None:
-        """Move what has come into the queue."""
+        """Move what has come into the queue, and forget what has been answered or cancelled there."""
         with self._lock:
-            while True:
-                try:
-                    requests = self._inbox.get_nowait()
-                except Empty:
-                    return
-                self._enqueue(requests)
+            if self._was_poked:
+                self._was_poked = False
+                self._former.queue.drop_answered()
+            while self._arrivals:
+                request = self._arrivals.popleft()
+                if self._in_flight:
+                    request.blocked_at = request.ready_at
+                self._former.queue.put(request)
+
+    def _poke(self) -> None:
+        """Have the launch thread look again; any thread."""
+        self._was_poked = True  # before the look at whether it sleeps, which it says before it looks at this
+        if self._is_asleep:
+            self._wake.put(None)
 
     def _sleep(self, seconds: float | None) -> None:
-        """Sleep until something comes or completes, or for so long."""
+        """Sleep until the thread is poked, or for so long."""
+        self._is_asleep = True
         try:
-            requests = self._inbox.get(timeout=seconds)
+            if not self._was_poked:
+                self._wake.get(timeout=seconds)
         except Empty:
-            return
-        with self._lock:
-            self._enqueue(requests)
-
-    def _enqueue(self, requests: Sequence[Request]) -> None:
-        if not requests:
-            self._former.queue.drop_answered()
-        for request in requests:
-            if self._in_flight:
-                request.blocked_at = request.ready_at
-            self._former.queue.put(request)
+            pass
+        finally:
+            self._is_asleep = False
 
     def _launch(self, batch: Batch) -> None:
         self._stirred.set()
@@ -287,7 +298,7 @@ class Scheduler:
             finally:
                 self._in_flight.remove(batch)
                 self._ensemble.release(batch)
-        self._inbox.put(())
+        self._poke()
 
     def _tell(self, batch: Batch, completed_at: float) -> None:
         """Tell all that listen of a complete batch; their failure is not the requests'."""
@@ -379,4 +390,4 @@ class Scheduler:
             if self._ensemble.device.torch_device.type == "cpu":
                 batch.move(self._ensemble.member_streams)
             self._replace_launcher()
-        self._inbox.put(())
+        self._poke()

@@ -1,6 +1,6 @@
-"""The RPC layer: listens, parses, translates and answers; knows no torch stream."""
+"""The RPC layer: gRPC's servers and the services on them; parses, translates and answers, and knows no torch."""
 
-from ..http2 import PortTaken
-from .server import AdminServer, RpcServer
+from .describe import describe
+from .server import AdminServer, PortTaken, RpcServer
 
-__all__ = ["AdminServer", "PortTaken", "RpcServer"]
+__all__ = ["AdminServer", "PortTaken", "RpcServer", "describe"]

@@ -6,13 +6,14 @@ from concurrent.futures import Executor
 import grpc
 
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
-from twinfer.v1.ensemble_pb2 import BREAKER_STATE_CLOSED, BREAKER_STATE_DISABLED
+from twinfer.v1 import ensemble_pb2
 
 from ..engine import Engine
 from ..errors import InvalidOption, Loading
 from ..executor import FusionChange
+from ..settings import ServerSettings
 from .boundary import Context, unary
-from .describing import write_fusion, write_member
+from .describe import describe
 
 ADMIN_SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleAdminService"].full_name
 MAX_TIMELINE_SECONDS = 60.0
@@ -21,13 +22,14 @@ MAX_TIMELINE_SECONDS = 60.0
 class EnsembleAdminService:
     """Translates between operators and an engine, which comes when it has loaded."""
 
-    def __init__(self, pool: Executor) -> None:
+    def __init__(self, pool: Executor, settings: ServerSettings) -> None:
         """`pool` parses large messages."""
-        self.engine: Engine | None = None
+        self._engine: Engine | None = None
         self._pool = pool
+        self._settings = settings
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """Give the service's handlers, for raw bytes."""
+        """Return the service's handlers, for raw bytes."""
         return grpc.method_handlers_generic_handler(
             ADMIN_SERVICE,
             {
@@ -38,10 +40,17 @@ class EnsembleAdminService:
             },
         )
 
+    def open(self, engine: Engine) -> None:
+        """Let calls reach the engine, now that it is ready."""
+        self._engine = engine
+
     def _ready_engine(self) -> Engine:
-        if self.engine is None:
+        if self._engine is None:
             raise Loading("the ensemble is loading")
-        return self.engine
+        return self._engine
+
+    def _describe(self, engine: Engine) -> ensemble_pb2.Ensemble:
+        return describe(engine.ensemble, self._settings, engine.breakers)
 
     async def _capture_timeline(
         self, message: pb.CaptureTimelineRequest, size_bytes: int, context: Context
@@ -50,7 +59,7 @@ class EnsembleAdminService:
         seconds = message.duration.seconds + message.duration.nanos / 1e9
         if not 0 < seconds <= MAX_TIMELINE_SECONDS:
             raise InvalidOption(f"duration: found {seconds} s; allowed: more than 0, at most {MAX_TIMELINE_SECONDS:g} s")
-        trace = await engine.capture_timeline(seconds)
+        trace = await engine.capture_trace(seconds)
         return pb.CaptureTimelineResponse(trace_json=await asyncio.to_thread(trace.encode))
 
     async def _update_fusion(self, message: pb.UpdateFusionRequest, size_bytes: int, context: Context) -> pb.UpdateFusionResponse:
@@ -60,22 +69,22 @@ class EnsembleAdminService:
         )
         if change == FusionChange(message.expected_version):
             raise InvalidOption("found nothing to change; allowed: a method, weights, temperatures, or fitted")
-        await engine.operations.update_fusion(change)
-        return pb.UpdateFusionResponse(fusion=write_fusion(engine.description.fusion))
+        await engine.update_fusion(change)
+        return pb.UpdateFusionResponse(fusion=self._describe(engine).fusion)
 
     async def _roll_back_fusion(
         self, message: pb.RollbackFusionRequest, size_bytes: int, context: Context
     ) -> pb.RollbackFusionResponse:  # fmt: skip
         engine = self._ready_engine()
-        await engine.operations.roll_back_fusion(message.version)
-        return pb.RollbackFusionResponse(fusion=write_fusion(engine.description.fusion))
+        await engine.roll_back_fusion(message.version)
+        return pb.RollbackFusionResponse(fusion=self._describe(engine).fusion)
 
     async def _set_member(self, message: pb.SetMemberRequest, size_bytes: int, context: Context) -> pb.SetMemberResponse:
         engine = self._ready_engine()
-        if message.breaker_state not in (BREAKER_STATE_CLOSED, BREAKER_STATE_DISABLED):
-            raise InvalidOption(
-                f"switch: found {message.breaker_state}; allowed: {BREAKER_STATE_CLOSED} (ON), {BREAKER_STATE_DISABLED} (OFF)"
-            )
-        await engine.operations.set_member(message.member, message.breaker_state == BREAKER_STATE_CLOSED)
-        member = next(member for member in engine.description.members if member.name == message.member)
-        return pb.SetMemberResponse(member=write_member(member))
+        closed, disabled = ensemble_pb2.BREAKER_STATE_CLOSED, ensemble_pb2.BREAKER_STATE_DISABLED
+        if message.breaker_state not in (closed, disabled):
+            found = message.breaker_state
+            raise InvalidOption(f"breaker_state: found {found}; allowed: {closed} (CLOSED), {disabled} (DISABLED)")
+        await engine.set_member(message.member, message.breaker_state == closed)
+        member = next(member for member in self._describe(engine).members if member.name == message.member)
+        return pb.SetMemberResponse(member=member)

@@ -1,7 +1,7 @@
-"""The error boundary: the one place where bytes are parsed and where exceptions become statuses.
+"""The error boundary: where messages are parsed, and the one place where exceptions become statuses.
 
-Handlers are registered for raw bytes, so that a message that does not parse is refused here like any other bad input; the server
-itself would end the call as INTERNAL before any handler saw it.
+Handlers are registered for raw bytes, so that a message that does not parse is refused here like any other bad input; `grpc` itself
+would end the call as INTERNAL before any handler saw it.
 """
 
 import asyncio
@@ -9,69 +9,80 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from contextvars import ContextVar
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from twinfer.v1.error_pb2 import Stage
+
 from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError
-from ..http2 import Call, Status
 from .codec import write_error
-from .received import ReceivedRequest
 
 logger = logging.getLogger(__name__)
 
 ERROR_KEY = "twinfer-error-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 SMALL_MESSAGE_BYTES = 256 * 1024
-"""Up to this size a message is parsed on the event loop; parsing a larger one would hold up the others."""
+"""Up to this size a message is parsed on the event loop; parsing a larger one would hold up other calls."""
 MAX_DETAIL_BYTES = 2048
 """Of a status message as it travels, percent-encoded; clients refuse trailers of more than 8 KiB in all."""
 
 INTERNAL_TEXT = "internal error; the server's log has the details"
-STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
-M = TypeVar("M", bound=Message | ReceivedRequest)
-Context = Call
-"""What a method is told of its call, by the name that `grpc` has for it."""
-UnaryMethod = Callable[[Any, int, Context], Awaitable[Message]]
+M = TypeVar("M", bound=Message)
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+UnaryMethod = Callable[[Any, int, "Context"], Awaitable[Message]]
 """A method that takes the parsed request, its size in bytes and the context."""
 OnFailure = Callable[[TwinferError], None]
 
 
 class Arrival(NamedTuple):
-    """When a call came and by when it must be answered, by `time.monotonic()`, and the trace that it belongs to."""
+    """When a message came and by when it must be answered (None: its call has no deadline), by `time.monotonic()`."""
 
     at: float
     deadline: float | None
-    traceparent: str
+
+
+class Status(NamedTuple):
+    """How a call ends: the arguments of `ServicerContext.abort`."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+_arrived_at: ContextVar[float] = ContextVar("arrived_at")
+
+
+def note_arrival() -> None:
+    """Note that a message has come, before it is parsed; holds for the current task and for those that it begins."""
+    _arrived_at.set(time.monotonic())
 
 
 def find_arrival(context: Context) -> Arrival:
-    """Look at a call that has just come."""
-    now = time.monotonic()
+    """Return when the current task's message came, and its call's deadline."""
     remaining: float | None = context.time_remaining()
-    traceparent = next((str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"), "")
-    return Arrival(now, None if remaining is None else now + remaining, traceparent)
+    return Arrival(_arrived_at.get(), None if remaining is None else time.monotonic() + remaining)
 
 
 async def parse(kind: type[M], data: bytes, pool: Executor) -> M:
     """Parse a message; raises MalformedMessage."""
-    read: Callable[[bytes], M] = kind.FromString  # type: ignore[assignment]  # each gives its own kind
     try:
         if len(data) <= SMALL_MESSAGE_BYTES:
-            return read(data)
-        return await asyncio.get_running_loop().run_in_executor(pool, read, data)
+            return kind.FromString(data)
+        return await asyncio.get_running_loop().run_in_executor(pool, kind.FromString, data)
     except DecodeError:
         raise MalformedMessage(f"{len(data)} bytes do not parse; allowed: a serialized {kind.DESCRIPTOR.full_name}") from None
 
 
 def unary(
-    kind: type[Message] | type[ReceivedRequest], method: UnaryMethod, pool: Executor, on_failure: OnFailure | None = None
+    kind: type[Message], method: UnaryMethod, pool: Executor, on_failure: OnFailure | None = None
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Make the handler of a unary RPC whose request is a `kind`; `on_failure` is told of calls that end with an error."""
+    """Return the handler of a unary RPC whose request is a `kind`; `on_failure` is told of calls that end with an error."""
 
-    async def handle(data: bytes, context: Context) -> bytes:
+    async def attempt(data: bytes, context: Context) -> bytes | Status:
         try:
             reply = await method(await parse(kind, data, pool), len(data), context)
             return reply.SerializeToString()
@@ -79,22 +90,37 @@ def unary(
             known = describe_error(error)
             if on_failure is not None:
                 on_failure(known)
-            await fail(context, known)
+            return write_status(known)
+
+    async def handle(data: bytes, context: Context) -> bytes:
+        note_arrival()
+        outcome = await attempt(data, context)
+        if isinstance(outcome, bytes):
+            return outcome
+        # What `abort` raises holds this frame, and the context holds that: only the garbage collector finds the two, and `data`.
+        del data
+        return await abort(context, outcome)
 
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
 def describe_error(error: BaseException) -> TwinferError:
-    """Give the error as callers may know it; what is nobody's declared error is logged and kept from them."""
+    """Return the error as callers may know it; an undeclared one is logged and kept from them."""
     if isinstance(error, TwinferError):
-        return error.alone()
+        return error.detached()
     logger.error("a request failed by a defect", exc_info=error)
     return InternalError(INTERNAL_TEXT)
 
 
 async def fail(context: Context, error: BaseException) -> NoReturn:
     """End a call with the status that `error` stands for."""
-    await context.abort(*write_status(describe_error(error)))
+    await abort(context, write_status(describe_error(error)))
+
+
+async def abort(context: Context, status: Status) -> NoReturn:
+    """End a call with a status."""
+    await context.abort(*status)
+    raise AssertionError("abort returns never")
 
 
 def write_status(error: TwinferError) -> Status:
@@ -102,12 +128,12 @@ def write_status(error: TwinferError) -> Status:
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(error).SerializeToString())]
     if isinstance(error, Overloaded):
         metadata.append((PUSHBACK_KEY, str(round(error.retry_after_seconds * 1000))))
-    return Status(STATUS[error.code], summarize(error), tuple(metadata))
+    return Status(error.code, summarize(error), tuple(metadata))
 
 
 def summarize(error: TwinferError) -> str:
     """Write the status message: member, stage and text, short enough to be received."""
-    where = f"member {error.member}, stage {error.stage.name}: " if error.member else ""
+    where = f"member {error.member}, stage {Stage.Name(error.stage).removeprefix('STAGE_')}: " if error.member else ""
     text = where + error.text
     # A character beyond ASCII travels as three bytes for each of its UTF-8 bytes.
     while sum(1 if character.isascii() else 3 * len(character.encode()) for character in text) > MAX_DETAIL_BYTES:

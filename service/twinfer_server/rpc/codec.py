@@ -1,44 +1,23 @@
-"""The codec: protobuf messages to plain rows, and answers back to messages."""
+"""The codec: protobuf messages to plain requests, and errors and spans of time back to messages."""
 
-import math
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 from typing import TypedDict, TypeVar
 
-import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
 from twinfer.v1 import ensemble_service_pb2, error_pb2, tensor_pb2
 
 from ..errors import InvalidInput, InvalidOption, TwinferError, quote
-from ..types import Array, Caller, InferRequest, Policy, Priority, RawInput
+from ..types import Array, InferRequest, Policy, Priority, RawInput
+from .tensors import DTYPES, check_shape, read_array
 
 E = TypeVar("E", Policy, Priority)
 
 MAX_REQUEST_ID_BYTES = 256
-MAX_RANK = 16
-MAX_TENSOR_BYTES = 2**31 - 1
-"""More than any message holds."""
-
-# BF16 has no NumPy type: it is read as the upper half of float32.
-_DTYPES: Mapping[int, np.dtype[np.generic]] = {
-    tensor_pb2.DATA_TYPE_BOOL: np.dtype("?"),
-    tensor_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
-    tensor_pb2.DATA_TYPE_INT8: np.dtype("i1"),
-    tensor_pb2.DATA_TYPE_INT16: np.dtype("<i2"),
-    tensor_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
-    tensor_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
-    tensor_pb2.DATA_TYPE_FP16: np.dtype("<f2"),
-    tensor_pb2.DATA_TYPE_BF16: np.dtype("<u2"),
-    tensor_pb2.DATA_TYPE_FP32: np.dtype("<f4"),
-    tensor_pb2.DATA_TYPE_FP64: np.dtype("<f8"),
-}
-DTYPE_OF_NAME = {str(dtype): number for number, dtype in _DTYPES.items() if number != tensor_pb2.DATA_TYPE_BF16}
-
-
 # Looked up once: a descriptor makes a new mapping whenever it is asked.
 _POLICIES = frozenset(ensemble_service_pb2.Policy.values())
 _PRIORITIES = frozenset(ensemble_service_pb2.Priority.values())
+_DATA_TYPES = frozenset(tensor_pb2.DataType.values())
 
 
 class _Options(TypedDict, total=False):
@@ -59,26 +38,20 @@ _NO_OPTIONS = _Options()
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def read_request(
-    message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, traceparent: str = "",
-    large: Mapping[str, memoryview] = MappingProxyType({}),
-) -> InferRequest:  # fmt: skip
-    """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept.
-
-    `large` has the data of tensors that are not in the message, by the name of the input.
-    """
+def read_request(message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None) -> InferRequest:
+    """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
     request_id = message.request_id
     if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
         raise InvalidOption(f"request_id: found {len(request_id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
     # Most requests have none, or an empty message of them.
     options = _read_options(message.options) if message.options.ByteSize() else _NO_OPTIONS
     return InferRequest(
-        inputs={name: _read_input(name, value, large.get(name)) for name, value in message.inputs.items()},
+        inputs={name: _read_input(name, value) for name, value in message.inputs.items()},
         arrived_at=arrived_at,
         deadline=deadline,
         ensemble=message.ensemble,
         version=message.version,
-        caller=Caller(request_id, traceparent),
+        request_id=request_id,
         **options,
     )
 
@@ -96,7 +69,7 @@ def _read_options(options: ensemble_service_pb2.InferOptions) -> _Options:
 
 
 def read_enum(field: str, number: int, kind: type[E], allowed: Collection[int]) -> E | None:
-    """Give the enum's value, None where it is unset; raises InvalidOption for a number that the contract does not have."""
+    """Return the enum's value, None where it is unset; raises InvalidOption for a number that the contract does not have."""
     if number not in allowed:
         raise InvalidOption(f"{field}: found {number}; allowed: {', '.join(map(str, sorted(allowed)))}")
     return kind(number) if number else None
@@ -109,7 +82,7 @@ def _read_timeout(timeout: Duration) -> float:
     return seconds
 
 
-def _read_input(name: str, message: ensemble_service_pb2.Input, data: memoryview | None) -> RawInput:
+def _read_input(name: str, message: ensemble_service_pb2.Input) -> RawInput:
     match message.WhichOneof("value"):
         case "image":
             return message.image
@@ -120,62 +93,28 @@ def _read_input(name: str, message: ensemble_service_pb2.Input, data: memoryview
                 raise InvalidInput(f"inputs[{quote(name)}].texts: found no text; allowed: at least one")
             return tuple(message.texts.values)
         case "tensor":
-            return _read_tensor(name, message.tensor, message.tensor.data if data is None else data)
+            return _read_tensor(name, message.tensor)
     raise InvalidInput(f"inputs[{quote(name)}]: no value is set; allowed: image, text, texts or tensor")
 
 
-def _read_tensor(name: str, message: tensor_pb2.Tensor, data: bytes | memoryview) -> Array:
-    """Look at a tensor's bytes as an array, read-only and without a copy; raises InvalidInput."""
-    dtype = _DTYPES.get(message.dtype)
-    if dtype is None:
-        names = ", ".join(tensor_pb2.DataType.Name(number) for number in _DTYPES)
-        raise InvalidInput(f"{_tensor_field(name)}.dtype: found {message.dtype or 'none'}; allowed: {names}")
-    shape = tuple(message.shape)
-    if len(shape) > MAX_RANK:
-        raise InvalidInput(f"{_tensor_field(name)}.shape: found {len(shape)} dimensions; allowed: at most {MAX_RANK}")
-    size = math.prod(shape) * dtype.itemsize
-    if size != len(data) or min(shape, default=1) < 1:
-        _check_size(name, message, len(data))
-    if message.dtype == tensor_pb2.DATA_TYPE_BOOL and np.frombuffer(data, dtype=np.uint8).max(initial=0) > 1:
-        raise InvalidInput(
-            f"{_tensor_field(name)}.data: found a byte that is neither 0 nor 1; allowed: 0 or 1, as dtype DATA_TYPE_BOOL says"
-        )
-    array = np.frombuffer(data, dtype=dtype).reshape(shape)
-    if message.dtype == tensor_pb2.DATA_TYPE_BF16:
-        return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
-    return array
+def _read_tensor(name: str, message: tensor_pb2.Tensor) -> Array:
+    """Return a tensor as a read-only array; raises InvalidInput."""
+    field = f"inputs[{quote(name)}].tensor"
+    dtype = tensor_pb2.DataType.Name(message.dtype).removeprefix("DATA_TYPE_") if message.dtype in _DATA_TYPES else ""
+    if dtype not in DTYPES:
+        allowed = ", ".join(tensor_pb2.DataType.keys()[1:])
+        raise InvalidInput(f"{field}.dtype: found {message.dtype or 'none'}; allowed: {allowed}")
+    check_shape(field, message.shape, DTYPES[dtype].itemsize)
+    return read_array(f"{field}.data", dtype, message.shape, message.data)
 
 
-def _check_size(name: str, message: tensor_pb2.Tensor, size_bytes: int) -> None:
-    """Refuse a tensor whose shape is impossible, or says something else than its data does."""
-    shape, itemsize = list(message.shape), _DTYPES[message.dtype].itemsize
-    if any(size < 0 for size in shape):
-        raise InvalidInput(f"{_tensor_field(name)}.shape: found {shape}; allowed: sizes of at least 0")
-    if math.prod(size for size in shape if size) * itemsize > MAX_TENSOR_BYTES:  # even an empty one has strides that overflow
-        raise InvalidInput(f"{_tensor_field(name)}.shape: found {shape}; allowed: at most {MAX_TENSOR_BYTES} bytes in all")
-    if math.prod(shape) * itemsize != size_bytes:
-        raise InvalidInput(
-            f"{_tensor_field(name)}.data: found {size_bytes} bytes; allowed: {math.prod(shape) * itemsize}, "
-            f"as dtype {tensor_pb2.DataType.Name(message.dtype)} and shape {shape} say"
-        )
-
-
-def _tensor_field(name: str) -> str:
-    return f"inputs[{quote(name)}].tensor"
-
-
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- responses ----------------------------------------------------------------------------------------------------------
 
 
 def write_error(error: TwinferError) -> error_pb2.Error:
     """Turn an error into its message."""
-    return error_pb2.Error(
-        code=int(error.code),
-        reason=int(error.reason),  # type: ignore[arg-type]  # the numbers are the contract's own
-        member=error.member,
-        stage=int(error.stage),  # type: ignore[arg-type]
-        text=error.text,
-    )
+    code: int = error.code.value[0]
+    return error_pb2.Error(code=code, reason=error.reason, member=error.member, stage=error.stage, text=error.text)
 
 
 def write_duration(message: Duration, seconds: float) -> None:

@@ -1,29 +1,61 @@
-"""The gRPC server: listeners, limits and services, put together."""
+"""The gRPC servers, one for callers and one for operators: listeners, options and services, put together."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import errno
+import os
+import socket
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
+import grpc
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
 from ..engine import Engine
-from ..errors import Overloaded, TwinferError
-from ..http2 import Limits, Server, Status
 from ..settings import ServerSettings
 from .admin_service import ADMIN_SERVICE, EnsembleAdminService
-from .boundary import write_status
-from .ensemble_service import SERVICE, EnsembleService
-from .health import METHODS, Health
+from .health import Health
+from .infer_service import SERVICE, EnsembleService
+from .interceptors import CallInterceptor
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
-from .reflection import add_reflection
 
+OPTIONS = (
+    # A second server on the port is refused. By default both would share it, and each get a part of the connections.
+    ("grpc.so_reuseport", 0),
+    # What is answered is as large as it is; what comes is limited by `max_message_bytes`.
+    ("grpc.max_send_message_length", -1),
+    # Metadata of a call, in bytes: beyond the first some calls are refused, beyond the second all.
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    # Calls at once on one connection; its client queues the rest. More than `max_concurrent_calls` by default, so that calls
+    # that are too many are told so, and health still has room.
+    ("grpc.max_concurrent_streams", 1024),
+    # Windows as small as they begin: they would grow with the bandwidth, and so would what calls that are refused hold in memory.
+    # A message that is being read gets the window that it needs all the same.
+    ("grpc.http2.bdp_probe", 0),
+    # A client that vanishes without a word holds its calls no longer than this.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients may ask for a sign of life this often; one that asks more often is sent away at its third time.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+)
+SHARED_FILES = (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+
+GOODBYE_SECONDS = 0.02
+"""How long replies are held after the server has told its clients to go elsewhere: what they send then goes there."""
 ON_THEIR_WAY_SECONDS = 1.0
-"""How long calls that have begun when the server drains may take to have their rows in hand."""
-RETRY_SECONDS = 0.5
-"""When a call that was one too many may come again: a place is free when another call ends, which nobody can foresee."""
+"""How long calls that have begun when the server drains may take to have their requests admitted."""
+
+
+class PortTaken(RuntimeError):
+    """A listener cannot have its address."""
 
 
 class AdminServer:
@@ -31,25 +63,22 @@ class AdminServer:
 
     def __init__(self, settings: ServerSettings, pool: Executor) -> None:
         """Put it together; `pool` parses large messages. Call it on the event loop."""
-        self._service = EnsembleAdminService(pool)
+        self._service = EnsembleAdminService(pool, settings)
         self._address = settings.admin_listen
         self._health = Health((ADMIN_SERVICE,))
-        self._server: Server | None = None
+        self._server: grpc.aio.Server | None = None
         if self._address:
-            self._server = _make_server(settings, lambda error: None)
-            self._server.add_generic_rpc_handlers((self._service.handlers(),))
-            self._health.add_to(self._server)
-            add_reflection(self._server, (ensemble_admin_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
+            files = (ensemble_admin_service_pb2.DESCRIPTOR, *SHARED_FILES)
+            calls = CallInterceptor(settings.max_concurrent_calls)
+            self._server = _make_server(settings, calls, (self._service.handlers(),), self._health, files)
 
     async def start(self) -> str:
-        """Listen; give the address with the port that was found, "" if nobody listens. Raises PortTaken."""
-        if self._server is None:
-            return ""
-        return await self._server.start(self._address)
+        """Listen; return the address with the port that was found, "" where there is to be no listener. Raises PortTaken."""
+        return "" if self._server is None else await _start(self._server, self._address)
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine; from now on the service serves, whatever becomes of the callers'."""
-        self._service.engine = engine
+        self._service.open(engine)
         self._health.report(is_serving=True)
 
     def end(self) -> None:
@@ -65,56 +94,124 @@ class AdminServer:
 class RpcServer:
     """The callers' services on their listener."""
 
-    def __init__(self, settings: ServerSettings, pool: Executor, *, is_one_of_several: bool = False) -> None:
-        """Put the services together; `pool` parses large messages. Call it on the event loop.
-
-        If it `is_one_of_several`, other processes listen on the same port, and each gets some of the connections.
-        """
-        self.health = Health((SERVICE, INFERENCE_SERVICE))
-        self.ensemble_service = EnsembleService(pool, settings.max_stream_requests, settings.batch_rows)
-        self.inference_service = InferenceService(pool, settings)
+    def __init__(self, settings: ServerSettings, pool: Executor) -> None:
+        """Put the services together; `pool` parses large messages. Call it on the event loop."""
+        self._health = Health((SERVICE, INFERENCE_SERVICE))
+        self._ensemble_service = EnsembleService(pool, settings)
+        self._inference_service = InferenceService(pool, settings)
         self._address = settings.listen
-        self._is_one_of_several = is_one_of_several
-        self._server = _make_server(settings, self.ensemble_service.note_failure)
-        self._server.add_generic_rpc_handlers((self.ensemble_service.handlers(), self.inference_service.handlers()))
-        self.health.add_to(self._server)
-        add_reflection(self._server, (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
+        self._calls = CallInterceptor(settings.max_concurrent_calls, self._ensemble_service.note_failure)
+        handlers = self._ensemble_service.handlers(), self._inference_service.handlers()
+        files = (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, *SHARED_FILES)
+        self._server = _make_server(settings, self._calls, handlers, self._health, files)
+        self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
-        """Listen; give the address with the port that was found. Raises PortTaken."""
-        return await self._server.start(self._address, is_shared=self._is_one_of_several)
+        """Listen; return the address with the port that was found. Raises PortTaken."""
+        return await _start(self._server, self._address)
 
-    async def open(self, engine: Engine) -> None:
+    def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
-        self.ensemble_service.engine = engine
-        self.inference_service.open(engine)
+        self._ensemble_service.open(engine)
+        self._inference_service.open(engine)
 
     def report(self, is_serving: bool, members: Mapping[str, bool]) -> None:
         """Set the health of the callers' services, and of each member by name."""
-        self.health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
-        self.inference_service.report(is_serving, members)
+        self._health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
+        self._inference_service.report(is_serving, members)
 
-    async def drain(self) -> None:
-        """Report NOT_SERVING for good, send clients elsewhere, end watches at once, and streams when their rows are answered.
+    async def drain(self, grace_seconds: float) -> None:
+        """Report NOT_SERVING for good, send clients elsewhere, end watches now, and RPC streams when their requests are answered.
 
-        Calls that have come before clients were told are taken in hand as ever.
+        Calls that came before clients were told are served; after the grace they are cancelled.
         """
-        self.health.end()
-        leaving = self._server.leave(ON_THEIR_WAY_SECONDS)
-        await asyncio.gather(leaving, self.ensemble_service.drain(), self.inference_service.drain())
+        self._health.end()
+        await self._calls.settle()
+        self._stopping = asyncio.create_task(self._server.stop(grace_seconds))  # listens no more, and tells clients, at once
+        await asyncio.sleep(GOODBYE_SECONDS)
+        self._calls.reply()
+        await asyncio.gather(self._wait_for_calls(), self._ensemble_service.drain(), self._inference_service.drain())
 
     async def stop(self, grace_seconds: float) -> None:
         """Close the listener, and cancel what is still open after the grace."""
         await self._server.stop(grace_seconds)
 
+    async def _wait_for_calls(self) -> None:
+        until = asyncio.get_running_loop().time() + ON_THEIR_WAY_SECONDS
+        while self._calls.calls and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.01)
 
-def _make_server(settings: ServerSettings, on_failure: Callable[[TwinferError], None]) -> Server:
-    """Make a server with the limits of the settings; `on_failure` is told of calls that are too many."""
 
-    def refuse(text: str) -> Status:
-        error = Overloaded(text, retry_after_seconds=RETRY_SECONDS)
-        on_failure(error)
-        return write_status(error)
+def _make_server(
+    settings: ServerSettings,
+    calls: CallInterceptor,
+    handlers: Sequence[grpc.GenericRpcHandler],
+    health: Health,
+    files: Sequence[FileDescriptor],
+) -> grpc.aio.Server:
+    """Make a server of some services, health and reflection, which describes the services in `files` and nothing else."""
+    options = (*OPTIONS, ("grpc.max_receive_message_length", settings.max_message_bytes))
+    server = grpc.aio.server(interceptors=(calls,), options=options)
+    server.add_generic_rpc_handlers(tuple(handlers))
+    health.add_to(server)
+    names = [service.full_name for file in files for service in file.services_by_name.values()]
+    reflection.enable_server_reflection(names, server, _make_pool(files))
+    return server
 
-    limits = settings.max_message_bytes, settings.max_concurrent_calls, settings.max_streams_per_connection
-    return Server(Limits(*limits, refuse=refuse, free=METHODS))
+
+def _make_pool(files: Sequence[FileDescriptor]) -> DescriptorPool:
+    """Make a pool of files and what they import: not all of them are in the one that the process has."""
+    pool, added = DescriptorPool(), set()
+
+    def add(file: FileDescriptor) -> None:
+        if file.name not in added:
+            added.add(file.name)
+            for imported in file.dependencies:
+                add(imported)
+            pool.AddSerializedFile(file.serialized_pb)
+
+    for file in files:
+        add(file)
+    return pool
+
+
+async def _start(server: grpc.aio.Server, address: str) -> str:
+    """Listen on HOST:PORT or unix:PATH; return the address with the port that was found. Raises PortTaken."""
+    if address.startswith("unix:") and _is_answered(address.removeprefix("unix:")):  # `grpc` would take it over
+        raise PortTaken(f"cannot listen on {address}: {os.strerror(errno.EADDRINUSE)}; is another server there?")
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise PortTaken(f"cannot listen on {address}: {_find_cause(address) or error}") from None
+    await server.start()
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _is_answered(path: str) -> bool:
+    """Return whether a server listens on a unix socket; what a server that has ended left behind does not count."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)  # with a full backlog it would wait
+        try:
+            client.connect(path)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def _find_cause(address: str) -> str:
+    """Return what the system says of HOST:PORT, as `grpc` keeps that to itself; empty where it has nothing against it."""
+    if address.startswith("unix:"):
+        return ""
+    host, _, port = address.rpartition(":")
+    try:
+        for family, kind, _, _, name in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as attempt:
+                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                attempt.bind(name)
+                attempt.listen()
+    except OSError as error:
+        is_taken = error.errno == errno.EADDRINUSE
+        return f"{error.strerror}{'; is another server there?' if is_taken else ''}"
+    return ""

@@ -1,4 +1,4 @@
-"""Streams: messages in, replies out, as many at a time as a stream may have in hand, and an end for all when the server drains."""
+"""RPC streams: messages in, replies out, so many of them in flight at a time, and an end for all streams when the server drains."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,27 +7,28 @@ from typing import Any
 import grpc
 
 from ..errors import Draining
-from .boundary import Context, fail
+from .boundary import Context, fail, note_arrival
 
 AnswerMessage = Callable[[bytes, Context], Coroutine[Any, Any, bytes]]
-"""Answers one message of a stream; failures are replies, too."""
+"""Answers one message of an RPC stream; failures are replies, too."""
 Reply = asyncio.Task[bytes]
+Replies = asyncio.Queue["Reply | None"]
 
 
 class Streams:
-    """The open streams of one method."""
+    """The open RPC streams of one method."""
 
-    def __init__(self, answer: AnswerMessage, max_in_hand: int, *, is_in_order: bool) -> None:
-        """Answer each message with `answer`, of one stream at most so many at a time; in their order, or as they are ready."""
+    def __init__(self, answer: AnswerMessage, max_in_flight: int, *, is_in_order: bool) -> None:
+        """Answer each message with `answer`, at most so many of one RPC stream at a time, in their order or as they are ready."""
         self._answer = answer
-        self._max_in_hand = max_in_hand
+        self._max_in_flight = max_in_flight
         self._is_in_order = is_in_order
         self._readers: dict[asyncio.Task[None], asyncio.Task[None]] = {}
-        """By each stream's handler."""
+        """By the task of each stream's handler."""
         self._is_draining = False
 
     async def drain(self) -> None:
-        """Read nothing more, and return when what was read is answered and the streams have ended."""
+        """Read nothing more, and return when all that was read is answered and the RPC streams have ended."""
         self._is_draining = True
         for reader in self._readers.values():
             reader.cancel()
@@ -35,12 +36,12 @@ class Streams:
             await asyncio.wait(set(self._readers))
 
     async def handle(self, requests: object, context: Context) -> None:
-        """Serve a stream: one reader, one task per message in hand, and one writer, for a stream's replies go out one at a time."""
-        in_hand: set[Reply] = set()
-        replies: asyncio.Queue[Reply | None] = asyncio.Queue()
-        # A message is in hand until its reply is written: a caller who does not read is not read from.
-        room = asyncio.Semaphore(self._max_in_hand)
-        reader = asyncio.create_task(self._read(context, in_hand, replies, room))
+        """Serve an RPC stream: one reader, one task per message in flight, and one writer, as replies go out one at a time."""
+        in_flight: set[Reply] = set()
+        replies: Replies = asyncio.Queue()
+        # A message is in flight until its reply is written: a caller who does not read is not read from.
+        room = asyncio.Semaphore(self._max_in_flight)
+        reader = asyncio.create_task(self._read(context, in_flight, replies, room))
         writer = asyncio.create_task(_write(context, replies, room))
         handler = asyncio.current_task()
         assert handler is not None
@@ -50,27 +51,26 @@ class Streams:
             reader.cancel()
         try:
             was_cut_short = await _was_cancelled(reader)
-            if in_hand:
-                await asyncio.wait(in_hand)
+            if in_flight:
+                await asyncio.wait(in_flight)
             replies.put_nowait(None)
             await writer
         finally:
-            tasks = (reader, writer, *in_hand)
+            tasks = (reader, writer, *in_flight)
             for task in tasks:
                 task.cancel()
-            # Where the caller has gone away, what they raise of it is nobody's concern.
+            # Where the caller has gone away, what they raise because of that concerns nothing else.
             await asyncio.gather(*tasks, return_exceptions=True)
         if was_cut_short:
-            await fail(context, Draining("the server is shutting down; no more rows are read from this stream"))
+            await fail(context, Draining("the server is shutting down; no more requests are read from this stream"))
 
-    async def _read(
-        self, context: Context, in_hand: set[Reply], replies: "asyncio.Queue[Reply | None]", room: asyncio.Semaphore
-    ) -> None:  # fmt: skip
+    async def _read(self, context: Context, in_flight: set[Reply], replies: Replies, room: asyncio.Semaphore) -> None:
         await room.acquire()
         while (data := await context.read()) is not grpc.aio.EOF:
+            note_arrival()
             reply = asyncio.create_task(self._answer(data, context))
-            in_hand.add(reply)
-            reply.add_done_callback(in_hand.discard)
+            in_flight.add(reply)
+            reply.add_done_callback(in_flight.discard)
             if self._is_in_order:
                 replies.put_nowait(reply)
             else:
@@ -79,7 +79,7 @@ class Streams:
 
 
 async def _was_cancelled(task: "asyncio.Task[None]") -> bool:
-    """Wait for a task to end; whether somebody else cancelled it. If the waiting itself is cancelled, so it stays."""
+    """Wait for a task to end, and return whether another one cancelled it; a cancellation of the waiting itself is raised."""
     await asyncio.wait({task})
     if task.cancelled():
         return True
@@ -87,7 +87,7 @@ async def _was_cancelled(task: "asyncio.Task[None]") -> bool:
     return False
 
 
-async def _write(context: Context, replies: "asyncio.Queue[Reply | None]", room: asyncio.Semaphore) -> None:
+async def _write(context: Context, replies: Replies, room: asyncio.Semaphore) -> None:
     while (reply := await replies.get()) is not None:
         await context.write(await reply)
         room.release()

@@ -7,7 +7,7 @@ import typer
 
 from twinfer.cli.extras import needing
 
-SERVICE_MODULE = "twinfer_server.commands"
+SERVICE_MODULE = "twinfer_server.cli"
 """Its `main` takes the command's name and all that follows it."""
 
 COMMANDS = {

@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """One engine, asked in another language: the ensemble, each of its members, and its fusion are the models.
+    """One engine, asked in another language: the ensemble, and each of its fused members by itself, are the models.
+
+    The methods that Triton's clients know besides these (statistics, shared memory, loading and unloading, trace and log settings)
+    answer UNIMPLEMENTED, and say what there is instead.
     """
 
     def __init__(self, channel):
@@ -75,70 +78,18 @@ class GRPCInferenceServiceStub(object):
                 request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelConfigRequest.SerializeToString,
                 response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelConfigResponse.FromString,
                 _registered_method=True)
-        self.ModelStatistics = channel.unary_unary(
-                '/inference.GRPCInferenceService/ModelStatistics',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelStatisticsRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelStatisticsResponse.FromString,
-                _registered_method=True)
         self.RepositoryIndex = channel.unary_unary(
                 '/inference.GRPCInferenceService/RepositoryIndex',
                 request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryIndexRequest.SerializeToString,
                 response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryIndexResponse.FromString,
                 _registered_method=True)
-        self.RepositoryModelLoad = channel.unary_unary(
-                '/inference.GRPCInferenceService/RepositoryModelLoad',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelLoadRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelLoadResponse.FromString,
-                _registered_method=True)
-        self.RepositoryModelUnload = channel.unary_unary(
-                '/inference.GRPCInferenceService/RepositoryModelUnload',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelUnloadRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelUnloadResponse.FromString,
-                _registered_method=True)
-        self.SystemSharedMemoryStatus = channel.unary_unary(
-                '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryStatusResponse.FromString,
-                _registered_method=True)
-        self.SystemSharedMemoryRegister = channel.unary_unary(
-                '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryRegisterResponse.FromString,
-                _registered_method=True)
-        self.SystemSharedMemoryUnregister = channel.unary_unary(
-                '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryUnregisterResponse.FromString,
-                _registered_method=True)
-        self.CudaSharedMemoryStatus = channel.unary_unary(
-                '/inference.GRPCInferenceService/CudaSharedMemoryStatus',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryStatusRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryStatusResponse.FromString,
-                _registered_method=True)
-        self.CudaSharedMemoryRegister = channel.unary_unary(
-                '/inference.GRPCInferenceService/CudaSharedMemoryRegister',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryRegisterRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryRegisterResponse.FromString,
-                _registered_method=True)
-        self.CudaSharedMemoryUnregister = channel.unary_unary(
-                '/inference.GRPCInferenceService/CudaSharedMemoryUnregister',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryUnregisterRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryUnregisterResponse.FromString,
-                _registered_method=True)
-        self.TraceSetting = channel.unary_unary(
-                '/inference.GRPCInferenceService/TraceSetting',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.TraceSettingRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.TraceSettingResponse.FromString,
-                _registered_method=True)
-        self.LogSettings = channel.unary_unary(
-                '/inference.GRPCInferenceService/LogSettings',
-                request_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.LogSettingsRequest.SerializeToString,
-                response_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.LogSettingsResponse.FromString,
-                _registered_method=True)
 
 
 class GRPCInferenceServiceServicer(object):
-    """One engine, asked in another language: the ensemble, each of its members, and its fusion are the models.
+    """One engine, asked in another language: the ensemble, and each of its fused members by itself, are the models.
+
+    The methods that Triton's clients know besides these (statistics, shared memory, loading and unloading, trace and log settings)
+    answer UNIMPLEMENTED, and say what there is instead.
     """
 
     def ServerLive(self, request, context):
@@ -149,7 +100,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Says whether the server answers rows now: false while it loads, drains, or a lane is stuck. Never fails.
+        """Says whether the server answers requests now: false while it loads, drains, or a member's stream is stuck. Never fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,14 +128,14 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Answers one or several rows at once; a row that fails fails the call.
+        """Answers one or several requests at once; one that fails fails the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """Answers requests in the order in which they came; one that fails gets an error and the stream lives on.
+        """Answers messages in the order in which they came; one that fails gets an error and the RPC stream lives on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,85 +148,8 @@ class GRPCInferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ModelStatistics(self, request, context):
-        """Counts what this service has answered since its start.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def RepositoryIndex(self, request, context):
         """Lists the models.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def RepositoryModelLoad(self, request, context):
-        """UNIMPLEMENTED: a server has the one ensemble that it was started with.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def RepositoryModelUnload(self, request, context):
-        """UNIMPLEMENTED, for the same reason.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SystemSharedMemoryStatus(self, request, context):
-        """Lists the registered regions of system shared memory.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SystemSharedMemoryRegister(self, request, context):
-        """Registers a region; UNIMPLEMENTED unless the operator has switched it on.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SystemSharedMemoryUnregister(self, request, context):
-        """Forgets a region, or all; what is not there is forgotten already.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CudaSharedMemoryStatus(self, request, context):
-        """Lists nothing.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CudaSharedMemoryRegister(self, request, context):
-        """UNIMPLEMENTED.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CudaSharedMemoryUnregister(self, request, context):
-        """Does nothing, for clients that clean up before they start.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def TraceSetting(self, request, context):
-        """Gives the trace settings, which say that nothing is traced; UNIMPLEMENTED where it should change one.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def LogSettings(self, request, context):
-        """Gives the log settings; UNIMPLEMENTED where it should change one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -324,65 +198,10 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelConfigRequest.FromString,
                     response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelConfigResponse.SerializeToString,
             ),
-            'ModelStatistics': grpc.unary_unary_rpc_method_handler(
-                    servicer.ModelStatistics,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelStatisticsRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelStatisticsResponse.SerializeToString,
-            ),
             'RepositoryIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.RepositoryIndex,
                     request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryIndexRequest.FromString,
                     response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryIndexResponse.SerializeToString,
-            ),
-            'RepositoryModelLoad': grpc.unary_unary_rpc_method_handler(
-                    servicer.RepositoryModelLoad,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelLoadRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelLoadResponse.SerializeToString,
-            ),
-            'RepositoryModelUnload': grpc.unary_unary_rpc_method_handler(
-                    servicer.RepositoryModelUnload,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelUnloadRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelUnloadResponse.SerializeToString,
-            ),
-            'SystemSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
-                    servicer.SystemSharedMemoryStatus,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryStatusRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryStatusResponse.SerializeToString,
-            ),
-            'SystemSharedMemoryRegister': grpc.unary_unary_rpc_method_handler(
-                    servicer.SystemSharedMemoryRegister,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryRegisterRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryRegisterResponse.SerializeToString,
-            ),
-            'SystemSharedMemoryUnregister': grpc.unary_unary_rpc_method_handler(
-                    servicer.SystemSharedMemoryUnregister,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryUnregisterRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryUnregisterResponse.SerializeToString,
-            ),
-            'CudaSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
-                    servicer.CudaSharedMemoryStatus,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryStatusRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryStatusResponse.SerializeToString,
-            ),
-            'CudaSharedMemoryRegister': grpc.unary_unary_rpc_method_handler(
-                    servicer.CudaSharedMemoryRegister,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryRegisterRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryRegisterResponse.SerializeToString,
-            ),
-            'CudaSharedMemoryUnregister': grpc.unary_unary_rpc_method_handler(
-                    servicer.CudaSharedMemoryUnregister,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryUnregisterRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryUnregisterResponse.SerializeToString,
-            ),
-            'TraceSetting': grpc.unary_unary_rpc_method_handler(
-                    servicer.TraceSetting,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.TraceSettingRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.TraceSettingResponse.SerializeToString,
-            ),
-            'LogSettings': grpc.unary_unary_rpc_method_handler(
-                    servicer.LogSettings,
-                    request_deserializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.LogSettingsRequest.FromString,
-                    response_serializer=twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.LogSettingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -393,7 +212,10 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """One engine, asked in another language: the ensemble, each of its members, and its fusion are the models.
+    """One engine, asked in another language: the ensemble, and each of its fused members by itself, are the models.
+
+    The methods that Triton's clients know besides these (statistics, shared memory, loading and unloading, trace and log settings)
+    answer UNIMPLEMENTED, and say what there is instead.
     """
 
     @staticmethod
@@ -613,33 +435,6 @@ class GRPCInferenceService(object):
             _registered_method=True)
 
     @staticmethod
-    def ModelStatistics(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/ModelStatistics',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelStatisticsRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.ModelStatisticsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def RepositoryIndex(request,
             target,
             options=(),
@@ -656,276 +451,6 @@ class GRPCInferenceService(object):
             '/inference.GRPCInferenceService/RepositoryIndex',
             twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryIndexRequest.SerializeToString,
             twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryIndexResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def RepositoryModelLoad(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/RepositoryModelLoad',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelLoadRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelLoadResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def RepositoryModelUnload(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/RepositoryModelUnload',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelUnloadRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.RepositoryModelUnloadResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SystemSharedMemoryStatus(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryStatusResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SystemSharedMemoryRegister(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryRegisterResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SystemSharedMemoryUnregister(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.SystemSharedMemoryUnregisterResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CudaSharedMemoryStatus(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/CudaSharedMemoryStatus',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryStatusRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryStatusResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CudaSharedMemoryRegister(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/CudaSharedMemoryRegister',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryRegisterRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryRegisterResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CudaSharedMemoryUnregister(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/CudaSharedMemoryUnregister',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryUnregisterRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.CudaSharedMemoryUnregisterResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def TraceSetting(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/TraceSetting',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.TraceSettingRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.TraceSettingResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def LogSettings(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/inference.GRPCInferenceService/LogSettings',
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.LogSettingsRequest.SerializeToString,
-            twinfer__server_dot_rpc_dot_oip_dot_grpc__service__pb2.LogSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

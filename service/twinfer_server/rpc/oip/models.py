@@ -1,212 +1,140 @@
-"""The models that the protocol is told of: the ensemble, each of its members by itself, and the fusion."""
+"""The models that clients of the protocol see: the ensemble, and each of its fused members by itself."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
-from ...engine import Description, InputDescription, MemberDescription
+from twinfer.v1.ensemble_pb2 import Ensemble, InputSpec, Member
+from twinfer.v1.tensor_pb2 import DataType
+
 from ...errors import UnknownEnsemble, quote
-from .datatypes import BYTES, DATATYPE_OF_NAME
+from ...types import Response
+from . import grpc_service_pb2 as pb
+from .tensors import BYTES
 
-Dims = tuple[int, ...]
-"""A tensor's shape for one row; -1 means any size."""
+PRIORITY_LEVELS, DEFAULT_PRIORITY = 3, 2
 
-PREDICTION, STATE, DEGRADED = "prediction", "state", "degraded"
-
-
-class Role(Enum):
-    """What an output holds."""
-
-    FUSED = "the fused prediction"
-    DEGRADED = "whether a member that should have taken part did not"
-    OWN = "a member's own prediction"
-    STATE = "what became of a member"
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class InputTensor:
-    """One input of a model, as it is published; `kind` says what else is taken in its place."""
+class Output:
+    """One output of a model; shape: of one request, -1 for any size.
+
+    `read` finds its value in a response: by datatype a float32 array or None (FP32), a bool (BOOL), or bytes (BYTES).
+    """
 
     name: str
     datatype: str
-    dims: Dims
-    kind: str
-    is_optional: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
-    """One output of a model; `member` is the index of the member that it is about."""
-
-    name: str
-    datatype: str
-    dims: Dims
-    role: Role
-    member: int = -1
-    is_default: bool = True
-    """Whether a request that names no outputs gets it."""
-    is_scores: bool = False
-    """Whether it has one score for each class, so that the best can be asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A part of the ensemble: the model, and how its tensors are named in the ensemble."""
-
-    model: str
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
+    shape: Shape
+    read: Callable[[Response], object]
+    is_members_prediction: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model; `member` is the index of the member that it is by itself, -1 for the others.
-
-    `refusal` says why nobody can ask it, and is empty where one can.
-    """
+    """One model, with its inputs and outputs by name; `member` is the index of the member that it is, None for the ensemble."""
 
     name: str
     version: str
     platform: str
-    backend: str
     max_batch_size: int
-    inputs: tuple[InputTensor, ...]
-    outputs: tuple[OutputTensor, ...]
-    member: int = -1
-    steps: tuple[Step, ...] = ()
-    refusal: str = ""
-
-    @property
-    def is_ensemble(self) -> bool:
-        """Whether it is the ensemble itself."""
-        return bool(self.steps)
+    inputs: Mapping[str, InputSpec]
+    outputs: Mapping[str, Output]
+    member: int | None = None
 
 
-class Catalog:
-    """The models by name, the ensemble first."""
+def list_models(ensemble: Ensemble) -> dict[str, Model]:
+    """Return the models by name, the ensemble first. Neither breakers nor a new fusion change any of it."""
 
-    def __init__(self, description: Description) -> None:
-        """Publish what is served; nothing of it changes with the switches or the fusion."""
-        members = [_member_model(description, index) for index in range(len(description.members))]
-        fusion = _fusion_model(description, members)
-        self.ensemble = _ensemble_model(description, members, fusion)
-        models = [self.ensemble, *members, fusion]
-        if any(tensor.kind == "image" for tensor in self.ensemble.inputs):
-            models.append(_encoded_model(description, self.ensemble))
-        self.models = {model.name: model for model in models}
+    def make(name: str, platform: str, members: Collection[str], outputs: list[Output], member: int | None = None) -> Model:
+        return Model(
+            name=name,
+            version=str(ensemble.version),
+            platform=f"twinfer_{platform}",
+            max_batch_size=min(ensemble.limits.max_batch_size, ensemble.limits.max_in_flight_requests),
+            inputs={spec.name: spec for spec in ensemble.inputs if spec.always_required or set(spec.members) & set(members)},
+            outputs={output.name: output for output in outputs},
+            member=member,
+        )
 
-    def find(self, name: str, version: str) -> Model:
-        """Give the model; raises UnknownEnsemble."""
-        model = self.models.get(name)
-        if model is None:
-            raise UnknownEnsemble(f"model {quote(name)} is not served; allowed: {', '.join(map(repr, self.models))}")
-        if version not in ("", model.version):
-            raise UnknownEnsemble(f"model {name!r} version {quote(version)} is not served; allowed: {model.version!r}, or empty")
-        return model
-
-
-def _ensemble_model(description: Description, members: Sequence[Model], fusion: Model) -> Model:
-    outputs, steps = [*fusion.outputs], []
-    for facts, member in zip(description.members, members, strict=True):
-        names = {output.name: f"{facts.name}.{output.name}" for output in member.outputs}
-        outputs += [
-            OutputTensor(names[own.name], own.datatype, own.dims, own.role, own.member, own.role is Role.STATE, own.is_scores)
-            for own in member.outputs
-        ]
-        steps.append(Step(member.name, {tensor.name: tensor.name for tensor in member.inputs}, names))
-    votes = {tensor.name: f"{tensor.name}.{PREDICTION}" for tensor in fusion.inputs}
-    steps.append(Step(fusion.name, votes, {output.name: output.name for output in fusion.outputs}))
-    return Model(
-        name=description.name,
-        version=str(description.version),
-        platform="ensemble",
-        backend="",
-        max_batch_size=_max_rows(description),
-        inputs=_publish_inputs(description, [member.name for member in description.members]),
-        outputs=tuple(outputs),
-        steps=tuple(steps),
-    )
-
-
-def _member_model(description: Description, index: int) -> Model:
-    facts = description.members[index]
-    chain = [facts.name]
-    for name in chain:  # grows: whoever feeds it, and whoever feeds those
-        chain += [feeder for feeder in _find(description, name).upstream if feeder not in chain]
-    is_voter = facts.output != "features"
-    outputs = [OutputTensor(STATE, BYTES, (1,), Role.STATE, index)]
-    if is_voter:
-        is_scores = facts.output in ("logits", "probabilities") and len(facts.output_shape) == 1
-        outputs.insert(0, OutputTensor(PREDICTION, "FP32", facts.output_shape, Role.OWN, index, is_scores=is_scores))
-    return Model(
-        name=f"{description.name}.{facts.name}",
-        version=str(description.version),
-        platform=f"twinfer_{facts.loader}",
-        backend="twinfer",
-        max_batch_size=_max_rows(description),
-        inputs=_publish_inputs(description, chain, is_by_itself=True),
-        outputs=tuple(outputs),
-        member=index,
-        refusal="" if is_voter else "it has no prediction of its own, it only feeds other members",
-    )
-
-
-def _fusion_model(description: Description, members: Sequence[Model]) -> Model:
-    names = [member.name for member in description.members]
-    voters = [
-        InputTensor(names[model.member], output.datatype, output.dims, "tensor", is_optional=True)
-        for model in members
-        for output in model.outputs
-        if output.role is Role.OWN
+    outputs = [
+        Output("prediction", "FP32", tuple(ensemble.output_shape), lambda response: response.prediction),
+        Output("degraded", "BOOL", (1,), lambda response: response.is_degraded),
     ]
-    is_scores = description.task in ("classification", "multi_label")
-    return Model(
-        name=_find_name(description, "fusion"),
-        version=str(description.version),
-        platform="twinfer_fusion",
+    models = []
+    for index, member in enumerate(ensemble.members):
+        outputs += _list_outputs(member, index, f"{member.name}.")
+        if member.output != "features":  # they are for other members, and no request is answered with them
+            name, members = f"{ensemble.name}.{member.name}", _list_chain(ensemble, member.name)
+            models.append(make(name, member.loader, members, _list_outputs(member, index), index))
+    models.insert(0, make(ensemble.name, "ensemble", [member.name for member in ensemble.members], outputs))
+    return {model.name: model for model in models}
+
+
+def find_model(models: Mapping[str, Model], name: str, version: str) -> Model:
+    """Return the model of this name and version, empty for the one that is served; raises UnknownEnsemble."""
+    model = models.get(name)
+    if model is None:
+        raise UnknownEnsemble(f"model {quote(name)} is not served; allowed: {', '.join(map(repr, models))}")
+    if version not in ("", model.version):
+        raise UnknownEnsemble(f"model {name!r} version {quote(version)} is not served; allowed: {model.version!r}, or empty")
+    return model
+
+
+def write_metadata(model: Model) -> pb.ModelMetadataResponse:
+    """Return what a model takes and answers with; shapes begin with the batch."""
+    response = pb.ModelMetadataResponse(name=model.name, versions=[model.version], platform=model.platform)
+    for spec in model.inputs.values():
+        datatype, shape = _find_published(spec)
+        response.inputs.add(name=spec.name, datatype=datatype, shape=(-1, *shape))
+    for output in model.outputs.values():
+        response.outputs.add(name=output.name, datatype=output.datatype, shape=(-1, *output.shape))
+    return response
+
+
+def write_config(model: Model) -> pb.ModelConfig:
+    """Return how a model is served; shapes are of one request."""
+    config = pb.ModelConfig(
+        name=model.name,
+        platform=model.platform,
         backend="twinfer",
-        max_batch_size=_max_rows(description),
-        inputs=tuple(voters),
-        outputs=(
-            OutputTensor(PREDICTION, "FP32", description.fused_shape, Role.FUSED, is_scores=is_scores),
-            OutputTensor(DEGRADED, "BOOL", (1,), Role.DEGRADED),
-        ),
-        refusal="it computes on the device, on what the members of the same flight have left there",
+        max_batch_size=model.max_batch_size,
+        dynamic_batching=pb.ModelDynamicBatching(priority_levels=PRIORITY_LEVELS, default_priority_level=DEFAULT_PRIORITY),
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
     )
+    for spec in model.inputs.values():
+        datatype, shape = _find_published(spec)
+        is_optional = spec.optional and model.member is None  # a member by itself needs all that it takes
+        config.input.add(name=spec.name, data_type=_find_type(datatype), dims=shape, optional=is_optional)
+    for output in model.outputs.values():
+        config.output.add(name=output.name, data_type=_find_type(output.datatype), dims=output.shape)
+    return config
 
 
-def _encoded_model(description: Description, ensemble: Model) -> Model:
-    """Publish the ensemble once more, with images as encoded files, for clients that send what they are told to."""
-    inputs = [replace(tensor, datatype=BYTES, dims=(1,)) if tensor.kind == "image" else tensor for tensor in ensemble.inputs]
-    return replace(ensemble, name=_find_name(description, "encoded"), inputs=tuple(inputs))
+def _list_outputs(member: Member, index: int, prefix: str = "") -> list[Output]:
+    state = Output(f"{prefix}state", BYTES, (1,), lambda response: response.members[index].state.name.encode())
+    if member.output == "features":
+        return [state]
+    shape = tuple(member.output_shape)
+    return [Output(f"{prefix}prediction", "FP32", shape, lambda response: response.members[index].prediction, True), state]
 
 
-def _find_name(description: Description, name: str) -> str:
-    """Find a name in the ensemble that no member has."""
-    while any(member.name == name for member in description.members):
-        name += "_"
-    return f"{description.name}.{name}"
+def _list_chain(ensemble: Ensemble, name: str) -> list[str]:
+    """List a member, its upstream members, and theirs."""
+    upstream = {member.name: member.upstream for member in ensemble.members}
+    chain = [name]
+    for found in chain:  # grows meanwhile
+        chain += [above for above in upstream[found] if above not in chain]
+    return chain
 
 
-def _find(description: Description, name: str) -> MemberDescription:
-    return next(member for member in description.members if member.name == name)
+def _find_published(spec: InputSpec) -> tuple[str, Shape]:
+    """Find the datatype and the shape of one request that clients are told to send; others may be taken, too."""
+    if spec.kind == "text":
+        return BYTES, (2,) if spec.pair else (1,) if spec.max_samples == 1 else (-1,)
+    shape = spec.native_shape if spec.max_samples == 1 else (-1, *spec.native_shape)
+    return DataType.Name(spec.dtype).removeprefix("DATA_TYPE_"), tuple(shape)
 
 
-def _max_rows(description: Description) -> int:
-    return min(description.max_batch_size, description.limits.max_in_flight_requests)
-
-
-def _publish_inputs(description: Description, takers: Collection[str], is_by_itself: bool = False) -> tuple[InputTensor, ...]:
-    """Publish what these members take, and what no answer goes without; a member `is_by_itself` needs all of it."""
-    return tuple(
-        InputTensor(facts.name, *_publish(facts), facts.kind, facts.is_optional and not is_by_itself)
-        for facts in description.inputs
-        if facts.is_needed or any(name in takers for name in facts.members)
-    )
-
-
-def _publish(facts: InputDescription) -> tuple[str, Dims]:
-    """Give the datatype and the shape that a client is told to send by default."""
-    if facts.kind == "text":
-        return BYTES, (2,) if facts.is_pair else (1,) if facts.max_samples == 1 else (-1,)
-    return DATATYPE_OF_NAME[facts.dtype], facts.member_shape if facts.max_samples == 1 else (-1, *facts.member_shape)
+def _find_type(datatype: str) -> str:
+    return f"TYPE_{'STRING' if datatype == BYTES else datatype}"
