@@ -151,7 +151,7 @@ def test_without_its_upstream_member_a_member_cannot_answer_either_and_health_sa
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         disable_member(server.admin_address, "encoder")
-        with pytest.raises(MemberOff, match="encoder: the member is off .*; head: it takes the output of the member encoder: "):
+        with pytest.raises(MemberOff, match=r"encoder: the member is off .*; head: it takes the output of the member encoder: "):
             client.infer({"x": number(1.0), "y": number(0.0)})
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
