@@ -23,7 +23,7 @@ TORCH_INDEX ?= $(TORCH_INDEX_BEFORE)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check protos bench peers digits clean without-torch
+.PHONY: help demo serve test check protos bench peers gpu digits clean without-torch
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -52,10 +52,13 @@ protos: $(PROTOS_MADE) ## make the Python stubs from protos/
 	.venv-protos/bin/python -W ignore protos/generate.py
 
 bench: $(MADE) ## measure the server against the same models in-process
-	$(BIN)/python -m benchmarks.serving $(ARGS)
+	$(BIN)/python -m benchmarks.serving --result benchmarks/results/serving-cpu.json $(ARGS)
 
-peers: $(MADE) build/peers/mosec/.made build/peers/triton/.made ## measure the server beside other servers
-	$(BIN)/python -m benchmarks.peers $(ARGS)
+peers: $(MADE) build/peers/mosec/.made build/peers/triton/.made ## measure the server beside other servers, and judge its marks
+	$(BIN)/python -m benchmarks.peers --result benchmarks/results/peers-cpu.json $(ARGS)
+
+gpu: $(MADE) ## run all that only a GPU can show, in nine minutes; ARGS=--small tries the script on any machine
+	$(BIN)/python -m benchmarks.gpu --result build/gpu.json $(ARGS)
 
 digits: $(MADE) ## train the models of ensembles/digits again
 	$(BIN)/python ensembles/digits/train.py

@@ -1,21 +1,18 @@
-"""What it costs to turn a JPEG into 224 x 224 pixels: twinfer's way, and what else people use, in one run.
+"""What it costs to turn a JPEG into 224 x 224 pixels: twinfer's way beside plain Pillow.
 
 Ways take turns. Times are medians of the thread's CPU time, ratios medians of the rounds' pairs against plain Pillow, which is
 `Image.open(...).convert("RGB").resize(...)`, bilinear; errors are differences to its pixels, in parts of 255. The pictures are
-mosaics of the two photographs that scikit-learn brings. Other libraries are measured where they are installed
-(`pip install simplejpeg opencv-python-headless PyTurboJPEG`; the last needs a libturbojpeg, which no wheel of it brings).
+mosaics of the two photographs that scikit-learn brings.
 
     python -m benchmarks.decoding --result benchmarks/results/decoding-cpu.json
 """
 
-import importlib
 import io
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +31,6 @@ SIZES = {"1 megapixel": (1152, 864), "4 megapixels": (2304, 1728), "12 megapixel
 QUALITIES = (75, 90)
 TARGET = 224
 PLAIN = "Pillow"
-PACKAGES = ("pillow", "simplejpeg", "opencv-python-headless", "PyTurboJPEG", "scikit-learn")
 COLUMNS: Columns = {
     "picture": ("picture", ""), "quality": ("quality", "d"), "kilobytes": ("kB", ",d"), "way": ("way", ""),
     "cpu_ms": ("CPU ms", ".2f"),
@@ -62,10 +58,6 @@ def encode(picture: Image.Image, quality: int) -> bytes:
     return content.getvalue()
 
 
-def _resize(pixels: Array) -> Array:
-    return np.asarray(Image.fromarray(pixels).resize((TARGET, TARGET), Image.Resampling.BILINEAR))
-
-
 def _pillow(content: bytes) -> Array:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB").resize((TARGET, TARGET), Image.Resampling.BILINEAR))
 
@@ -79,33 +71,6 @@ def _twinfer(scaled_decoding: bool) -> Way:
         return np.asarray(samples[0])
 
     return decode
-
-
-def _simplejpeg() -> Way:
-    simplejpeg: Any = importlib.import_module("simplejpeg")
-    return lambda content: _resize(simplejpeg.decode_jpeg(content, "RGB"))
-
-
-def _opencv() -> Way:
-    cv2: Any = importlib.import_module("cv2")
-    cv2.setNumThreads(1)
-    return lambda content: _resize(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB))
-
-
-def _pyturbojpeg() -> Way:
-    reader: Any = importlib.import_module("turbojpeg").TurboJPEG()
-    return lambda content: _resize(reader.decode(content, pixel_format=0))
-
-
-def find_ways() -> tuple[dict[str, Way], dict[str, str]]:
-    """Return the ways by name, plain Pillow first, and why others cannot be measured."""
-    ways, missing = {PLAIN: _pillow, "twinfer, in full": _twinfer(False), "twinfer": _twinfer(True)}, {}
-    for name, make in {"simplejpeg": _simplejpeg, "OpenCV": _opencv, "PyTurboJPEG": _pyturbojpeg}.items():
-        try:
-            ways[f"{name} + Pillow's resize"] = make()
-        except (ImportError, RuntimeError) as error:
-            missing[name] = str(error).splitlines()[0]
-    return ways, missing
 
 
 def measure(name: str, quality: int, ways: Mapping[str, Way], seconds: float) -> list[Figure]:
@@ -131,24 +96,17 @@ def measure(name: str, quality: int, ways: Mapping[str, Way], seconds: float) ->
     return figures
 
 
-def _find_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def main(
     result: Result = None,
     seconds: Seconds = 6.0,
 ) -> None:
     """Measure all ways with pictures of 1, 4 and 12 megapixels."""
-    machine, (ways, missing) = harness.describe_machine(), find_ways()
+    machine = harness.describe_machine()
     torch.set_num_threads(1)
+    ways: dict[str, Way] = {PLAIN: _pillow, "twinfer, in full": _twinfer(False), "twinfer": _twinfer(True)}
     figures = [figure for name in SIZES for quality in QUALITIES for figure in measure(name, quality, ways, seconds)]
-    table = harness.tabulate(figures, COLUMNS)
-    setup = {"target": TARGET, "packages": {package: _find_version(package) for package in PACKAGES}, "not_measured": missing}
-    harness.report("benchmarks.decoding", machine, setup, figures, [table], result)
+    setup = {"target": TARGET, "pillow": version("pillow")}
+    harness.report("benchmarks.decoding", machine, setup, figures, [harness.tabulate(figures, COLUMNS)], result)
 
 
 if __name__ == "__main__":

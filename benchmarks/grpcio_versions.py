@@ -19,8 +19,8 @@ import typer
 from benchmarks import harness
 from benchmarks.bare import REPLY
 from benchmarks.harness import ROOT, Columns, Cores, Figure, Pinned, Result, Rounds, Seconds
-from benchmarks.loop import Served, Unary, ask_first, median_of, run_loop
-from benchmarks.peers.contenders import Contender, Running, started
+from benchmarks.loop import Served, Unary, median_of, run_loop
+from benchmarks.peers.contenders import Contender, Running, answering
 
 ENVIRONMENTS = ROOT / "build" / "grpcio"
 MESSAGE_BYTES = 100
@@ -70,22 +70,13 @@ def main(
         servers: dict[tuple[str, str], Running] = {}
         for name, python in pythons.items():
             for switch, experiment in SWITCHES.items():
-                contender = Contender(
-                    f"{name}-{switch}",
-                    (),
-                    ("benchmarks/bare.py", "{port}"),
-                    python=python,
-                    variables={"GRPC_EXPERIMENTS": experiment},
-                )
-                log = ENVIRONMENTS / f"{name}-{switch}.log"
-                log.parent.mkdir(parents=True, exist_ok=True)
-                server = stack.enter_context(started(contender, "", ROOT, cores.server, log))
-                loader.submit(ask_first, Blank, server.address, server.process.pid).result()
-                servers[name, switch] = server
+                variables = {"GRPC_EXPERIMENTS": experiment}
+                contender = Contender(f"{name} {switch}", (), ("benchmarks/bare.py", "{port}"), python, variables=variables)
+                servers[name, switch] = stack.enter_context(answering(contender, "", ROOT, cores.server, loader, Blank))
         harness.pin(cores.load)
         for _ in range(rounds):
             for key, server in servers.items():
-                served = loader.submit(run_loop, Blank, server.address, server.process.pid, in_flight, seconds).result()
+                served = loader.submit(run_loop, Blank, server.address, server.pid, in_flight, seconds).result()
                 runs.setdefault(key, []).append(served)
     medians = {key: median_of(found) for key, found in runs.items()}
     best = min(each.server_cpu_ms for each in medians.values())

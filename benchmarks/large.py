@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from benchmarks import harness
 from benchmarks.bare import REPLY
 from benchmarks.harness import Columns, Cores, Figure, Pinned, Result, Rounds, Seconds
-from benchmarks.loop import Unary, ask_first, run_loop
-from benchmarks.peers.contenders import Contender, started
+from benchmarks.loop import Unary, run_loop
+from benchmarks.peers.contenders import CONTENDERS, TWINFER, Contender, answering
 from twinfer import make_request
 from twinfer.v1 import ensemble_service_pb2 as pb
 
@@ -107,11 +107,11 @@ def main(
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         one, other = (stack.enter_context(harness.worker(cores.load)) for _ in range(2))
-        bare = Contender("bare gRPC", (), ("benchmarks/bare.py", "{port}"))
-        running = stack.enter_context(started(bare, "", root, cores.server, root / "log"))
-        one.submit(ask_first, partial(Large, "small"), running.address, running.process.pid).result()
-        ours = stack.enter_context(harness.serving(write_folder(root), cores.server, ["--trust-code"]))
-        servers = {"twinfer": ours, bare.name: (running.address, running.process.pid)}
+        contenders = [each for each in CONTENDERS if each.name == TWINFER]
+        contenders.append(Contender("bare gRPC", (), ("benchmarks/bare.py", "{port}")))
+        folder, make = write_folder(root), partial(Large, "small")
+        running = [stack.enter_context(answering(each, "", folder, cores.server, one, make)) for each in contenders]
+        servers = {server.contender.name: (server.address, server.pid) for server in running}
         harness.pin(cores.load)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
         for _ in range(rounds):

@@ -19,8 +19,8 @@ import typer
 
 from benchmarks import harness
 from benchmarks.harness import Columns, Cores, Figure, Pinned, Result, Rounds, Seconds
-from benchmarks.loop import Served, ask_first, median_of, run_loop
-from benchmarks.peers.contenders import CONTENDERS, TWINFER, started
+from benchmarks.loop import Served, median_of, run_loop
+from benchmarks.peers.contenders import CONTENDERS, TWINFER, answering
 from benchmarks.peers.pairs import PAIRS
 from benchmarks.peers.ways import make_way, prepare
 
@@ -83,13 +83,11 @@ def main(
                 servers = {}
                 for delay in milliseconds:
                     folder = PAIRS[pair].write(Path(root) / f"{pair}-{delay}", batching=f"max_delay_ms = {delay}")
-                    server = stack.enter_context(started(contender, pair, folder, cores.server, folder / "log"))
-                    loader.submit(ask_first, make, server.address, server.process.pid).result()
-                    servers[delay] = server
+                    servers[delay] = stack.enter_context(answering(contender, pair, folder, cores.server, loader, make))
                 for _ in range(rounds):
                     for level in levels:
                         for delay, server in servers.items():
-                            served = loader.submit(run_loop, make, server.address, server.process.pid, level, seconds).result()
+                            served = loader.submit(run_loop, make, server.address, server.pid, level, seconds).result()
                             runs.setdefault((pair, level, delay), []).append(served)
     medians = {key: median_of(found) for key, found in runs.items()}
     figures: list[Figure] = [

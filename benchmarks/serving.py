@@ -1,6 +1,6 @@
 """What serving costs: a closed loop of calls against the digits server, beside the same two models called in-process.
 
-make bench ARGS="--result FILE.json --seconds 2 --rounds 5 --concurrency 1,8,32,64 --pin"
+make bench ARGS="--seconds 2 --rounds 5 --concurrency 1,8,32,64 --pin"
 """
 
 import json

@@ -10,10 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +23,8 @@ import uvloop
 
 from benchmarks import harness
 from benchmarks.harness import ROOT, Columns, Cores, Figure, Pinned, Result, Rounds
-from benchmarks.loop import Tally, ask_first
-from benchmarks.peers.contenders import BARE, CONTENDERS, TWINFER, Contender, Running, started
+from benchmarks.loop import Tally
+from benchmarks.peers.contenders import BARE, CONTENDERS, TWINFER, Contender, answering
 from benchmarks.peers.pairs import PAIRS
 from benchmarks.peers.ways import make_way, prepare
 
@@ -72,23 +69,6 @@ def make_cases(pair: str, root: Path) -> list[Case]:
     return [*ours, Case(known[BARE], python)]
 
 
-@contextmanager
-def answering(
-    case: Case, pair: str, cores: Cores, loader: ProcessPoolExecutor, log: Path
-) -> Iterator[tuple[Running, dict[str, float]]]:
-    """Start a server and yield it once it has answered, with what that took."""
-    with started(case.contender, pair, case.folder, cores.server, log) as server:
-        try:
-            loader.submit(ask_first, partial(make_way, WAY, pair), server.address, server.process.pid).result()
-        except RuntimeError as error:
-            raise RuntimeError(f"{case.contender.name}: {error}; it said {log.read_text()[-2000:]}") from error
-        seconds = time.perf_counter() - server.started_at
-        yield (
-            server,
-            {"first_answer_seconds": seconds, "cpu_seconds": harness.cpu_seconds(server.process.pid), "peak_mib": server.peak_mib},
-        )
-
-
 def send(address: str, pid: int, pair: str, requests: int) -> tuple[list[int], list[float]]:
     """Send so many requests and read the server's memory on the way, in MiB; raises RuntimeError for a wrong answer."""
     way, process = make_way(WAY, pair), psutil.Process(pid)
@@ -126,16 +106,20 @@ def main(
     with tempfile.TemporaryDirectory() as root, harness.worker(cores.load) as loader:
         harness.pin(cores.load)
         loader.submit(prepare, pair, [WAY]).result()
+        make = partial(make_way, WAY, pair)
         cases = [case for case in make_cases(pair, Path(root)) if case.contender.name.startswith(only)]
         starts: dict[str, list[dict[str, float]]] = {case.contender.name: [] for case in cases}
         growths: dict[str, tuple[list[int], list[float]]] = {}
         for number in range(rounds + 1):
             for case in cases:
-                with answering(case, pair, cores, loader, Path(root) / "log") as (server, start):
+                with answering(case.contender, pair, case.folder, cores.server, loader, make) as server:
                     if number:  # the start before fills the caches of files
-                        starts[case.contender.name].append(start)
+                        starts[case.contender.name].append({
+                            "first_answer_seconds": server.first_answer_seconds, "cpu_seconds": harness.cpu_seconds(server.pid),
+                            "peak_mib": server.peak_mib,
+                        })  # fmt: skip
                     if number == rounds and requests:
-                        sent = loader.submit(send, server.address, server.process.pid, pair, requests)
+                        sent = loader.submit(send, server.address, server.pid, pair, requests)
                         growths[case.contender.name] = sent.result()
     figures = [summarise(name, found, growths.get(name)) for name, found in starts.items()]
     table = harness.tabulate(figures, COLUMNS)

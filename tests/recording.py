@@ -1,9 +1,9 @@
 """A device that records what is asked of it, and computes as late and in as bad an order as its events allow.
 
-Streams only queue. Work is done when something waits for an event, and then in a random order that keeps each stream's own: what a
-batch forgets to hold back happens too early, sooner or later. As on CUDA, waiting on the device for an event that was never recorded
-waits for nothing. Host and device buffers are apart; device buffers hold rubbish until something is copied to them, and `poison`
-makes that of all that a released set of buffers holds.
+Streams only queue. Work is done when something waits for an event, and then in a random order that keeps each stream's own: what
+a batch forgets to hold back happens too early, sooner or later. As on CUDA, waiting on the device for an event that was never
+recorded waits for nothing. Host and device buffers are apart; device buffers hold rubbish until something is copied to them, and
+`poison` makes that of all that a released set of buffers holds.
 """
 
 import random

@@ -13,20 +13,18 @@ SERVICE = ROOT / "service" / "twinfer_server"
 CLIENT = ROOT / "clients" / "python" / "twinfer"
 
 WIRE = {"grpc", "grpc_health", "grpc_reflection", "google.protobuf", "twinfer"}
+# The contract's enums and gRPC's status codes are plain numbers; they may be named anywhere.
+NUMBERS = {"grpc.StatusCode", "twinfer.errors", "twinfer.v1"}
 
 # The service, from the top down: (its parts, what none of them imports). A part imports from its own layer and from
 # those below it. A part is a sub-package or a module of twinfer_server; a new one must be given its layer here.
 LAYERS: list[tuple[set[str], set[str]]] = [
-    (
-        {"commands", "server_commands", "serve", "demo", "validate", "metrics", "fitting", "profile", "drafting"}
-        | {"row_book", "terminal"},
-        set(),
-    ),
+    ({"cli", "serve", "demo", "metrics", "terminal", "fit", "profile", "draft"}, set()),
     ({"rpc"}, {"torch"}),
-    ({"http2"}, {"torch", "google.protobuf", "twinfer"}),
     ({"engine"}, WIRE),
-    ({"ensemble", "fusion", "inputs", "loaders", "precision"}, WIRE),
-    ({"rows", "spec", "settings", "trust", "process"}, WIRE),
+    ({"executor"}, WIRE),
+    ({"fusion", "inputs", "loaders", "precision"}, WIRE),
+    ({"types", "spec", "settings", "trust", "runtime"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),
 ]
@@ -94,7 +92,7 @@ def part_of(name: str) -> str:
 
 def backward_imports(part: str, found: Import) -> Iterator[str]:
     """What is wrong with this import in this part of the service."""
-    if is_within(found.name, NEVER[part]):
+    if is_within(found.name, NEVER[part]) and not is_within(found.name, NUMBERS):
         yield f"`{part}` never imports {found.name}"
     if is_within(found.name, {"twinfer_server"}):
         target = part_of(found.name) if "." in found.name else "(the package itself)"
@@ -166,10 +164,11 @@ def test_the_walk_sees_every_import(source: str, module: str, expected: list[tup
         ("rpc", "twinfer_server.engine.Engine", False),
         ("engine", "twinfer_server.rpc.codec", True),
         ("loaders", "twinfer_server.engine.Engine", True),
-        ("device", "twinfer_server.types.Row", True),
+        ("device", "twinfer_server.types.Request", True),
         ("device", "twinfer_server.errors.DeviceLost", False),
         ("engine", "google.protobuf.duration_pb2", True),
-        ("ensemble", "grpc.aio", True),
+        ("executor", "grpc.aio", True),
+        ("errors", "grpc.StatusCode", False),
         ("rpc", "torch", True),
         ("rpc", "torchvision", False),
         ("rpc", "twinfer_server.helpers.retry", True),

@@ -136,6 +136,16 @@ def test_sigterm_while_it_loads_ends_it_with_0(folder: Path) -> None:
         gate.open()
 
 
+@pytest.mark.parametrize("set_by_the_operator", [{}, {"GRPC_EXPERIMENTS": "event_engine_fork"}], ids=["not set", "set"])
+def test_gRPC_is_imported_with_our_choice_of_poller_where_the_operator_has_made_none(
+    folder: Path, set_by_the_operator: dict[str, str]
+) -> None:
+    with started(folder, until="listening on ", env=set_by_the_operator) as server:
+        found = Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+        expected = set_by_the_operator.get("GRPC_EXPERIMENTS", "-event_engine_listener")
+        assert f"GRPC_EXPERIMENTS={expected}".encode() in found
+
+
 def test_whoever_reads_what_it_prints_may_go(folder: Path) -> None:
     with started(folder, until="listening on ") as server, connect(server.address) as channel:
         assert server.process.stdout is not None

@@ -7,7 +7,6 @@ way of asking is measured in interleaved rounds; figures are medians of the runs
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -22,8 +21,8 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import harness
 from benchmarks.harness import Columns, Cores, Figure, Pinned, Result, Rounds, Seconds
-from benchmarks.loop import Served, ask_first, median_of, run_loop
-from benchmarks.peers.contenders import CONTENDERS, Contender, Running, started
+from benchmarks.loop import Served, median_of, run_loop
+from benchmarks.peers.contenders import CONTENDERS, Contender, Running, answering
 from benchmarks.peers.marks import FREE, PINNED, Point, judge
 from benchmarks.peers.pairs import PAIRS
 from benchmarks.peers.ways import WAYS, make_way, prepare
@@ -53,18 +52,17 @@ def start_all(
     running: list[Running] = []
     facts: list[dict[str, object]] = []
     for contender in contenders:
-        why_not, seconds, log = contender.why_not, None, root / f"{pair}-{kind}-{contender.name}.log"
+        why_not, seconds = contender.why_not, None
         if not why_not:
-            server = stack.enter_context(started(contender, pair, folder, cores.server, log))
             make = partial(make_way, contender.ways[0], pair)
             try:
-                loader.submit(ask_first, make, server.address, server.process.pid).result()
+                server = stack.enter_context(answering(contender, pair, folder, cores.server, loader, make))
             except RuntimeError as error:
                 if not contender.package:
-                    raise RuntimeError(f"{contender.name}: {error}; it said {log.read_text()[-2000:]}") from error
-                why_not = f"{error}: {' '.join(log.read_text().split()[-30:])}"
+                    raise
+                why_not = str(error)
             else:
-                seconds = round(time.perf_counter() - server.started_at, 2)
+                seconds = round(server.first_answer_seconds, 2)
                 running.append(server)
         facts.append({
             "pair": pair, "cores": kind, "server": contender.name, "version": contender.version or None,
@@ -87,7 +85,7 @@ def measure(
                         continue
                     on_run(f"{pair}, {kind}, round {number + 1}, {in_flight} in flight: {server.contender.name}, {way}")
                     make = partial(make_way, way, pair)
-                    served = loader.submit(run_loop, make, server.address, server.process.pid, in_flight, seconds).result()
+                    served = loader.submit(run_loop, make, server.address, server.pid, in_flight, seconds).result()
                     runs.setdefault(Point(pair, kind, in_flight, server.contender.name, way), []).append(served)
     return runs
 

@@ -6,14 +6,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import psutil
 
 from benchmarks.harness import ROOT, pin
+from benchmarks.loop import Way, ask_first
 
 ENVIRONMENTS = ROOT / "build" / "peers"
 TWINFER, BARE, LEAN, MOSEC, TRITON = "twinfer", "bare", "lean", "Mosec", "Triton"
@@ -47,21 +50,11 @@ class Contender:
         return "" if self.python.exists() else f"{self.python.relative_to(ROOT)} is not there; `make peers` makes it"
 
 
-QUIETLY = ("--set", "log_level=warning", "--set", "cache_dir=", "--set", "metrics_listen=127.0.0.1:{second_port}")
+QUIETLY = ("--set", "log_level=warning", "--set", "metrics_listen=127.0.0.1:{second_port}")
 SERVE = ("-c", "from twinfer.cli import main; main()", "serve", "{folder}", "--listen", "127.0.0.1:{port}", "--trust-code")
 PLAIN = ("-m", "benchmarks.peers.plain", "{pair}", "{port}")
 EXPERIMENTS = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
-MOSEC_SERVER = (
-    "-m",
-    "benchmarks.peers.mosec_server",
-    "{pair}",
-    "--address",
-    "127.0.0.1",
-    "--port",
-    "{port}",
-    "--log-level",
-    "warning",
-)
+MOSEC_SERVER = ("-m", "benchmarks.peers.mosec_server", "{pair}", "--address=127.0.0.1", "--port={port}", "--log-level=warning")
 TRITON_SERVER = ("-m", "benchmarks.peers.triton_server", "{pair}", "{port}", "{second_port}", "{folder}/triton")
 CONTENDERS = (
     Contender(TWINFER, ("Infer", "InferStream", "BatchInfer", "ModelInfer"), (*SERVE, *QUIETLY)),
@@ -74,33 +67,45 @@ CONTENDERS = (
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server under way."""
+    """A server under way, which has answered."""
 
     contender: Contender
     address: str
-    process: "subprocess.Popen[bytes]"
-    started_at: float
+    pid: int
+    first_answer_seconds: float
+    """From the begin of its process."""
 
     @property
     def peak_mib(self) -> float:
         """The most memory that its processes have ever had resident, added up: an upper bound."""
-        process = psutil.Process(self.process.pid)
+        process = psutil.Process(self.pid)
         return sum(_peak_mib(each.pid) for each in (process, *process.children(recursive=True)))
 
 
 @contextmanager
-def started(contender: Contender, pair: str, folder: Path, cores: frozenset[int], log: Path) -> Iterator[Running]:
-    """Run a server on `cores` until the body ends; what it prints goes to `log`. It need not be ready when the body begins."""
+def answering(
+    contender: Contender, pair: str, folder: Path, cores: frozenset[int], loader: Executor, make: Callable[[], Way]
+) -> Iterator[Running]:
+    """Run a server on `cores` until the body ends, which begins when `loader` has had the first right answer.
+
+    Raises RuntimeError with what the server has printed where there is none.
+    """
     port, second_port = _find_ports(2)
     arguments = [argument.format(pair=pair, folder=folder, port=port, second_port=second_port) for argument in contender.arguments]
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "clients" / "python", ROOT / "service")))
-    began = time.perf_counter()
-    with log.open("wb") as output, subprocess.Popen(
-        [contender.python, *arguments], stdout=output, stderr=output, cwd=ROOT,
+    address, began = f"127.0.0.1:{port}", time.perf_counter()
+    with TemporaryFile() as log, subprocess.Popen(
+        [contender.python, *arguments], stdout=log, stderr=log, cwd=ROOT,
         env={**os.environ, **contender.variables, "PYTHONPATH": paths}, preexec_fn=lambda: pin(cores),
     ) as process:  # fmt: skip
         try:
-            yield Running(contender, f"127.0.0.1:{port}", process, began)
+            try:
+                loader.submit(ask_first, make, address, process.pid).result()
+            except RuntimeError as error:
+                log.seek(0)
+                said = log.read().decode(errors="replace").split()
+                raise RuntimeError(f"{contender.name}: {error}; it said {' '.join(said[-30:])}") from error
+            yield Running(contender, address, process.pid, time.perf_counter() - began)
         finally:
             _stop(process)
 

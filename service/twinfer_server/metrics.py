@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from twinfer.v1.error_pb2 import Reason
-
 from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
 from .rpc import PortTaken
@@ -96,7 +94,7 @@ class Metrics:
     def on_failure(self, error: TwinferError) -> None:
         """Count a request that ended with an error."""
         self._requests.inc()
-        self._failures.labels(error.code.name, Reason.Name(error.reason).removeprefix("REASON_")).inc()
+        self._failures.labels(error.code.name, error.reason).inc()
 
     def on_batch(self, record: BatchRecord) -> None:
         """Count a batch that has completed."""

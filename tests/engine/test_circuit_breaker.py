@@ -196,7 +196,7 @@ def test_a_member_that_keeps_failing_is_taken_out_and_the_answers_say_so(tmp_pat
         assert len(served.sick.batches) == calls
         assert served.state_of("sick") == OPEN
         assert served.state_of("well") == CLOSED
-        until(lambda: served.metric('twinfer_member_breaker_state{member="sick",state="open"} 1.0'))
+        until(lambda: served.metric('twinfer_member_breaker_state{member="sick",state="OPEN"} 1.0'))
         assert served.metric('twinfer_member_breaker_opened_total{member="sick"} 1.0')
         with pytest.raises(MemberOff) as failure:
             served.ask(policy="require_all")

@@ -84,7 +84,8 @@ class Rig:
 
 @contextmanager
 def open_rig(
-    folder: Path, execution: Execution = "serial", *, max_batch_size: int = 4, tail: str = "", seconds: float = 0.001, **settings: Any
+    folder: Path, execution: Execution = "serial", *, max_batch_size: int = 4, tail: str = "", seconds: float = 0.001,
+    **settings: Any,
 ) -> Iterator[Rig]:  # fmt: skip
     models = {"left": Opinion(), "right": Opinion()}
     ensemble = load_members(write_members(folder, models, tail=tail, max_batch_size=max_batch_size), execution, seconds=seconds)
@@ -401,7 +402,7 @@ def test_a_defect_costs_a_batch_and_no_buffer(tmp_path: Path, defect: str, monke
                 if defect == "forming":
                     patch.setattr(rig.ensemble, "form_batch", raising(broken))
                 else:
-                    patch.setattr("twinfer_server.engine.scheduler.find_failures", raising(broken))
+                    patch.setattr("twinfer_server.engine.completion.Completion.find_failures", raising(broken))
                 call = rig.put_both(0.5)
                 with suppress(InternalError):
                     call.response()

@@ -80,7 +80,7 @@ import torch
 from twinfer_server.serve import prepare_ensemble
 from twinfer_server.settings import ServerSettings
 
-prepare_ensemble(Path(sys.argv[1]), ServerSettings(device="cpu", cache_dir=""), lambda done, total: None)
+prepare_ensemble(Path(sys.argv[1]), ServerSettings(device="cpu"), lambda done, total: None)
 assert not torch.cuda.is_initialized()
 """
 

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from twinfer.v1 import error_pb2 as pb
-from twinfer_server.errors import InvalidInput
+from twinfer_server.errors import InvalidInput, Stage
 from twinfer_server.inputs import INPUT_KINDS, BufferSpec, InputKind, InputLimits, make_input
 from twinfer_server.spec import TensorInputSpec
 from twinfer_server.types import RawInput
@@ -62,7 +61,7 @@ def test_a_tensor_that_does_not_fit_is_refused(value: RawInput, message: str) ->
     kind = make()
     with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: {message}")) as refusal:
         kind.prepare(kind.decode(value))
-    assert refusal.value.stage == pb.STAGE_DECODE
+    assert refusal.value.stage is Stage.DECODE
 
 
 @pytest.mark.parametrize("shape", [(2, 3), ()], ids=["of rank 2", "scalars"])

@@ -125,7 +125,7 @@ def test_a_batch_over_what_may_be_in_hand_is_refused_whole_and_single_rows_still
         refused = batch_infer(channel, row(), row())
         assert isinstance(refused, Failure)
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert "13 rows are in hand and this request has 2; allowed: 14" in refused.details
+        assert "13 requests are in flight and this call has 2; allowed: 14" in refused.details
         assert int(refused.pushback) > 0
         assert count(scrape(server), "twinfer_requests_in_flight") == 13
         assert isinstance(infer(channel, TEXT), pb.InferResponse)

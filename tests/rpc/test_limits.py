@@ -130,7 +130,7 @@ def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(fold
         found = infer(channel, row())
         assert isinstance(found, Failure)
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert "1 rows are in hand; allowed: 1" in found.details
+        assert "1 requests are in flight; allowed: 1" in found.details
         assert int(found.pushback) > 0
         check_a_retry(server.address, held, gate)
 
@@ -162,7 +162,7 @@ def test_bytes_too_many_are_refused_while_a_small_row_still_fits(folder: Path, g
         found = infer(channel, large_row(0, 2 * MEBIBYTE))
         assert isinstance(found, Failure)
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert "bytes are in hand" in found.details
+        assert "bytes are in flight" in found.details
         small = pb.InferRequest(inputs={"text": pb.Input(text="two")})
         assert isinstance(infer(channel, small), pb.InferResponse)
         gate.open()

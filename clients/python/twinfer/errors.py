@@ -1,4 +1,6 @@
-"""The exceptions that a call can end with, the same tree as the server's; a class's own line gives its gRPC code and its reason.
+"""The exceptions that a call can end with; a class's own line gives its gRPC code, its reason and the stage it mostly comes from.
+
+The server raises the same classes: what it knows of an error travels as `twinfer.v1.Error`.
 
 The reason of a failure picks the class. A failure without one (a refused connection, a proxy in between) gets the class of its
 code, and a code that no class has is a plain TwinferError. A wrong Python value is a TypeError or a ValueError, an unreadable file
@@ -56,12 +58,16 @@ class TwinferError(Exception):
     # What a class stands for; an error has the code and the reason that really came.
     default_code: ClassVar[StatusCode] = StatusCode.UNKNOWN
     default_reason: ClassVar[Reason] = Reason.UNSPECIFIED
+    default_stage: ClassVar[Stage] = Stage.ADMIT
 
-    def __init_subclass__(cls, code: StatusCode | None = None, reason: Reason = Reason.UNSPECIFIED) -> None:
-        """Set the code that a class stands for, by default its parent's, and its reason."""
+    def __init_subclass__(
+        cls, code: StatusCode | None = None, reason: Reason = Reason.UNSPECIFIED, stage: Stage | None = None
+    ) -> None:
+        """Set what a class stands for: its reason, and by default its parent's code and stage."""
         super().__init_subclass__()
         cls.default_code = code or cls.default_code
         cls.default_reason = reason
+        cls.default_stage = stage or cls.default_stage
 
     def __init__(
         self,
@@ -70,7 +76,7 @@ class TwinferError(Exception):
         code: StatusCode | None = None,
         reason: Reason | None = None,
         member: str = "",
-        stage: Stage = Stage.UNSPECIFIED,
+        stage: Stage | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
         """Describe the failure; `retry_after_seconds` is the server's hint, where it gave one."""
@@ -79,7 +85,7 @@ class TwinferError(Exception):
         self.code = self.default_code if code is None else code
         self.reason = self.default_reason if reason is None else reason
         self.member = member
-        self.stage = stage
+        self.stage = self.default_stage if stage is None else stage
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -99,7 +105,7 @@ class MissingInput(InvalidRequest, reason=Reason.MISSING_INPUT):
     """An input that the answer needs is missing."""
 
 
-class InvalidInput(InvalidRequest, reason=Reason.INVALID_INPUT):
+class InvalidInput(InvalidRequest, reason=Reason.INVALID_INPUT, stage=Stage.DECODE):
     """An input is there and cannot be used."""
 
 
@@ -139,19 +145,19 @@ class Draining(Unavailable, reason=Reason.DRAINING):
     """The server is shutting down."""
 
 
-class MemberOff(Unavailable, reason=Reason.MEMBER_OFF):
+class MemberOff(Unavailable, reason=Reason.MEMBER_OFF, stage=Stage.MEMBER):
     """A member that the answer needs is off: its circuit breaker is open, or an operator has disabled it."""
 
 
-class DeadlinePassed(TwinferError, code=StatusCode.DEADLINE_EXCEEDED, reason=Reason.DEADLINE):
+class DeadlinePassed(TwinferError, code=StatusCode.DEADLINE_EXCEEDED, reason=Reason.DEADLINE, stage=Stage.QUEUE):
     """The deadline passed, or could not be met."""
 
 
-class MemberLate(DeadlinePassed, reason=Reason.MEMBER_LATE):
+class MemberLate(DeadlinePassed, reason=Reason.MEMBER_LATE, stage=Stage.MEMBER):
     """A member that the answer needs was not ready when the request had to be answered."""
 
 
-class Cancelled(TwinferError, code=StatusCode.CANCELLED, reason=Reason.CANCELLED):
+class Cancelled(TwinferError, code=StatusCode.CANCELLED, reason=Reason.CANCELLED, stage=Stage.QUEUE):
     """The call was cancelled."""
 
 
@@ -159,17 +165,17 @@ class FusionConflict(TwinferError, code=StatusCode.FAILED_PRECONDITION, reason=R
     """Another version of the fusion is in use than the caller expected, or the one asked for is not kept."""
 
 
-class InternalError(TwinferError, code=StatusCode.INTERNAL, reason=Reason.INTERNAL):
+class InternalError(TwinferError, code=StatusCode.INTERNAL, reason=Reason.INTERNAL, stage=Stage.LAUNCH):
     """Not the caller's fault."""
 
 
-class MemberFailed(InternalError, reason=Reason.MEMBER_FAILED):
+class MemberFailed(InternalError, reason=Reason.MEMBER_FAILED, stage=Stage.MEMBER):
     """A member raised an error while computing the request."""
 
 
-class NotFinite(InternalError, reason=Reason.NOT_FINITE):
+class NotFinite(InternalError, reason=Reason.NOT_FINITE, stage=Stage.MEMBER):
     """A member answered the request with NaN or an infinity."""
 
 
-class NothingToFuse(InternalError, reason=Reason.NOTHING_TO_FUSE):
+class NothingToFuse(InternalError, reason=Reason.NOTHING_TO_FUSE, stage=Stage.FUSION):
     """No member has an output for the request."""

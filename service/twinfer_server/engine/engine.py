@@ -8,7 +8,7 @@ from functools import partial
 from typing import Protocol
 
 from ..device import usable_cores
-from ..errors import Cancelled, Overloaded, TwinferError, UnknownMember, quote
+from ..errors import Cancelled, Overloaded, TwinferError, UnknownMember, detach, quote
 from ..executor import Ensemble, FusionChange, FusionVersions
 from ..settings import ServerSettings
 from ..types import InferRequest, Policy, Request, Response
@@ -121,7 +121,7 @@ class Engine:
             weights = self.ensemble.processor.read_weights(request.fusion_weights)
             reply_by = self._slack.reply_by(request, count)
         except TwinferError as error:
-            return error.detached()
+            return detach(error)
         assert self._loop is not None
         return Request(request, policy, weights, reply_by, self._loop.create_future(), index=index)
 
@@ -136,7 +136,7 @@ class Engine:
                     try:
                         await future
                     except TwinferError as error:
-                        error.detached()
+                        detach(error)
         except asyncio.CancelledError:
             for future in futures:
                 if future.cancel():

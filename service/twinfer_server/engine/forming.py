@@ -8,10 +8,11 @@ import logging
 from dataclasses import dataclass, field
 
 from ..device import Execution
-from ..errors import InternalError, MemberLate, TwinferError
-from ..executor import Batch, Ensemble, find_refusal, make_synthetic_request
+from ..errors import InternalError, MemberLate, MemberOff, TwinferError
+from ..executor import Batch, Ensemble, make_synthetic_request
 from ..types import Policy, Request
 from .circuit_breaker import CircuitBreakers, spread_loss
+from .completion import refuse
 from .in_flight import InFlight
 from .queue import RequestQueue
 
@@ -137,7 +138,12 @@ class BatchFormer:
         """Say, by member index, which members cannot take part for a request and why: off, too late, or behind such a one."""
         if all(self._is_on_time(index, request.reply_by - now, now) for index in request.members):
             return {}  # for nearly every request
-        return spread_loss(self._ensemble, request.members, lambda index: self._why_lost(request, index, now))
+        lost = spread_loss(self._ensemble, request.members, lambda index: self._why_lost(request, index, now))
+        if request.policy is Policy.REQUIRE_ALL and any(isinstance(error, MemberOff) for error in lost.values()):
+            return lost
+        # Where a stream is behind it is what kept the request waiting until no member can make it.
+        behind = {index: error for index, error in lost.items() if self._in_flight.loads[index].behind_seconds(now)}
+        return behind if request.policy is Policy.REQUIRE_ALL and behind else lost
 
     def _is_on_time(self, index: int, left_seconds: float, now: float) -> bool:
         """Whether a member is certain to take part for a request with so much time left."""
@@ -153,6 +159,8 @@ class BatchFormer:
         if off is not None:
             return off
         load, left, least = self._in_flight.loads[index], request.reply_by - now, self._chain_seconds[index]
+        if least >= left and load.behind_seconds(now):
+            return self._late(index, f"has a stream that has been behind for {load.behind_seconds(now):.3f} s")
         if least >= left:
             return self._late(index, f"takes at least {least:.3f} s, longer than the request can wait")
         if request.policy is Policy.REQUIRE_ALL:
@@ -198,26 +206,3 @@ class BatchFormer:
         self._in_flight.add(batch, now, is_trial=is_trial)
         self.queue.mark_blocked(now)
         return batch
-
-
-def refuse(ensemble: Ensemble, request: Request, lost: dict[int, TwinferError]) -> TwinferError | None:
-    """Return the error that a request ends with without the members in `lost`; None if the others, or earlier batches, suffice."""
-    known = {index: partial.error for index, partial in request.partials.items() if partial.error is not None}
-    asked = [index for index in request.samples if index in request.members or index in request.partials]
-    return find_refusal(ensemble.fusion, request.policy, asked, known | lost)
-
-
-def find_failures(batch: Batch, present: list[list[bool]] | None) -> dict[int, str]:
-    """Say, by member index, what was wrong with a member of a complete batch, or nothing; upstream failures count once.
-
-    `present` are the fused result's, bool [requests, members]; None where the fusion raised, which is not the members' fault.
-    """
-    failures = {}
-    for run in batch.runs:
-        if run.is_blocked:
-            continue
-        index = run.member.index
-        failures[index] = run.error.text if run.error is not None else ""
-        if not failures[index] and present is not None and run.member.is_fused and not any(present[n][index] for n in run.indices):
-            failures[index] = "no output was finite"
-    return failures

@@ -5,9 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from twinfer.v1 import error_pb2
-
-from ..errors import InternalError, TwinferError
+from ..errors import InternalError, Stage, TwinferError, detach
 from ..inputs import RequestProcessor
 from ..types import Request
 from .workers import Workers
@@ -69,12 +67,12 @@ class Preprocessor:
         try:
             request.samples = self._processor.prepare(request.request)
         except TwinferError as error:
-            self._on_failure(request, error.detached())
+            self._on_failure(request, detach(error))
             return False
         except Exception:
             logger.exception("preprocessing raised")
             text = "decoding raised an error; the server's log has it"
-            self._on_failure(request, InternalError(text, stage=error_pb2.STAGE_DECODE))
+            self._on_failure(request, InternalError(text, stage=Stage.DECODE))
             return False
         request.ready_at = time.monotonic()
         request.decode_seconds = request.ready_at - began

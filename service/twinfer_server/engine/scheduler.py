@@ -18,13 +18,13 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from ..errors import InternalError, MemberLate, TwinferError
-from ..executor import Batch, Ensemble, fusion_failures, make_responses
-from ..fusion import FusionResult
+from ..errors import MemberLate, TwinferError
+from ..executor import Batch, Ensemble, escalate
 from ..settings import ServerSettings
 from ..types import Policy, Request, Response
 from .circuit_breaker import CircuitBreakers
-from .forming import BatchFormer, Decision, find_failures, refuse
+from .completion import Completion, complete, refuse, respond_from_done, respond_from_partials
+from .forming import BatchFormer, Decision
 from .in_flight import LATE_TOGETHER_SECONDS, InFlight
 from .overlap import OverlapWait
 from .trace import BatchRecord, record_batch
@@ -205,16 +205,7 @@ class Scheduler:
     def _end(self, decision: Decision) -> None:
         """Answer the requests that end without a batch: with their error, or from what their earlier batch gave."""
         for request, error, lost in decision.ended:
-            self._on_responses([request], [error or self._respond_from_partials(request, lost)])
-
-    def _respond_from_partials(self, request: Request, lost: dict[int, TwinferError]) -> Response | TwinferError:
-        """Answer a request that waits for its second batch from what its first one gave; `lost` keeps each other member from it."""
-        batch = self._ensemble.form_batch([request], {}, {(0, index): error for index, error in lost.items()})
-        try:
-            batch.scheduled_at = batch.launched_at = time.monotonic()
-            return make_responses(batch, [0], batch.fuse([0]), 0.0)[0]
-        finally:
-            self._ensemble.release(batch)
+            self._on_responses([request], [error or respond_from_partials(self._ensemble, request, lost)])
 
     # --- completion -----------------------------------------------------------------------------------------------------------
 
@@ -236,78 +227,46 @@ class Scheduler:
         with batch.outputs_lock:  # late requests are being read, or from now on none of its buffers is released
             batch.is_completing = True
         is_trial = any(entry.is_trial for entry in self._in_flight if entry.batch is batch)
-        result: FusionResult | None = None
-        escalated: list[Request] = []
+        completion = Completion(None, [], [])
         try:
-            result, escalated = self._respond(batch, completed_at, is_trial=is_trial)
-        except Exception:
-            logger.exception("completing a batch of %d requests failed", len(batch.requests))
-            self._on_responses(batch.requests, [InternalError("the batch could not be completed") for _ in batch.requests])
+            completion = complete(self._ensemble, batch, completed_at - batch.launched_at)
+            if not is_trial:
+                self._answer(batch, completion, completed_at)
         finally:
-            self._release(batch, result, escalated, completed_at, is_trial=is_trial)
+            self._release(batch, completion, completed_at, is_trial=is_trial)
         if not self.loss and any(run.error is not None for run in batch.runs):
             self.loss = self._ensemble.device.find_loss()
 
-    def _respond(self, batch: Batch, completed_at: float, *, is_trial: bool) -> tuple[FusionResult | None, list[Request]]:
-        """Answer the requests of a complete batch; return what was fused and the requests that a cascade escalates."""
-        indices, seconds, result = range(len(batch.requests)), completed_at - batch.launched_at, None
-        escalated: list[int] = []
-        try:
-            result = batch.result or batch.fuse(indices)
-            responses = make_responses(batch, indices, result, seconds)
-            escalated = self._find_escalated(batch, responses)
-        except Exception:
-            logger.exception("fusing a batch of %d requests failed", len(indices))
-            responses = fusion_failures(len(indices))
-        if is_trial:
-            return result, []
-        kept = [index for index in indices if index not in escalated] if escalated else indices
+    def _answer(self, batch: Batch, completion: Completion, completed_at: float) -> None:
+        """Hand out the responses, and tell all that listen of the batch."""
+        kept = [index for index in range(len(batch.requests)) if index not in completion.escalated]
         # Before the batch leaves: a request that is not found in flight may be told that it was in no batch.
-        self._on_responses([batch.requests[index] for index in kept], [responses[index] for index in kept])
+        self._on_responses([batch.requests[index] for index in kept], [completion.responses[index] for index in kept])
         time.sleep(0)  # lets the event loop have the interpreter: responses go out before this thread records the batch
-        if self.on_batch:
-            self._tell(batch, completed_at)
-        return result, [batch.requests[index] for index in escalated]
+        if not self.on_batch:
+            return
+        try:
+            record = record_batch(batch, completed_at)
+            for listener in self.on_batch:
+                listener(record)
+        except Exception:  # the listeners' failure is not the requests'
+            logger.exception("recording a batch failed")
 
-    def _find_escalated(self, batch: Batch, responses: Sequence[Response | TwinferError]) -> list[int]:
-        """Find the requests that a cascade sends on to its other members."""
-        cascade = self._ensemble.cascade
-        unsure = cascade.find_unsure(batch, range(len(batch.requests))) if cascade else ()
-        # Under REQUIRE_ALL a failure of the first member is the end already.
-        return [
-            index
-            for index in sorted(unsure)
-            if isinstance(responses[index], Response) or batch.requests[index].policy is Policy.BEST_EFFORT
-        ]
-
-    def _release(
-        self, batch: Batch, result: FusionResult | None, escalated: Sequence[Request], completed_at: float, *, is_trial: bool
-    ) -> None:  # fmt: skip
+    def _release(self, batch: Batch, completion: Completion, completed_at: float, *, is_trial: bool) -> None:
         """Let the batch go: its members' breakers learn from it, escalated requests wait again, and its buffers are free."""
         seconds = completed_at - batch.launched_at
         with batch.outputs_lock:  # a late request that is being read still owns the buffers
             batch.has_ended = True
         with self._lock:
             try:
-                failures = find_failures(batch, None if result is None else result.present.tolist())
-                self.breakers.note_batch(batch, failures, is_trial=is_trial, seconds=seconds)
-                for request in escalated:
-                    assert self._ensemble.cascade is not None
-                    self._ensemble.cascade.escalate(batch, request, seconds)
-                    self._former.queue.put(request)
+                self.breakers.note_batch(batch, completion.find_failures(batch), is_trial=is_trial, seconds=seconds)
+                for index in () if is_trial else completion.escalated:
+                    escalate(batch, batch.requests[index], seconds)
+                    self._former.queue.put(batch.requests[index])
             finally:
                 self._in_flight.remove(batch)
                 self._ensemble.release(batch)
         self._poke()
-
-    def _tell(self, batch: Batch, completed_at: float) -> None:
-        """Tell all that listen of a complete batch; their failure is not the requests'."""
-        try:
-            record = record_batch(batch, completed_at)
-            for listener in self.on_batch:
-                listener(record)
-        except Exception:
-            logger.exception("recording a batch failed")
 
     # --- requests that cannot wait: a thread of their own ---------------------------------------------------------------------
 
@@ -330,16 +289,7 @@ class Scheduler:
                 for index, other in enumerate(batch.requests)
                 if other is request or (other.reply_by <= until and not other.is_answered)
             ]
-            return [batch.requests[index] for index in late], self._respond_from_done(batch, late, now)
-
-    def _respond_from_done(self, batch: Batch, late: Sequence[int], now: float) -> list[Response | TwinferError]:
-        done, cascade = batch.done_members, self._ensemble.cascade
-        try:
-            unsure = cascade.find_unsure(batch, late) if cascade else ()
-            return make_responses(batch, late, batch.fuse(late), now - batch.launched_at, done, unsure)
-        except Exception:
-            logger.exception("fusing %d late requests failed", len(late))
-            return fusion_failures(len(late))
+            return [batch.requests[index] for index in late], respond_from_done(self._ensemble, batch, late, now)
 
     def _explain_unbatched(self, request: Request) -> Response | TwinferError:
         """Answer a request whose time is up in no batch: from its earlier batch, or with what kept it waiting."""
@@ -347,7 +297,7 @@ class Scheduler:
         if request.partials:
             text = "the first member was not sure, and the request could not wait for this one"
             lost: dict[int, TwinferError] = {index: MemberLate(text, member=members[index].name) for index in request.members}
-            return refuse(self._ensemble, request, lost) or self._respond_from_partials(request, lost)
+            return refuse(self._ensemble, request, lost) or respond_from_partials(self._ensemble, request, lost)
         is_on = self.breakers.is_on
         names = [name for index in request.samples if is_on[name := members[index].name]]
         behind = {name: seconds for name, seconds in self.behind_seconds().items() if seconds and name in names}
@@ -376,10 +326,13 @@ class Scheduler:
                 logger.exception("the watchdog failed")
             if now - idle_since > IDLE_SECONDS:
                 self._stirred.clear()
-                if not self._is_closing and not self._in_flight:  # looked at after the clearing: what comes now sets it again
+                if not self._has_reason_to_watch():  # looked at after the clearing: what comes now sets it again
                     self._stirred.wait()
                 idle_since = time.monotonic()
             time.sleep(WATCH_SECONDS)
+
+    def _has_reason_to_watch(self) -> bool:
+        return self._is_closing or bool(self._in_flight)
 
     def _get_out_of_the_way(self, batch: Batch) -> None:
         """Keep an overdue batch from holding more than the stream that it is stuck on; under the lock."""

@@ -1,6 +1,7 @@
 """The executor: members, staging buffers and batches; what is computed, on which stream, and what became of it."""
 
 from .batch import Batch, Excluded
+from .cascade import escalate
 from .ensemble import Ensemble
 from .fusion_versions import FusionChange, FusionVersion, FusionVersions
 from .latency import Bucket, LatencyTable
@@ -26,6 +27,7 @@ __all__ = [
     "MemberMemory",
     "MemberRun",
     "check_budget",
+    "escalate",
     "find_refusal",
     "fusion_failures",
     "load_ensemble",

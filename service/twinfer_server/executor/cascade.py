@@ -42,15 +42,16 @@ class Cascade:
         is_sure = dict(zip(asked, (confidences >= batch.version.gate).tolist(), strict=True))
         return {index for index in pending if not is_sure.get(index, False)}
 
-    def escalate(self, batch: Batch, request: Request, seconds: float) -> None:
-        """Have a request ask the members that have not been asked yet, in its next batch; the one before took `seconds`."""
-        members = request.pending_members()
-        request.partials.update({index: batch.partial_result(request, index) for index in request.members})
-        request.members = members
-        request.earlier_seconds += seconds
-        request.blocked_at = 0.0
-
     def _weighs(self, batch: Batch, index: int) -> bool:
         """Whether the first member counts for a request at all: by its own weights, or by those of the batch's fusion."""
         own = batch.requests[index].weights
         return bool((batch.version.weights if own is None else own)[self._first] > 0)
+
+
+def escalate(batch: Batch, request: Request, seconds: float) -> None:
+    """Have a request ask the members that have not been asked yet, in its next batch; the one before took so many seconds."""
+    members = request.pending_members()
+    request.partials.update({index: batch.partial_result(request, index) for index in request.members})
+    request.members = members
+    request.earlier_seconds += seconds
+    request.blocked_at = 0.0

@@ -115,10 +115,11 @@ class Ensemble:
 
     def _take_fusion_buffers(self) -> FusionBuffers:
         """Take a free set of fusion buffers, or make one."""
-        if not self._free_fusion_buffers:
-            self._fusion_buffers.append(self._make_fusion_buffers())
-            return self._fusion_buffers[-1]
-        return self._free_fusion_buffers.pop(0)
+        try:
+            return self._free_fusion_buffers.pop(0)
+        except IndexError:  # more batches are under way than usual, for one is stuck
+            self._fusion_buffers.append(made := self._make_fusion_buffers())
+            return made
 
     def _make_fusion_buffers(self) -> FusionBuffers:
         shapes = [member.output_shape for member in self.members]

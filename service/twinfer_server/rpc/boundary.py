@@ -15,10 +15,8 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from twinfer.v1.error_pb2 import Stage
-
-from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError
-from .codec import write_error
+from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError, detach
+from .codec import MAX_TEXT_CHARS, write_error
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +105,7 @@ def unary(
 def describe_error(error: BaseException) -> TwinferError:
     """Return the error as callers may know it; an undeclared one is logged and kept from them."""
     if isinstance(error, TwinferError):
-        return error.detached()
+        return detach(error)
     logger.error("a request failed by a defect", exc_info=error)
     return InternalError(INTERNAL_TEXT)
 
@@ -127,14 +125,14 @@ def write_status(error: TwinferError) -> Status:
     """Write an error as the status of a call."""
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(error).SerializeToString())]
     if isinstance(error, Overloaded):
-        metadata.append((PUSHBACK_KEY, str(round(error.retry_after_seconds * 1000))))
+        metadata.append((PUSHBACK_KEY, str(round((error.retry_after_seconds or 0.0) * 1000))))
     return Status(error.code, summarize(error), tuple(metadata))
 
 
 def summarize(error: TwinferError) -> str:
     """Write the status message: member, stage and text, short enough to be received."""
-    where = f"member {error.member}, stage {Stage.Name(error.stage).removeprefix('STAGE_')}: " if error.member else ""
-    text = where + error.text
+    where = f"member {error.member}, stage {error.stage}: " if error.member else ""
+    text = where + error.text[:MAX_TEXT_CHARS]
     # A character beyond ASCII travels as three bytes for each of its UTF-8 bytes.
     while sum(1 if character.isascii() else 3 * len(character.encode()) for character in text) > MAX_DETAIL_BYTES:
         text = text[: len(text) * 3 // 4]

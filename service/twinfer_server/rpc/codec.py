@@ -14,6 +14,8 @@ from .tensors import DTYPES, check_shape, read_array
 E = TypeVar("E", Policy, Priority)
 
 MAX_REQUEST_ID_BYTES = 256
+MAX_TEXT_CHARS = 1000
+"""Of an error's text."""
 # Looked up once: a descriptor makes a new mapping whenever it is asked.
 _POLICIES = frozenset(ensemble_service_pb2.Policy.values())
 _PRIORITIES = frozenset(ensemble_service_pb2.Priority.values())
@@ -113,8 +115,13 @@ def _read_tensor(name: str, message: tensor_pb2.Tensor) -> Array:
 
 def write_error(error: TwinferError) -> error_pb2.Error:
     """Turn an error into its message."""
-    code: int = error.code.value[0]
-    return error_pb2.Error(code=code, reason=error.reason, member=error.member, stage=error.stage, text=error.text)
+    return error_pb2.Error(
+        code=error.code.value[0],
+        reason=f"REASON_{error.reason}",
+        member=error.member,
+        stage=f"STAGE_{error.stage}",
+        text=error.text[:MAX_TEXT_CHARS],
+    )
 
 
 def write_duration(message: Duration, seconds: float) -> None:

@@ -183,5 +183,5 @@ def test_both_services_count_in_the_same_metrics(folder: Path) -> None:
         assert isinstance(oip.infer(channel, oip.request("gated", [])), Failure)
         with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as page:
             lines = page.read().decode().splitlines()
-    assert 'twinfer_rows_total{code="OK",reason=""} 3.0' in lines
-    assert 'twinfer_rows_total{code="INVALID_ARGUMENT",reason="MISSING_INPUT"} 1.0' in lines
+    assert "twinfer_requests_total 4.0" in lines
+    assert 'twinfer_request_failures_total{code="INVALID_ARGUMENT",reason="MISSING_INPUT"} 1.0' in lines

@@ -192,7 +192,8 @@ async def _infer_all(engine: Engine, requests: Sequence[InferRequest], size_byte
     for number, result in enumerate(results):
         error = result if isinstance(result, TwinferError) else None if member is None else result.members[member].error
         if error is not None:
-            errors.append(error.within(f"request {number}: ") if len(results) > 1 else error)
+            text = f"request {number}: {error.text}" if len(results) > 1 else error.text
+            errors.append(type(error)(text, member=error.member, stage=error.stage))
     for error in errors[1:]:
         engine.note_failure(error)  # the first is noted with the call
     if errors:
