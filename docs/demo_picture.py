@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -16,24 +16,23 @@ FONT_SIZE = 22
 MARGIN = 28
 INK, PAPER = (217, 217, 217), (22, 24, 29)
 COLORS = {1: (255, 110, 103), 2: (126, 220, 100)}  # the terminal's red and green
-COLUMNS = 88
+COLUMNS = 64
 SHOWN_ROWS = slice(1, 3)  # of the rows that the demo shows, those where the fusion outdoes a member
 
 
 def run_demo() -> list[str]:
-    """Give the lines that the demo prints, with their colours."""
+    """Return the lines that the demo prints, with their colours."""
     environment = os.environ | {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"}
     command = [sys.executable, "-c", "from twinfer.cli import main; main()", "demo"]
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
 
 
 def pick(lines: list[str]) -> list[str]:
-    """Keep two rows and the accuracies: what fits on a first screen. What it says of speed is the machine's own business."""
-    tops = [number for number, line in enumerate(lines) if "╭" in line]
-    bottoms = [number for number, line in enumerate(lines) if "╰" in line]
-    last = next(number for number, line in enumerate(lines) if "fused" in line and number > bottoms[-1])
-    rows = [lines[top : bottom + 1] for top, bottom in zip(tops, bottoms, strict=True)][SHOWN_ROWS]
-    return ["\x1b[1m$ make demo\x1b[0m", *chain.from_iterable(rows), *lines[bottoms[-1] + 1 : last + 1]]
+    """Keep two rows and the accuracies: what fits on a first screen. The speed is that of one machine, and is left out."""
+    ends = [number for number, line in enumerate(lines) if "said:" in line]
+    rows = [lines[before + 2 : end + 2] for before, end in pairwise(ends)][SHOWN_ROWS.start - 1 : SHOWN_ROWS.stop - 1]
+    right = next(line for line in lines if line.startswith("Right:"))
+    return ["\x1b[1m$ make demo\x1b[0m", *chain.from_iterable(rows), right]
 
 
 def draw(lines: list[str]) -> Image.Image:

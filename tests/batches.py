@@ -52,10 +52,14 @@ def make_digits(ensemble: Ensemble, mix: Sequence[str]) -> list[Request]:
     return requests
 
 
-def launch(ensemble: Ensemble, requests: Sequence[Request], execution: Execution | None = None, buffer_set: int = 0) -> Batch:
-    """Form a batch in one of the sets of staging buffers, and launch it."""
+def form(ensemble: Ensemble, requests: Sequence[Request], execution: Execution | None = None, buffer_set: int = 0) -> Batch:
+    """Form a batch in one of the sets of staging buffers."""
     asked = sorted({index for request in requests for index in request.members})
-    batch = ensemble.form_batch(requests, {index: ensemble.members[index].buffers[buffer_set] for index in asked}, {}, execution)
+    return ensemble.form_batch(requests, {index: ensemble.members[index].buffers[buffer_set] for index in asked}, {}, execution)
+
+
+def launch(batch: Batch) -> Batch:
+    """Launch a batch, as the launch thread does."""
     with torch.inference_mode():
         batch.launch()
     return batch
@@ -78,7 +82,7 @@ def compute(
     ensemble: Ensemble, requests: Sequence[Request], execution: Execution | None = None, buffer_set: int = 0
 ) -> list[Response]:  # fmt: skip
     """Launch a batch, wait for it, and release it."""
-    batch = launch(ensemble, requests, execution, buffer_set)
+    batch = launch(form(ensemble, requests, execution, buffer_set))
     try:
         return respond(batch)
     finally:

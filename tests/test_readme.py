@@ -1,4 +1,4 @@
-"""The README, taken at its word: its commands and its program run against a real server, its tables hold everything.
+"""The README and the docs, taken at their word: commands and programs run against a real server, tables hold everything.
 
 grpcurl is played by this file: what it would send, it sends, with what it would know, which is what reflection says.
 """
@@ -10,46 +10,55 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import typer
 from google.protobuf import json_format
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from typer.core import TyperGroup
 
 from tests.calls import PATIENCE_SECONDS, connect
 from tests.conftest import DigitsServer
 from tests.servers import DIGITS, ROOT
-from twinfer_server.errors import Code, Reason
+from twinfer.cli import app
+from twinfer_server.cli import COMMANDS, load_command
+from twinfer_server.errors import Reason, TwinferError
 from twinfer_server.settings import ServerSettings
+from twinfer_server.spec import read_spec
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 ADDRESS = "localhost:50051"
 LABELS = (DIGITS / "labels.txt").read_text().split()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, *pages: str) -> list[str]:
+    """Return the code blocks in a language, of some pages or of all."""
+    texts = [PAGES[name] for name in pages or PAGES]
+    return [block for text in texts for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
 
 
 def commands(*beginnings: str) -> list[str]:
+    """Return the commands of all pages that begin so, each once."""
     lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith(beginnings)]
+    return [line for line in dict.fromkeys(lines) if line.startswith(beginnings)]
 
 
-def table(heading: str) -> list[list[str]]:
-    """Give the cells of the first table below a heading, without its head."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def table(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table below a heading, without its head."""
+    section = PAGES[page].split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")][2:]
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in rows]
 
 
 def run_in_shell(line: str, address: str, function: str) -> "subprocess.CompletedProcess[str]":
-    """Have the shell read a README's line, with a function in place of its command."""
+    """Have the shell read a line, with a function in place of its command."""
     script = f"{function}\n{line.replace(ADDRESS, address)}"
     return subprocess.run(
         ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=4 * PATIENCE_SECONDS, check=True
@@ -118,7 +127,7 @@ def grpcurl(line: str, address: str) -> list[str]:
     return command.run()
 
 
-def test_the_readme_has_commands_for_all_that_it_promises() -> None:
+def test_the_pages_have_commands_for_all_that_they_promise() -> None:
     words = [shlex.split(line)[-1] for line in commands("grpcurl")]
     assert {"grpc.health.v1.Health/Check", "list", "twinfer.v1.EnsembleService/Infer"} <= set(words)
     assert any(" describe " in line for line in commands("grpcurl"))
@@ -143,7 +152,17 @@ def test_every_grpcurl_line_gets_an_answer(digits_server: DigitsServer, line: st
         assert "twinfer.v1.EnsembleService" in found
 
 
-# --- the client -------------------------------------------------------------------------------------------------------
+# --- commands and programs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", commands("twinfer "))
+def test_every_command_is_one_and_takes_what_it_is_given(line: str) -> None:
+    arguments = shlex.split(line, comments=True)[1:]
+    is_service = arguments[0] in COMMANDS
+    command: Any = typer.main.get_command(load_command(arguments.pop(0)) if is_service else app)
+    while isinstance(command, TyperGroup):
+        _, command, arguments = command.resolve_command(typer.Context(command), arguments)
+    assert command.make_context("twinfer", arguments), "it fails for what the command does not take"
 
 
 @pytest.mark.parametrize("line", commands("twinfer infer", "twinfer describe"))
@@ -160,37 +179,82 @@ def test_every_line_that_measures_does(digits_server: DigitsServer, tmp_path: Pa
     python = f"{shlex.quote(sys.executable)} -c 'from twinfer.cli import main; main()'"
     line = line.replace(" load.", f" {shlex.quote(str(tmp_path))}/load.")
     found = run_in_shell(line, digits_server.address, f'twinfer() {{ {python} "$@" --seconds 0.2 --warm-up 0; }}')
-    assert "Every answer was compared" in found.stdout
+    assert "answers/s" in found.stdout
     assert len(list(tmp_path.iterdir())) == line.count("/load.")
 
 
-def test_the_python_program_prints_what_each_member_says_and_what_they_say_together(
-    digits_server: DigitsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (program,) = blocks("python")
+@pytest.mark.parametrize(
+    ("page", "first_words"),
+    [
+        pytest.param("README.md", ["vision", "language", "fused"], id="the README"),
+        pytest.param("reference.md", ["0", "1", "2"], id="the reference"),
+    ],
+)
+def test_every_program_runs(
+    digits_server: DigitsServer, monkeypatch: pytest.MonkeyPatch, page: str, first_words: list[str]
+) -> None:  # fmt: skip
+    (program,) = blocks("python", page)
     monkeypatch.chdir(ROOT)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        exec(compile(program.replace(ADDRESS, digits_server.address), "README.md", "exec"), {"__name__": "__main__"})
+        exec(compile(program.replace(ADDRESS, digits_server.address), page, "exec"), {"__name__": "__main__"})
     lines = [line.split() for line in output.getvalue().splitlines()]
-    assert [line[0] for line in lines] == ["vision", "language", "fused"]
+    assert [line[0] for line in lines] == first_words
     assert lines[-1][1] in LABELS
-    assert 0 <= float(lines[-1][2]) <= 1
-    assert len(program.splitlines()) <= 14
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+def test_the_folder_that_the_readme_shows_is_one(tmp_path: Path) -> None:
+    (spec,) = blocks("toml", "README.md")
+    (tmp_path / "ensemble.toml").write_text(spec)
+    for name in ("labels.txt", "tokenizer.json", "vision.pt2", "language.pt2"):
+        (tmp_path / name).touch()
+    assert list(read_spec(tmp_path).members) == ["vision", "language"]
+
+
+def test_the_readme_says_what_the_demo_prints() -> None:
+    stated = json.loads((DIGITS / "accuracies.json").read_text())
+    right = ", ".join(f"{name} {stated[name]:.1%}" for name in ("vision", "language", "fused"))
+    assert f"Right: {right}\n" in PAGES["README.md"]
+    assert f"asks {stated['rows']} " in PAGES["README.md"]
+
+
+# --- links and tables -----------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: str) -> Iterator[str]:
+    """Yield what GitHub calls the headings of a page."""
+    for heading in re.findall(r"^#+ (.*)$", PAGES[page], re.MULTILINE):
+        yield re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for link in re.findall(r"\]\((?!https:)([^)]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        assert (folder / path).exists(), link
+        assert not anchor or anchor in anchors(Path(path).name or page), link
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len(PAGES["README.md"].splitlines()) < 200
 
 
 def test_the_table_of_settings_has_each_with_its_default() -> None:
-    stated = {name: default for name, default, _ in table("Settings")}
+    stated = {name: default for name, default, _ in table("operate.md", "Settings")}
     words = {"": "empty", "[]": "none", "True": "true", "False": "false"}
     real = {name: str(field.default) for name, field in ServerSettings.model_fields.items()}
     assert stated == {name: words.get(default, default.removesuffix(".0")) for name, default in real.items()}
 
 
-def test_the_table_of_errors_has_every_code_and_reason() -> None:
-    rows = table("Errors")
-    assert {code for code, _, _ in rows} == {code.name for code in Code}
-    reasons = [reason for _, cell, _ in rows for reason in cell.split(", ")]
-    assert sorted(reasons) == sorted(reason.name for reason in Reason)
+def subclasses(kind: type[TwinferError]) -> Iterator[type[TwinferError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+def test_the_table_of_errors_has_every_reason_with_its_code() -> None:
+    rows = [(code, reason) for code, cell, _ in table("reference.md", "Errors") for reason in cell.split(", ")]
+    kinds = [kind for kind in subclasses(TwinferError) if kind.default_reason is not Reason.UNSPECIFIED]
+    assert sorted(rows) == sorted({(kind.default_code.name, kind.default_reason.name) for kind in kinds})
+    assert len(rows) == len(Reason) - 1, "all but UNSPECIFIED"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.batches import HELD_OUT, copy_digits, launch, make_request
+from tests.batches import HELD_OUT, copy_digits, form, launch, make_request
 from tests.conftest import DigitsServer
 from tests.models import load_members, write_members
 from tests.servers import running
@@ -195,7 +195,7 @@ def test_a_deterministic_fusion_is_the_same_to_the_bit_however_many_requests_the
     xs = torch.randn(max_batch_size, 2, generator=torch.Generator().manual_seed(3)).numpy()
 
     def fuse(indices: Sequence[int]) -> Tensor:
-        batch = launch(ensemble, [make_request(ensemble, {"left": xs[i, :1], "right": xs[i, 1:]}) for i in indices])
+        batch = launch(form(ensemble, [make_request(ensemble, {"left": xs[i, :1], "right": xs[i, 1:]}) for i in indices]))
         fused = batch.fuse(range(len(indices))) if is_late else batch.result
         ensemble.release(batch)
         assert fused is not None

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.batches import assert_alike, compute, copy_digits, launch, load_warm, make_digits, member_states, respond
+from tests.batches import assert_alike, compute, copy_digits, form, launch, load_warm, make_digits, member_states, respond
 from tests.capturing import CapturingDevice, ReplayedWork
 from tests.models import as_any
 from tests.servers import DIGITS
 from twinfer_server.device import CpuDevice, Execution
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.executor import Bucket, Ensemble, FusionChange, FusionVersions
+from twinfer_server.executor.buffers import BUFFER_SETS
 from twinfer_server.executor.latency import doublings
 from twinfer_server.types import State
 
@@ -83,7 +84,6 @@ def test_members_have_a_graph_per_bucket_and_buffer_set_and_the_fusion_one_per_b
         for buffers in member.buffers:
             assert set(buffers.graphs) == {Bucket(size, count) for size in sizes for count in tokens}
             sets.append([graph.graph for graph in buffers.graphs.values()])
-    assert set(ensemble.fusion.graphs) == set(ensemble.captured_fusion_buffers)
     for graphs in ensemble.fusion.graphs.values():
         assert set(graphs) == sizes
         sets.append([graph.graph for graph in graphs.values()])
@@ -117,7 +117,7 @@ def test_an_answer_is_not_changed_by_the_batch_that_reuses_its_buffers(captured:
 
 
 def test_a_late_request_of_a_replayed_batch_is_fused_from_the_members_that_are_done(captured: Ensemble) -> None:
-    batch = launch(captured, make_digits(captured, FULL[:1]))
+    batch = launch(form(captured, make_digits(captured, FULL[:1])))
     batch.runs[1].done = captured.device.event()  # as if its output had not come yet
     [answer] = respond(batch, batch.fuse([0]))
     captured.release(batch)
@@ -145,9 +145,9 @@ def test_a_member_whose_graph_cannot_be_launched_fails_alone_and_never_answers_w
 
 
 def test_where_the_fusions_graph_cannot_be_launched_the_host_fuses(captured: Ensemble, plain: Ensemble) -> None:
-    with refused(captured.fusion.graphs[captured.captured_fusion_buffers[0]][4].graph):
-        batch = launch(captured, make_digits(captured, FULL[:3]))
-    assert batch.fusion_buffers is captured.captured_fusion_buffers[0]
+    batch = form(captured, make_digits(captured, FULL[:3]))
+    with refused(captured.fusion.graphs[batch.fusion_buffers][4].graph):
+        launch(batch)
     assert batch.result is None
     assert_alike(respond(batch, batch.fuse(range(3))), compute(plain, make_digits(plain, FULL[:3])))
     captured.release(batch)
@@ -166,7 +166,7 @@ def test_a_new_version_of_the_fusion_has_graphs_of_its_own_and_an_earlier_one_ke
 ) -> None:
     versions = [FusionVersions(ensemble) for ensemble in (captured, plain)]
     before, graphs = compute(captured, make_digits(captured, FULL[:3])), graphs_of(captured)
-    formed = captured.form_batch(make_digits(captured, FULL[:3]), {m.index: m.buffers[1] for m in captured.members}, {})
+    formed = form(captured, make_digits(captured, FULL[:3]), buffer_set=1)
     count = len(graphs)
     try:
         for each in versions:
@@ -176,9 +176,7 @@ def test_a_new_version_of_the_fusion_has_graphs_of_its_own_and_an_earlier_one_ke
         changed = compute(captured, make_digits(captured, FULL[:3]))
         assert_alike(changed, compute(plain, make_digits(plain, FULL[:3])))
         assert {answer.fusion_version for answer in changed} == {2}
-        with torch.inference_mode():
-            formed.launch()
-        for answer, first in zip(respond(formed), before, strict=True):
+        for answer, first in zip(respond(launch(formed)), before, strict=True):
             assert (answer.prediction == first.prediction).all()
             assert answer.fusion_version == 1
     finally:
@@ -204,12 +202,12 @@ def test_a_version_is_captured_while_serving_on_a_prepared_thread_and_on_a_strea
     assert captures
     assert all(graph.is_serving for graph in captures)
     # What the launch thread queued on it meanwhile would be captured, and not be done.
-    used = {id(buffers.stream) for buffers in ensemble.captured_fusion_buffers}
+    used = {id(buffers.stream) for buffers in ensemble.fusion.graphs}
     for streams in ensemble.streams.values():
         used |= {id(stream) for stream in (streams.copy, streams.fusion, *streams.members)}
     assert not used & {id(graph.stream) for graph in captures}
     # Buffer sets are in use at the same time, and what cuBLAS keeps is kept by stream.
-    assert len({id(graph.stream) for graph in captures}) == len(ensemble.captured_fusion_buffers)
+    assert len({id(graph.stream) for graph in captures}) == len(ensemble.fusion.graphs) == BUFFER_SETS
 
 
 def test_a_version_whose_capture_breaks_off_is_not_put_to_use() -> None:

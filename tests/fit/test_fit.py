@@ -114,15 +114,15 @@ def test_the_report_names_every_row_that_was_fitted_to_and_every_row_that_was_no
     assert curve[-1]["saving"] == 1.0
 
 
-def test_the_readme_has_the_figures_that_the_command_prints(digits: FittedDigits) -> None:
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_the_docs_have_the_figures_that_the_command_prints(digits: FittedDigits) -> None:
+    page = " ".join((ROOT / "docs" / "fusion-and-fitting.md").read_text(encoding="utf-8").split())
     for score in digits.report["scores"]:
         figures = [f"{100 * score['accuracy']['value']:.2f}", *(f"{score[name]['value']:.4f}" for name in ("nll", "brier", "ece"))]
-        assert " ".join([score["name"], *figures]) in readme
+        assert " ".join([score["name"], *figures]) in page
     held_out = digits.report["cascade"]["held_out"]
     for words, part in (("saves {} % of the rows", "saving"), ("costs {} points of accuracy", "loss")):
         value, low, high = (f"{100 * held_out[part][name]:.2f}" for name in ("value", "low", "high"))
-        assert words.format(f"{value} ({low} to {high})") in readme
+        assert words.format(f"{value} ({low} to {high})") in page
 
 
 @pytest.mark.parametrize(

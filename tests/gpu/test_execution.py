@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.batches import assert_alike, compute, launch, load_warm, make_digits, member_states, respond
+from tests.batches import assert_alike, compute, form, launch, load_warm, make_digits, member_states, respond
 from tests.calls import PATIENCE_SECONDS
 from tests.models import edit_spec, number, states, write_members
 from tests.servers import DIGITS, running
 from twinfer import AsyncClient
 from twinfer_server.device import CpuDevice, CudaDevice, Execution
 from twinfer_server.executor import Bucket, Ensemble, make_synthetic_request, run_synthetic
+from twinfer_server.executor.buffers import BUFFER_SETS
 from twinfer_server.executor.latency import doublings
 from twinfer_server.types import Request, State
 
@@ -64,7 +65,7 @@ def test_members_have_a_graph_per_bucket_and_buffer_set_and_the_fusion_one_per_b
         assert member.graph_bytes > 0
         for buffers in member.buffers:
             assert set(buffers.graphs) == {Bucket(size, tokens) for size in sizes for tokens in member.token_sizes}
-    assert [set(graphs) for graphs in on_gpu.fusion.graphs.values()] == [set(sizes)] * len(on_gpu.captured_fusion_buffers)
+    assert [set(graphs) for graphs in on_gpu.fusion.graphs.values()] == [set(sizes)] * BUFFER_SETS
 
 
 @pytest.mark.parametrize("buffer_set", [0, 1])
@@ -149,7 +150,7 @@ def test_two_members_that_leave_the_gpu_half_empty_overlap_on_streams_and_not_in
 def test_members_start_after_their_copy_side_by_side_and_the_fusion_after_both(tmp_path: Path) -> None:
     ensemble = load_small(tmp_path, "Small", "Small")
     for _ in range(100):
-        batch = launch(ensemble, [make_small(ensemble)], "streams")
+        batch = launch(form(ensemble, [make_small(ensemble)], "streams"))
         batch.completed.wait()
         for run in batch.runs:
             assert run.started.seconds_since(run.staged) >= 0
@@ -164,7 +165,7 @@ def test_members_start_after_their_copy_side_by_side_and_the_fusion_after_both(t
 
 def test_a_request_that_cannot_wait_is_answered_while_the_other_member_still_runs(tmp_path: Path) -> None:
     ensemble = load_small(tmp_path, "Dawdling", "Small")
-    batch = launch(ensemble, [make_small(ensemble)], "streams")
+    batch = launch(form(ensemble, [make_small(ensemble)], "streams"))
     until = time.monotonic() + PATIENCE_SECONDS
     while not batch.runs[1].done.is_done():
         assert not batch.completed.is_done(), "the quick member came with the completion, not before it"

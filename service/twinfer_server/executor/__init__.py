@@ -3,7 +3,8 @@
 from .batch import Batch, Excluded
 from .cascade import escalate
 from .ensemble import Ensemble
-from .fusion_versions import FusionChange, FusionVersion, FusionVersions
+from .fusion_changes import FusionChange, FusionVersions
+from .fusion_versions import FusionVersion
 from .latency import Bucket, LatencyTable
 from .loading import load_ensemble
 from .member import Member

@@ -21,7 +21,7 @@ from ..fusion import FusionResult
 from ..types import PartialResult, Request
 from .buffers import FusionBuffers, copy_result_out
 from .fusion_versions import FusionVersion
-from .gather import fuse_on_host, gather_on_device, write_indices
+from .gather import Gatherer
 from .member import Member
 from .run import MemberRun
 
@@ -69,6 +69,7 @@ class Batch:
         self._streams = streams
         self._fusion_stream = streams.fusion or fusion_buffers.stream
         self._device = device
+        self._gatherer = Gatherer(self.requests, self.run_of, members, version)
         self._starting = threading.Lock()
         self._result: FusionResult | None = None
         self._is_result_void = False
@@ -130,9 +131,9 @@ class Batch:
         """Fuse all requests on the fusion stream and copy the result to the host."""
         buffers, count = self.fusion_buffers, len(self.requests)
         try:
-            write_indices(self, buffers)
+            self._gatherer.write_indices(buffers)
             buffers.copy_in()
-            outputs = gather_on_device(self, buffers)
+            outputs = self._gatherer.gather_on_device(buffers)
             graph = self.version.find_graph(buffers, count)
             if graph is None:
                 weights, counts = buffers.device_weights[:count], buffers.device_counts[:count]
@@ -168,7 +169,7 @@ class Batch:
         The member with the index `without` is taken for absent: what would the others have said?
         """
         with torch.inference_mode():
-            return fuse_on_host(self, indices, without)
+            return self._gatherer.fuse_on_host(indices, without)
 
     def holds(self, request: Request) -> bool:
         """Whether the request is in this batch."""

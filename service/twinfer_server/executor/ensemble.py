@@ -10,7 +10,7 @@ from ..types import InferRequest, Policy, Request, Samples
 from .batch import Batch, Excluded, Streams
 from .buffers import BUFFER_SETS, FusionBuffers, StagingBuffers
 from .cascade import Cascade
-from .fusion_versions import FusionBuilder
+from .fusion_versions import FusionBuilder, FusionVersion, capture_fusion
 from .latency import LatencyTable
 from .member import Member
 from .memory import MemberMemory
@@ -59,11 +59,6 @@ class Ensemble:
         return self.fusion_builder.texts if self.spec.task == "similarity" else 0
 
     @property
-    def captured_fusion_buffers(self) -> Sequence[FusionBuffers]:
-        """The sets of fusion buffers that have CUDA graphs; further ones are made while batches are stuck."""
-        return self._fusion_buffers[:BUFFER_SETS]
-
-    @property
     def member_streams(self) -> Sequence[Stream]:
         """A stream of its own for each member."""
         return self.streams["streams"].members
@@ -97,6 +92,10 @@ class Ensemble:
         return Batch(
             requests, list(runs.values()), excluded, self.members, self.fusion, streams, self._take_fusion_buffers(), self.device
         )
+
+    def capture(self, version: FusionVersion, *, is_serving: bool = False) -> FusionVersion:
+        """Return a version of the fusion with CUDA graphs for the sets of fusion buffers that batches mostly use."""
+        return capture_fusion(version, self._fusion_buffers[:BUFFER_SETS], self.members, self.device, is_serving=is_serving)
 
     def release(self, batch: Batch) -> None:
         """Take the fusion buffers of a batch that has ended back; its staging buffers are the caller's to take."""

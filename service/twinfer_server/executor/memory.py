@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..errors import InvalidEnsemble
-
-if TYPE_CHECKING:
-    from .member import Member
+from .member import Member
 
 MEGABYTE = 1_000_000
 
@@ -30,7 +27,7 @@ class MemberMemory:
         return self.parameters + self.staging + self.graphs + self.activations
 
 
-def measure_memory(member: "Member") -> MemberMemory:
+def measure_memory(member: Member) -> MemberMemory:
     """Measure a warm member; in inference mode, with nothing under way, on a thread that the device has prepared."""
     buffers, bucket = member.buffers[0], member.largest_bucket
     buffers.write([member.example(0, bucket.tokens)] * bucket.samples, bucket)

@@ -18,7 +18,6 @@ from ..device import Execution
 from ..errors import InvalidEnsemble
 from ..types import InferRequest, Policy, Request, Samples
 from .ensemble import Ensemble
-from .fusion_versions import capture_fusion
 from .latency import Bucket, LatencyTable, doublings
 from .member import Member
 from .memory import measure_memory
@@ -58,7 +57,7 @@ def warm_up(ensemble: Ensemble, on_progress: OnProgress) -> None:
                 member.capture(list_sample_sizes(ensemble, member), ensemble.member_streams[member.index])
             if member.device.can_capture and member.no_graph_reason:
                 logger.warning("member %s has no CUDA graphs: %s", member.name, member.no_graph_reason)
-        ensemble.fusion = capture_fusion(ensemble, ensemble.fusion)
+        ensemble.fusion = ensemble.capture(ensemble.fusion)
         measured: dict[int, dict[Bucket, float]] = {member.index: {} for member in ensemble.members}
         points = [
             (member, Bucket(samples, tokens))
