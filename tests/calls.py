@@ -7,8 +7,11 @@ from typing import Any
 
 import grpc
 
+from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
+from twinfer.v1 import ensemble_admin_service_pb2_grpc as admin_grpc
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import error_pb2
+from twinfer.v1.ensemble_pb2 import BREAKER_STATE_DISABLED
 
 PATIENCE_SECONDS = 30.0
 """What a test waits for something that happens at once, before it fails."""
@@ -106,6 +109,13 @@ class Outbox:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._messages.get, None)
+
+
+def disable_member(admin_address: str, name: str) -> None:
+    """Disable a member by hand, as an operator does."""
+    with connect(admin_address) as channel:
+        request = admin_pb.SetMemberRequest(member=name, breaker_state=BREAKER_STATE_DISABLED)
+        admin_grpc.EnsembleAdminServiceStub(channel).SetMember(request)
 
 
 def read_failure(failure: Any) -> Failure:

@@ -1,7 +1,7 @@
 """An ensemble whose answers one can check by eye, with gates that a test holds and opens; it works across processes.
 
 Three members, one for each kind of input: `numbers` answers with its own input as logits, `picture` always with [0, 0, 0], `words`
-too. A row whose first number is HELD stands at the gate `row` until the test opens it; loading stands at the gate `load`.
+too. A request whose first number is HELD stands at the gate `compute` until the test opens it; loading stands at the gate `load`.
 """
 
 import os
@@ -73,7 +73,7 @@ MODELS = """
     class Numbers(torch.nn.Module):
         def forward(self, numbers):
             if bool((numbers[:, 0] == -1.0).any()):
-                stand_at_gate("row")
+                stand_at_gate("compute")
             return numbers
 
 
@@ -86,23 +86,23 @@ MODELS = """
 class Gate:
     """A gate at which a model stands until `open` is called, whatever process it is in."""
 
-    def __init__(self, folder: Path, name: str = "row") -> None:
+    def __init__(self, folder: Path, name: str = "compute") -> None:
         """Close it."""
         self._path = folder / name
         self._writer: int | None = None
         os.mkfifo(self._path)
 
-    def wait_for_somebody(self) -> None:
+    def wait_until_reached(self) -> None:
         """Return when a model stands at the gate."""
         stand_in: list[int] = []  # a reader in the model's place, so that a test that waits in vain fails rather than hangs
         timer = threading.Timer(PATIENCE_SECONDS, lambda: stand_in.append(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)))
         timer.start()
         self._writer = os.open(self._path, os.O_WRONLY)
         timer.cancel()
-        assert not stand_in, f"nobody came to the gate {self._path.name!r}"
+        assert not stand_in, f"no model came to the gate {self._path.name!r}"
 
     def open(self) -> None:
-        """Let everybody pass, for good."""
+        """Let every model pass, for good."""
         if not self._path.exists():
             return
         opener = os.open(self._path, os.O_RDWR)  # with it, no reader waits for a writer any more
@@ -127,9 +127,9 @@ def tensor(
     return tensor_pb2.Tensor(dtype=dtype, shape=[len(values)] if shape is None else shape, data=data)  # type: ignore[arg-type]
 
 
-def row(
+def make_gated(
     first: float = 0.0, request_id: str = "", options: pb.InferOptions | None = None, more: Mapping[str, pb.Input] | None = None
 ) -> pb.InferRequest:
-    """Make a good row: the answer is class "c"."""
+    """Make a request that is answered with class "c"."""
     inputs = {"numbers": pb.Input(tensor=tensor([first, 0.0, 9.0])), **(more or {})}
     return pb.InferRequest(inputs=inputs, request_id=request_id, options=options)

@@ -112,6 +112,15 @@ def write_members(folder: Path, members: Mapping[str, object], head: str = "", t
     return write_ensemble(folder, "\n".join(lines))
 
 
+def edit_spec(folder: Path, old: str, new: str) -> Path:
+    """Put `new` in the place of every `old` in a folder's `ensemble.toml`."""
+    spec = folder / "ensemble.toml"
+    text = spec.read_text(encoding="utf-8")
+    assert old in text
+    spec.write_text(text.replace(old, new), encoding="utf-8")
+    return folder
+
+
 def first_chance(answer: Response) -> float:
     """Give the probability of class 0 in an answer of opinions."""
     return next(scored.probability for scored in answer.prediction.classes if scored.index == 0)

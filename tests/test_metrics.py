@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.gated import row, write_gated
+from tests.gated import make_gated, write_gated
 from tests.servers import DIGITS, ROOT, RunningServer, count, read_metrics, running, scrape
 from twinfer import Client
 from twinfer.errors import TwinferError
@@ -106,7 +106,7 @@ def test_responses_of_every_kind_of_member_are_counted_as_they_were(tmp_path: Pa
 def test_every_metric_is_in_the_table_of_the_documentation(tmp_path: Path) -> None:
     with running(write_gated(tmp_path / "gated"), trust_code=True, metrics_listen="127.0.0.1:0") as server:
         with Client(server.address) as client:
-            client.infer(row())
+            client.infer(make_gated())
         samples = scrape(server)
     suffix = r"_(bucket|count|sum|created)$"
     names = {re.sub(suffix, "", name) for name, _ in samples}

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.calls import GET_ENSEMBLE, INFER, PATIENCE_SECONDS, Failure, Outbox, begin, call, connect, infer, read_failure, stream
-from tests.gated import HELD, Gate, row, write_gated
+from tests.gated import HELD, Gate, make_gated, write_gated
 from tests.processes import run, started
 from tests.servers import DIGITS
 from tests.without import without
@@ -42,11 +42,11 @@ def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(fol
         assert next(idle).status == SERVING
         outbox = Outbox()
         open_stream = stream(channel, outbox)
-        outbox.put(row(0, "before"))
+        outbox.put(make_gated(0, "before"))
         assert pb.InferStreamResponse.FromString(next(open_stream)).request_id == "before"
-        held = begin(channel, INFER, row(HELD).SerializeToString())
-        gate.wait_for_somebody()
-        outbox.put(row(0, "streamed"))
+        held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+        gate.wait_until_reached()
+        outbox.put(make_gated(0, "streamed"))
         # It waits behind the held row; this answer comes after it was read, for a stream's rows are read in order.
         outbox.put(pb.InferRequest(request_id="bad"))
         assert pb.InferStreamResponse.FromString(next(open_stream)).request_id == "bad"
@@ -56,7 +56,7 @@ def test_sigterm_answers_what_is_in_hand_refuses_what_is_new_and_ends_with_0(fol
         while isinstance(found := call(channel, GET_ENSEMBLE, b""), bytes):
             pass  # the server says goodbye a little later
         assert found.code is grpc.StatusCode.UNAVAILABLE
-        refused = call(channel, INFER, row().SerializeToString())
+        refused = call(channel, INFER, make_gated().SerializeToString())
         assert isinstance(refused, Failure)
         assert refused.code is grpc.StatusCode.UNAVAILABLE
 
@@ -77,8 +77,8 @@ def test_a_client_of_two_servers_loses_no_call_when_one_of_them_drains(folder: P
     with started(folder, *one_like) as one, started(write_gated(tmp_path / "other")) as other, connect(one.address) as channel:
         statuses = watch(channel)
         assert next(statuses).status == SERVING
-        held = begin(channel, INFER, row(HELD).SerializeToString())
-        gate.wait_for_somebody()
+        held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+        gate.wait_until_reached()
         with grpc.insecure_channel(f"ipv4:{one.address},{other.address}", [("grpc.lb_policy_name", "round_robin")]) as both:
 
             def ask() -> int:
@@ -103,8 +103,8 @@ def test_a_client_of_two_servers_loses_no_call_when_one_of_them_drains(folder: P
 
 def test_rows_that_outstay_the_drain_are_given_up_and_it_still_ends_with_0(folder: Path, gate: Gate) -> None:
     with started(folder, "--set", "drain_seconds=0.2") as server, connect(server.address) as channel:
-        held = begin(channel, INFER, row(HELD).SerializeToString())
-        gate.wait_for_somebody()
+        held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+        gate.wait_until_reached()
         server.process.send_signal(signal.SIGINT)
         with pytest.raises(grpc.RpcError) as given_up:
             held.result()
@@ -117,8 +117,8 @@ def test_a_second_signal_ends_it_at_once(folder: Path, gate: Gate) -> None:
     with started(folder, "--set", f"drain_seconds={100 * PATIENCE_SECONDS}") as server, connect(server.address) as channel:
         idle = watch(channel)
         assert next(idle).status == SERVING
-        held = begin(channel, INFER, row(HELD).SerializeToString())
-        gate.wait_for_somebody()
+        held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+        gate.wait_until_reached()
         server.process.send_signal(signal.SIGTERM)
         assert next(idle).status == NOT_SERVING  # the first one has been taken note of
         server.process.send_signal(signal.SIGTERM)
@@ -130,7 +130,7 @@ def test_sigterm_while_it_loads_ends_it_with_0(folder: Path) -> None:
     gate = Gate(folder, "load")
     try:
         with started(folder, until="listening on ") as server:
-            gate.wait_for_somebody()
+            gate.wait_until_reached()
             server.process.send_signal(signal.SIGTERM)
             assert server.wait() == 0
     finally:
@@ -151,7 +151,7 @@ def test_whoever_reads_what_it_prints_may_go(folder: Path) -> None:
     with started(folder, until="listening on ") as server, connect(server.address) as channel:
         assert server.process.stdout is not None
         server.process.stdout.close()
-        while isinstance(infer(channel, row()), Failure):  # it loads, and says what nobody hears
+        while isinstance(infer(channel, make_gated()), Failure):  # it loads, and says what nobody hears
             assert server.process.poll() is None
 
 
@@ -183,7 +183,7 @@ def test_a_second_server_on_a_port_is_refused(folder: Path, tmp_path: Path) -> N
         found = run("serve", str(DIGITS), "--listen", server.address)
         check_plain_error(found, f"error: cannot listen on {server.address}", "another server")
         with connect(server.address) as channel:
-            assert isinstance(infer(channel, row()), pb.InferResponse)
+            assert isinstance(infer(channel, make_gated()), pb.InferResponse)
         found = run("serve", str(DIGITS), "--listen", "127.0.0.1:0", "--admin-listen", server.address)
         check_plain_error(found, f"error: cannot listen on {server.address}", "another server")
 
@@ -289,5 +289,5 @@ def test_validate_says_what_is_wrong_as_json_too(folder: Path) -> None:
 def test_not_even_the_most_talkative_log_tells_what_callers_keep_to_themselves(folder: Path) -> None:
     with started(folder, "--set", "log_level=debug") as server, connect(server.address) as channel:
         method: Any = channel.unary_unary(INFER)
-        method(row().SerializeToString(), timeout=PATIENCE_SECONDS, metadata=[("authorization", "Bearer of-a-secret")])
+        method(make_gated().SerializeToString(), timeout=PATIENCE_SECONDS, metadata=[("authorization", "Bearer of-a-secret")])
         assert "of-a-secret" not in server.log.read_text()

@@ -1,7 +1,6 @@
-"""A row's answer does not depend on its neighbours: not on how many they are, what they carry, or how broken they are."""
+"""A request's answer does not depend on its neighbours: not on how many they are, what they carry, or how broken they are."""
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,25 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.batches import HELD_OUT, copy_digits, form, launch, make_request
 from tests.conftest import DigitsServer
 from tests.models import load_members, write_members
-from tests.servers import DIGITS, running
+from tests.servers import running
 from twinfer import Client, Response, TwinferError
 from twinfer.inputs import Value
-from twinfer.requests import Options, make_request
+from twinfer.requests import Options
+from twinfer.requests import make_request as make_message
 from twinfer.v1 import ensemble_service_pb2, tensor_pb2
-from twinfer_server.demo import read_rows
-from twinfer_server.types import InferRequest, Policy, Request
 
-HELD_OUT = [(row.image.read_bytes(), row.text) for row in read_rows(DIGITS)[:40]]
 CLASSES = 10
+MOST = 40
+TRUNCATED = HELD_OUT[0].image.read_bytes()[:60]
 
 Result = Response | TwinferError
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What one row asks; its text and image are those of held-out row `number` unless something is wrong with them."""
+    """What one request asks; its text and image are those of held-out row `number` unless something is wrong with them."""
 
     number: int
     modalities: str
@@ -38,20 +38,16 @@ class Ask:
     weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def request(self) -> ensemble_service_pb2.InferRequest:
-        image, text = HELD_OUT[self.number]
-        inputs: dict[str, Value] = {}
-        if "image" in self.modalities:
-            inputs["image"] = image
-        if "text" in self.modalities:
-            inputs["text"] = text
-        inputs |= FAULTY_INPUTS.get(self.fault, {})
+        row = HELD_OUT[self.number]
+        given: dict[str, Value] = {"image": row.image, "text": row.text}
+        inputs = {name: given[name] for name in self.modalities.split("+")} | dict(FAULTY_INPUTS.get(self.fault, {}))
         options: Options = {"top_k": CLASSES, "member_predictions": True, "policy": "best_effort"}
         options["fusion_weights"] = {"vision": math.nan} if self.fault == "NaN in a weight" else self.weights
-        return make_request(inputs, **options)
+        return make_message(inputs, **options)
 
 
 FAULTY_INPUTS: Mapping[str, Mapping[str, Value]] = {
-    "a truncated image": {"image": HELD_OUT[0][0][:60]},
+    "a truncated image": {"image": TRUNCATED},
     "no image bytes": {"image": b""},
     "bytes that are no image": {"image": b"five" * 100},
     "a text without a token": {"text": ""},
@@ -65,12 +61,12 @@ FAULTY_INPUTS: Mapping[str, Mapping[str, Value]] = {
 FAULTS = [*FAULTY_INPUTS, "NaN in a weight"]
 
 MODALITIES = st.sampled_from(["image+text", "image+text", "image", "text"])
-NUMBERS = st.integers(0, len(HELD_OUT) - 1)
+NUMBERS = st.integers(0, MOST - 1)
 OWN_WEIGHTS: Mapping[str, float] = {}
 WEIGHTS = st.one_of(st.just(OWN_WEIGHTS), st.fixed_dictionaries({"vision": st.floats(0, 1), "language": st.floats(0.1, 1)}))
 GOOD = st.builds(Ask, NUMBERS, MODALITIES, st.just(""), WEIGHTS)
 BAD = st.builds(Ask, NUMBERS, MODALITIES, st.sampled_from(FAULTS))
-MIXES = st.lists(st.one_of(GOOD, GOOD, GOOD, BAD), min_size=2, max_size=40)
+MIXES = st.lists(st.one_of(GOOD, GOOD, GOOD, BAD), min_size=2, max_size=MOST)
 
 QUICK = settings(max_examples=60)
 
@@ -110,7 +106,7 @@ def by_class(prediction: ensemble_service_pb2.Prediction) -> list[float]:
 @pytest.mark.parametrize("ask_together", WAYS.values(), ids=WAYS)
 @QUICK
 @given(asks=MIXES)
-def test_a_row_is_answered_among_others_as_it_is_alone(
+def test_a_request_is_answered_among_others_as_it_is_alone(
     digits_server: DigitsServer, ask_together: Callable[..., list[Result]], asks: Sequence[Ask]
 ) -> None:
     with Client(digits_server.address) as client:
@@ -132,11 +128,11 @@ def test_a_row_is_answered_among_others_as_it_is_alone(
 
 
 @pytest.mark.parametrize("ask_together", WAYS.values(), ids=WAYS)
-def test_rows_that_are_asked_together_do_share_flights(
+def test_requests_that_are_made_together_do_share_batches(
     digits_server: DigitsServer, ask_together: Callable[..., list[Result]]
 ) -> None:  # fmt: skip
     with Client(digits_server.address) as client:
-        results = ask_together(client, [Ask(number, "image+text") for number in range(40)] * 3)
+        results = ask_together(client, [Ask(number, "image+text") for number in range(MOST)] * 3)
     assert max(result.timings.batch_size for result in results if isinstance(result, Response)) > 1
 
 
@@ -151,16 +147,12 @@ def test_every_fault_is_an_error_of_its_own(digits_server: DigitsServer, fault: 
 
 @pytest.fixture(scope="module")
 def deterministic_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("deterministic") / "digits"
-    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("heldout", "fit", "*.py"))
-    spec = folder / "ensemble.toml"
-    spec.write_text("deterministic = true\n" + spec.read_text(encoding="utf-8"), encoding="utf-8")
-    with running(folder) as server:
+    with running(copy_digits(tmp_path_factory.mktemp("deterministic") / "digits", "deterministic = true")) as server:
         yield server.address
 
 
 def payload(answer: Response) -> bytes:
-    """Give all of an answer that must not change, as bytes: everything but the times."""
+    """Return all of an answer that must not change, as bytes: everything but the times."""
     message = ensemble_service_pb2.InferResponse.FromString(answer.message.SerializeToString())
     message.ClearField("timings")
     message.ClearField("request_id")
@@ -183,7 +175,7 @@ def test_a_deterministic_ensemble_answers_the_same_to_the_bit(deterministic_addr
 
 
 class Spread(nn.Module):
-    """Answers a number times seven others: the same bits wherever a row lies, so that all that may differ is the fusion's."""
+    """Answers a number times seven others: the same bits at every position, so that all that may differ is the fusion's."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -193,25 +185,21 @@ class Spread(nn.Module):
         return x * self.get_buffer("others")
 
 
-@pytest.mark.parametrize("is_late", [False, True], ids=["where it flies", "on the host"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["on the device", "on the host"])
 @pytest.mark.parametrize("max_batch_size", [5, 32])
-def test_a_deterministic_fusion_is_the_same_to_the_bit_however_many_rows_there_are(
+def test_a_deterministic_fusion_is_the_same_to_the_bit_however_many_requests_there_are(
     tmp_path: Path, max_batch_size: int, is_late: bool
 ) -> None:
     folder = write_members(tmp_path, {"left": Spread(1), "right": Spread(2)}, "deterministic = true", max_batch_size=max_batch_size)
     ensemble = load_members(folder)
     xs = torch.randn(max_batch_size, 2, generator=torch.Generator().manual_seed(3)).numpy()
 
-    def fuse(places: Sequence[int]) -> Tensor:
-        requests = [InferRequest({"left": xs[place, :1], "right": xs[place, 1:]}, arrived_at=0.0) for place in places]
-        rows = [Request(request, Policy.BEST_EFFORT, None, float("inf"), samples=ensemble.prepare(request)) for request in requests]
-        with torch.inference_mode():
-            flight = ensemble.board(rows, {member.index: member.slots[0] for member in ensemble.members}, {}, "serial")
-            flight.launch()
-            flight.landed.wait()
-            fused = flight.fuse_now(rows) if is_late else flight.fused
-            assert fused is not None
-            return fused.prediction.clone()
+    def fuse(indices: Sequence[int]) -> Tensor:
+        batch = launch(form(ensemble, [make_request(ensemble, {"left": xs[i, :1], "right": xs[i, 1:]}) for i in indices]))
+        fused = batch.fuse(range(len(indices))) if is_late else batch.result
+        ensemble.release(batch)
+        assert fused is not None
+        return fused.prediction.clone()
 
     full = fuse(range(max_batch_size))
     for count in range(1, max_batch_size):

@@ -1,32 +1,28 @@
-"""The decoder: whose turn it is where one request has many rows."""
+"""The preprocessor: whose turn it is where one call has many requests."""
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.calls import PATIENCE_SECONDS
 from tests.gated import write_gated
-from tests.models import as_any
+from tests.models import as_any, load_members
 from tests.pictures import encode
-from twinfer_server.device import CpuDevice
-from twinfer_server.engine.decoder import SHARE_BYTES, TURN_SECONDS, Decoder
+from twinfer_server.engine.preprocessor import SHARE_BYTES, TURN_SECONDS, Preprocessor
 from twinfer_server.errors import InvalidInput, TwinferError
-from twinfer_server.executor import Ensemble, load_ensemble
-from twinfer_server.inputs import InputLimits
-from twinfer_server.trust import Trust
+from twinfer_server.inputs import RequestProcessor
 from twinfer_server.types import InferRequest, Policy, RawInput, Request
-
-PATIENCE_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
-def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
-    folder = write_gated(tmp_path_factory.mktemp("decoder") / "gated")
-    return load_ensemble(folder, CpuDevice(lanes=3), Trust(runs_any_code=True), InputLimits())
+def processor(tmp_path_factory: pytest.TempPathFactory) -> RequestProcessor:
+    return load_members(write_gated(tmp_path_factory.mktemp("preprocessor") / "gated")).processor
 
 
 @pytest.fixture(scope="module")
@@ -36,61 +32,69 @@ def picture() -> bytes:
     return encode(Image.fromarray(noise), compress_level=1)
 
 
-def make_row(**inputs: RawInput) -> Request:
-    return Request(InferRequest(inputs, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=1e6, answer=as_any(Future()))
+def make_request(**inputs: RawInput) -> Request:
+    return Request(InferRequest(inputs, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=1e6, response=as_any(Future()))
 
 
-class Counter:
-    """Where rows go when they are ready, or bad; nothing moves on before `open` is set."""
+class Receiver:
+    """Where requests go when they are ready, or have failed; no thread goes on before `open` is set."""
 
-    def __init__(self, ensemble: Ensemble, threads: int) -> None:
-        self.ready: queue.SimpleQueue[Sequence[Request]] = queue.SimpleQueue()
-        self.bad: queue.SimpleQueue[tuple[Request, TwinferError]] = queue.SimpleQueue()
+    def __init__(self, processor: RequestProcessor, threads: int) -> None:
+        self._ready: queue.SimpleQueue[Sequence[Request]] = queue.SimpleQueue()
+        self.failed: queue.SimpleQueue[tuple[Request, TwinferError]] = queue.SimpleQueue()
         self.open = threading.Event()
-        self.decoder = Decoder(ensemble.intake, threads, self._take, lambda row, error: self.bad.put((row, error)))
+        self.preprocessor = Preprocessor(processor, threads, self._take, lambda request, error: self.failed.put((request, error)))
 
-    def _take(self, rows: Sequence[Request]) -> None:
-        self.ready.put(rows)
+    def next_ready(self) -> list[Request]:
+        return list(self._ready.get(timeout=PATIENCE_SECONDS))
+
+    def _take(self, requests: Sequence[Request]) -> None:
+        self._ready.put(requests)
         self.open.wait(PATIENCE_SECONDS)
 
 
-def test_rows_of_a_large_request_do_not_keep_others_from_their_turn(ensemble: Ensemble, picture: bytes) -> None:
-    counter = Counter(ensemble, threads=1)
-    many, single = [make_row(image=picture) for _ in range(4)], make_row(text="two")
-    counter.decoder.decode([make_row(text="first")], 1)
-    counter.ready.get(timeout=PATIENCE_SECONDS)  # its thread stands still until everybody is there
-    counter.decoder.decode(many, 1)
-    counter.decoder.decode([single], 1)
-    counter.open.set()
-    batches = [list(counter.ready.get(timeout=PATIENCE_SECONDS)) for _ in range(5)]
-    assert batches == [[many[0]], [single], [many[1]], [many[2]], [many[3]]]
-    assert all(row.decode_seconds > TURN_SECONDS for row in many)
-    counter.decoder.close()
+@contextmanager
+def receiving(processor: RequestProcessor, threads: int) -> Iterator[Receiver]:
+    receiver = Receiver(processor, threads)
+    yield receiver
+    receiver.open.set()
+    receiver.preprocessor.close()
 
 
-def test_rows_that_are_bad_or_given_up_are_left_out_and_the_others_are_ready_in_their_order(ensemble: Ensemble) -> None:
-    counter = Counter(ensemble, threads=4)
-    counter.open.set()
-    rows = [make_row(text="two"), make_row(image=b"no image"), make_row(text="three"), make_row(text="four")]
-    given_up: Future[object] = as_any(rows[2].answer)
-    given_up.cancel()
-    counter.decoder.decode(rows, 100)
-    ready: list[Request] = []
-    while len(ready) < 2:  # in one turn or two
-        ready += counter.ready.get(timeout=PATIENCE_SECONDS)
-    assert ready == [rows[0], rows[3]]
-    bad, error = counter.bad.get(timeout=PATIENCE_SECONDS)
-    assert bad is rows[1]
-    assert isinstance(error, InvalidInput)
-    counter.decoder.close()
+def test_the_requests_of_a_large_call_do_not_keep_others_from_their_turn(processor: RequestProcessor, picture: bytes) -> None:
+    with receiving(processor, threads=1) as receiver:
+        many, single = [make_request(image=picture) for _ in range(4)], make_request(text="two")
+        receiver.preprocessor.prepare([make_request(text="first")], 1)
+        receiver.next_ready()  # the only thread stands still until all calls have come
+        receiver.preprocessor.prepare(many, 1)
+        receiver.preprocessor.prepare([single], 1)
+        receiver.open.set()
+        assert [receiver.next_ready() for _ in range(5)] == [[many[0]], [single], [many[1]], [many[2]], [many[3]]]
+        assert all(request.decode_seconds > TURN_SECONDS for request in many)
 
 
-def test_a_large_request_is_decoded_by_several_threads(ensemble: Ensemble) -> None:
-    counter = Counter(ensemble, threads=3)
-    rows = [make_row(text="two") for _ in range(7)]
-    counter.decoder.decode(rows, 10 * SHARE_BYTES)
-    shares = [counter.ready.get(timeout=PATIENCE_SECONDS) for _ in range(3)]  # nobody waits for another to go on
-    assert sorted(map(len, shares)) == [2, 2, 3]
-    assert {id(row) for share in shares for row in share} == set(map(id, rows))
-    counter.open.set()
-    counter.decoder.close()
+def test_requests_that_fail_or_are_cancelled_are_left_out_and_the_others_are_ready_in_their_order(
+    processor: RequestProcessor,
+) -> None:
+    with receiving(processor, threads=4) as receiver:
+        receiver.open.set()
+        inputs: list[dict[str, RawInput]] = [{"text": "two"}, {"image": b"no image"}, {"text": "three"}, {"text": "four"}]
+        requests = [make_request(**given) for given in inputs]
+        as_any(requests[2].response).cancel()
+        receiver.preprocessor.prepare(requests, 100)
+        ready: list[Request] = []
+        while len(ready) < 2:  # in one turn or two
+            ready += receiver.next_ready()
+        assert ready == [requests[0], requests[3]]
+        failed, error = receiver.failed.get(timeout=PATIENCE_SECONDS)
+        assert failed is requests[1]
+        assert isinstance(error, InvalidInput)
+
+
+def test_a_large_call_is_prepared_by_several_threads(processor: RequestProcessor) -> None:
+    with receiving(processor, threads=3) as receiver:
+        requests = [make_request(text="two") for _ in range(7)]
+        receiver.preprocessor.prepare(requests, 10 * SHARE_BYTES)
+        shares = [receiver.next_ready() for _ in range(3)]  # no thread waits for another to go on
+        assert sorted(map(len, shares)) == [2, 2, 3]
+        assert {id(request) for share in shares for request in share} == set(map(id, requests))

@@ -1,7 +1,6 @@
-"""UpdateFusion and RollbackFusion: another fusion for the next flight, while calls go on, and none of them the worse for it."""
+"""UpdateFusion and RollbackFusion: another fusion for the next batch, while calls go on, and none of them the worse for it."""
 
 import hashlib
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.calls import Failure, connect, failure_of
+from tests.batches import copy_digits
+from tests.calls import connect, failure_of
 from tests.models import Opinion, first_chance, number, write_members
 from tests.servers import DIGITS, running
 from twinfer import Client, Response
@@ -48,10 +48,9 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Served]:
-    write_members(folder, {"left": Opinion(), "right": Opinion()}, max_batch_size=8)
+def serving(folder: Path, **settings: Any) -> Iterator[Served]:
     with (
-        running(folder, trust_code=True, admin_listen="127.0.0.1:0") as server,
+        running(folder, admin_listen="127.0.0.1:0", **settings) as server,
         Client(server.address, attempts=1) as client,
         connect(server.admin_address) as channel,
     ):
@@ -60,7 +59,7 @@ def serving(folder: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    with serving(tmp_path) as found:
+    with serving(write_members(tmp_path, {"left": Opinion(), "right": Opinion()}, max_batch_size=8), trust_code=True) as found:
         yield found
 
 
@@ -70,22 +69,17 @@ def mean(weights: Mapping[str, float]) -> float:
 
 
 def test_an_ensemble_of_images_and_texts_takes_other_weights_too() -> None:
-    with (
-        running(DIGITS, admin_listen="127.0.0.1:0") as server,
-        connect(server.admin_address) as channel,
-    ):
-        admin = admin_grpc.EnsembleAdminServiceStub(channel)
-        reply = admin.UpdateFusion(admin_pb.UpdateFusionRequest(weights={"vision": 3.0, "language": 1.0}))
-        assert reply.fusion.version == 2
+    with serving(DIGITS) as served:
+        assert served.update(weights={"vision": 3.0, "language": 1.0}).version == 2
 
 
 def test_weights_count_from_the_next_answer_on_and_carry_their_version(served: Served) -> None:
     before = served.ask()
-    assert before.message.fusion_version == 1
+    assert before.fusion_version == 1
     fusion = served.update(weights={"left": 3.0, "right": 1.0})
     assert (fusion.version, dict(fusion.weights)) == (2, {"left": 0.75, "right": 0.25})
     after = served.ask()
-    assert after.message.fusion_version == 2
+    assert after.fusion_version == 2
     assert first_chance(after) == pytest.approx(mean({"left": 3, "right": 1}), abs=1e-6)
     assert after.members["left"].weight == 0.75
     assert served.client.describe().fusion.version == 2
@@ -99,7 +93,7 @@ def test_a_callers_own_weights_still_win(served: Served) -> None:
 def test_a_temperature_is_one_of_a_version_like_weights(served: Served) -> None:
     fusion = served.update(temperatures={"right": 4.0})
     assert fusion.version == 2
-    expected = mean({"left": 1, "right": 1}) - RIGHT_CHANCE / 2 + 0.7310586 / 2  # right believes as if x were 0.5
+    expected = mean({"left": 1, "right": 1}) - RIGHT_CHANCE / 2 + 0.7310586 / 2  # right says what it would for x = 0.5
     assert first_chance(served.ask()) == pytest.approx(expected, abs=1e-6)
 
 
@@ -108,33 +102,27 @@ def test_another_method_is_put_to_use_and_keeps_the_weights_if_it_takes_them(ser
     assert dict(served.update(method="log_opinion_pool").weights) == {"left": 0.75, "right": 0.25}
     assert dict(served.update(method="maximum").weights) == {}
     answer = served.ask()
-    assert answer.message.fusion_version == 4
+    assert answer.fusion_version == 4
     assert first_chance(answer) == pytest.approx(RIGHT_CHANCE / (RIGHT_CHANCE + 1 - LEFT_CHANCE), abs=1e-6)
 
 
 def test_what_was_fitted_is_put_to_use_without_a_restart(tmp_path: Path) -> None:
-    folder = tmp_path / "digits"
-    shutil.copytree(DIGITS, folder, ignore=shutil.ignore_patterns("heldout", "fit", "*.py"))
+    folder = copy_digits(tmp_path / "digits")
     digests = {name: hashlib.sha256((folder / f"{name}.pt2").read_bytes()).hexdigest() for name in ("vision", "language")}
     fitted = Fitted("weighted_mean", digests, {"vision": 0.75, "language": 0.25}, {"vision": 1.0, "language": 2.0})
-    with (
-        running(folder, admin_listen="127.0.0.1:0") as server,
-        Client(server.address, attempts=1) as client,
-        connect(server.admin_address) as channel,
-    ):
-        served = Served(client, admin_grpc.EnsembleAdminServiceStub(channel))
+    with serving(folder) as served:
         assert "twinfer fit" in failure_of(lambda: served.update(fitted=True)).details
         write_fitted(folder, fitted)
         fusion = served.update(fitted=True)
         assert (fusion.method, dict(fusion.weights), fusion.version) == ("weighted_mean", dict(fitted.weights), 2)
-        answer = client.infer({"text": "seven"}, member_predictions=True)
+        answer = served.client.infer({"text": "seven"}, member_predictions=True)
         own = answer.members["language"].prediction
         assert own is not None
         assert answer.label == own.label
         assert answer.probability == pytest.approx(own.probability, abs=1e-6)
         write_fitted(folder, replace(fitted, digests=digests | {"vision": "0" * 64}))
         assert "the member 'vision' has now" in failure_of(lambda: served.update(fitted=True)).details
-        assert client.infer({"text": "seven"}).message.fusion_version == 2
+        assert served.client.infer({"text": "seven"}).fusion_version == 2
 
 
 def test_one_call_goes_back_and_the_number_comes_back_with_it(served: Served) -> None:
@@ -145,12 +133,6 @@ def test_one_call_goes_back_and_the_number_comes_back_with_it(served: Served) ->
     assert first_chance(served.ask()) == pytest.approx(mean({"left": 1, "right": 1}), abs=1e-6)
     assert served.roll_back(3).version == 3
     assert served.update(weights={"left": 1.0}).version == 4
-
-
-def refused(served: Served, **fields: Any) -> Failure:
-    failure = failure_of(lambda: served.update(**fields))
-    assert served.ask().message.fusion_version == 1
-    return failure
 
 
 @pytest.mark.parametrize(
@@ -164,14 +146,15 @@ def refused(served: Served, **fields: Any) -> Failure:
         pytest.param({"temperatures": {"left": 0.0}}, ["temperatures.left", "0.0"], id="a temperature of 0"),
         pytest.param({"method": "median"}, ["median", "weighted_mean"], id="an unknown method"),
         pytest.param({"method": "concatenation"}, ["concatenation", "classification"], id="a method for another task"),
-        pytest.param({"fitted": True}, ["fusion.json"], id="a fitted fusion that is not there"),
+        pytest.param({"fitted": True}, ["fusion.safetensors"], id="a fitted fusion that is not there"),
         pytest.param({"fitted": True, "method": "maximum"}, ["allowed: alone"], id="a fitted fusion and a method"),
     ],
 )
 def test_a_change_that_cannot_be_is_refused_with_the_reason_and_changes_nothing(
     served: Served, fields: dict[str, Any], parts: list[str]
 ) -> None:
-    failure = refused(served, **fields)
+    failure = failure_of(lambda: served.update(**fields))
+    assert served.ask().fusion_version == 1
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
     assert failure.reason == "INVALID_OPTION"
     for part in parts:
@@ -213,10 +196,10 @@ def test_no_call_fails_and_no_answer_mixes_versions_while_weights_change(served:
         ended.set()
     answers = [answer for finished in calls for answer in finished.result()]
     for answer in answers:
-        version = answer.message.fusion_version
+        version = answer.fusion_version
         if version in weights:
             assert first_chance(answer) == pytest.approx(mean(weights[version]), abs=1e-6)
             share = weights[version]["left"] / (weights[version]["left"] + 1)
             assert answer.members["left"].weight == pytest.approx(share, abs=1e-6)
         assert not answer.degraded
-    assert len({answer.message.fusion_version for answer in answers}) > UPDATES / 2
+    assert len({answer.fusion_version for answer in answers}) > UPDATES / 2

@@ -17,7 +17,7 @@ from twinfer_server.spec import MemberSpec
 RELATIVE = torch.tensor([[[0.1, 0.2, 0.5, 0.6]]])
 
 
-def test_outputs_are_found_by_place_by_name_and_as_attributes() -> None:
+def test_outputs_are_found_by_position_by_name_and_as_attributes() -> None:
     one, two = torch.zeros(1), torch.ones(1)
     assert select_output("key", (one, two), 1) is two
     assert select_output("key", {"a": one, "b": two}, "b") is two
@@ -28,13 +28,8 @@ def test_outputs_are_found_by_place_by_name_and_as_attributes() -> None:
 
 
 def test_a_detector_without_scores_is_refused_by_name() -> None:
-    spec = MemberSpec.model_validate(
-        {
-            "model": "python:m:a",
-            "input": {"x": {"kind": "tensor", "dtype": "float32", "shape": [1]}},
-            "output": {"kind": "detections"},
-        }
-    )
+    tensor = {"kind": "tensor", "dtype": "float32", "shape": [1]}
+    spec = MemberSpec.model_validate({"model": "python:m:a", "input": {"x": tensor}, "output": {"kind": "detections"}})
     with pytest.raises(InvalidEnsemble, match=r"members\.eye\.output\.scores: 1 finds no tensor"):
         read_output("eye", spec, (RELATIVE,))
     with pytest.raises(InvalidEnsemble, match=r"members\.eye\.output: found boxes"):
@@ -56,25 +51,14 @@ def test_a_detectors_boxes_are_packed_where_it_computes(tmp_path: Path) -> None:
         task = "detection"
         [members.eye]
         model = "{register(lambda: detect)}"
-        [members.eye.input.image]
-        kind = "image"
-        size = [4, 8]
-        color = "gray"
-        [members.eye.output]
-        kind = "detections"
-        select = "boxes"
-        scores = "scores"
-        box_units = "pixels"
+        input.image = {{ kind = "image", size = [4, 8], color = "gray" }}
+        output = {{ kind = "detections", select = "boxes", scores = "scores", box_units = "pixels" }}
         [fusion]
         method = "weighted_boxes"
         max_boxes = 5
     """
-    ensemble = load_members(write_ensemble(tmp_path, toml))
-    member = ensemble.members[0]
+    [member] = load_members(write_ensemble(tmp_path, toml)).members
     assert member.output_shape == (2, 6)
-    slot, bucket = member.slots[0], member.bucket([(np.full((1, 4, 8, 1), 255, np.uint8),)])
-    slot.write([(np.full((1, 4, 8, 1), 255, np.uint8),)], bucket)
-    slot.copy_in(bucket)
     with torch.inference_mode():
-        packed = member.compute(slot, bucket)[:1]
+        [packed] = member.compute_checked([(np.full((1, 4, 8, 1), 255, np.uint8),)])
     torch.testing.assert_close(packed, torch.tensor([[[0.0, 0.0, 1.0, 1.0, 0.8, 0.0], [0.0, 0.0, 0.5, 0.5, 0.4, 0.0]]]))

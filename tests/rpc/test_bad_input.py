@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.calls import GET_ENSEMBLE, INFER, Failure, call, connect, infer, stream
 from tests.faults import EXPECTED, FUZZ, INPUT, NUMBERS, OPTION, SIZES, Case, mutated, png
-from tests.gated import row, tensor, write_gated
+from tests.gated import make_gated, tensor, write_gated
 from tests.servers import running
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import error_pb2, tensor_pb2
@@ -32,7 +32,7 @@ def with_tensor(value: tensor_pb2.Tensor, name: str = "numbers") -> pb.InferRequ
 
 
 def with_options(**options: object) -> pb.InferRequest:
-    return row(options=pb.InferOptions(**options))  # type: ignore[arg-type]
+    return make_gated(options=pb.InferOptions(**options))  # type: ignore[arg-type]
 
 
 def with_weights(**weights: float) -> pb.InferRequest:
@@ -145,18 +145,18 @@ CASES = [
     Case("a negative timeout", with_options(timeout={"seconds": -2}), OPTION, ("options.timeout", "-2", "more than 0")),
     Case(
         "an unknown ensemble",
-        pb.InferRequest(ensemble="digits", inputs=row().inputs),
+        pb.InferRequest(ensemble="digits", inputs=make_gated().inputs),
         "UNKNOWN_ENSEMBLE", ("'digits'", "'gated' version 7"), grpc.StatusCode.NOT_FOUND,
     ),
     Case(
         "an unknown version",
-        pb.InferRequest(version=-(2**63), inputs=row().inputs),
+        pb.InferRequest(version=-(2**63), inputs=make_gated().inputs),
         "UNKNOWN_ENSEMBLE", (str(-(2**63)), "'gated' version 7"), grpc.StatusCode.NOT_FOUND,
     ),
-    Case("a request id that is too long", row(request_id="é" * 129), OPTION, ("request_id", "258 bytes", "256")),
+    Case("a request id that is too long", make_gated(request_id="é" * 129), OPTION, ("request_id", "258 bytes", "256")),
     Case(
         "a request id of megabytes",
-        row(request_id="x" * 5_000_000),
+        make_gated(request_id="x" * 5_000_000),
         OPTION, ("request_id", "5000000 bytes", "256"),
     ),
     Case(
@@ -196,7 +196,7 @@ def check_error(error: error_pb2.Error, case: Case[pb.InferRequest]) -> None:
 
 
 def check_good_row(channel: grpc.Channel) -> None:
-    answer = infer(channel, row())
+    answer = infer(channel, make_gated())
     assert isinstance(answer, pb.InferResponse)
     assert answer.prediction.classification.classes[0].label == "c"
 
@@ -218,7 +218,7 @@ def test_infer_stream(channel: grpc.Channel, case: Case[pb.InferRequest]) -> Non
     broken = pb.InferStreamRequest(request=bad).SerializeToString()
     if case.message:  # as the field `request`, so that the fault lies inside the stream's own message
         broken = b"\x0a" + _varint(len(case.message)) + case.message
-    good = pb.InferStreamRequest(request=row(request_id="good")).SerializeToString()
+    good = pb.InferStreamRequest(request=make_gated(request_id="good")).SerializeToString()
     answers = [pb.InferStreamResponse.FromString(reply) for reply in stream(channel, [good, broken, good])]
     failed = [answer for answer in answers if answer.HasField("error")]
     assert [answer.response.request_id for answer in answers if answer.HasField("response")] == ["good", "good"]
@@ -267,7 +267,7 @@ def test_an_unknown_method_is_unimplemented(channel: grpc.Channel) -> None:
 
 
 def test_fields_of_a_newer_contract_are_passed_over(channel: grpc.Channel) -> None:
-    newer = row().SerializeToString() + b"\xaa\x3e\x03new"  # field 997, three bytes
+    newer = make_gated().SerializeToString() + b"\xaa\x3e\x03new"  # field 997, three bytes
     assert isinstance(call(channel, INFER, newer), bytes)
 
 
@@ -301,7 +301,7 @@ REQUESTS = st.builds(
     inputs=st.dictionaries(st.sampled_from(["numbers", "image", "text", "x"]), INPUTS, max_size=3),
     options=st.one_of(st.none(), OPTIONS),
 )
-GOOD = row(1.0, "id", pb.InferOptions(top_k=2), {"text": pb.Input(text="two"), "image": pb.Input(image=png(2, 2))})
+GOOD = make_gated(1.0, "id", pb.InferOptions(top_k=2), {"text": pb.Input(text="two"), "image": pb.Input(image=png(2, 2))})
 
 
 def check_canonical(found: bytes | Failure) -> None:

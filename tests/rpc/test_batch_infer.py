@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.calls import BATCH_INFER, Failure, batch_infer, begin, call, connect, infer
-from tests.gated import HELD, Gate, row, tensor
+from tests.gated import HELD, Gate, make_gated, tensor
 from tests.models import write_members
 from tests.servers import count, running, scrape
 from twinfer import Client
@@ -47,17 +47,17 @@ def test_every_row_has_its_result_in_its_place_however_many_flights_they_take(fo
 
 def test_a_row_that_fails_does_so_alone_and_as_it_would_by_itself(folder: Path) -> None:
     bad = [
-        row(options=pb.InferOptions(top_k=99)),
-        row(request_id="x" * 300),
-        row(more={"image": pb.Input(image=b"no image")}),
-        row(more={"unknown": pb.Input(text="?")}),
+        make_gated(options=pb.InferOptions(top_k=99)),
+        make_gated(request_id="x" * 300),
+        make_gated(more={"image": pb.Input(image=b"no image")}),
+        make_gated(more={"unknown": pb.Input(text="?")}),
         pb.InferRequest(),
-        pb.InferRequest(ensemble="other", inputs=row().inputs),
-        row(options=pb.InferOptions(timeout={"seconds": -1})),
+        pb.InferRequest(ensemble="other", inputs=make_gated().inputs),
+        make_gated(options=pb.InferOptions(timeout={"seconds": -1})),
     ]
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         alone = [infer(channel, request) for request in bad]
-        results = results_of(batch_infer(channel, row(), *bad, row()))
+        results = results_of(batch_infer(channel, make_gated(), *bad, make_gated()))
     assert [said(result) for result in (results[0], results[-1])] == ["c", "c"]
     for result, failure in zip(results[1:-1], alone, strict=True):
         assert isinstance(failure, Failure)
@@ -89,10 +89,10 @@ def test_a_batch_of_nothing_but_bad_rows_is_a_reply(folder: Path) -> None:
 
 def test_what_concerns_the_whole_fails_the_call(folder: Path) -> None:
     with running(folder, trust_code=True, max_batch_requests=3) as server, connect(server.address) as channel:
-        none, too_many = batch_infer(channel), batch_infer(channel, *[row()] * 4)
-        other, newer = batch_infer(channel, row(), ensemble="other"), batch_infer(channel, row(), version=8)
+        none, too_many = batch_infer(channel), batch_infer(channel, *[make_gated()] * 4)
+        other, newer = batch_infer(channel, make_gated(), ensemble="other"), batch_infer(channel, make_gated(), version=8)
         malformed = call(channel, BATCH_INFER, b"\xff")
-        assert len(results_of(batch_infer(channel, *[row()] * 3, ensemble="gated", version=7))) == 3
+        assert len(results_of(batch_infer(channel, *[make_gated()] * 3, ensemble="gated", version=7))) == 3
         with Client(server.address) as client:
             assert client.describe().limits.max_batch_requests == 3
     for failure, reason, text in (
@@ -109,8 +109,8 @@ def test_what_concerns_the_whole_fails_the_call(folder: Path) -> None:
 
 def test_a_batch_is_never_allowed_more_rows_than_there_are_places(folder: Path) -> None:
     with running(folder, trust_code=True, max_in_flight_requests=5) as server, connect(server.address) as channel:
-        assert len(results_of(batch_infer(channel, *[row()] * 5))) == 5
-        failure = batch_infer(channel, *[row()] * 6)
+        assert len(results_of(batch_infer(channel, *[make_gated()] * 5))) == 5
+        failure = batch_infer(channel, *[make_gated()] * 6)
     assert isinstance(failure, Failure)
     assert "requests: found 6; allowed: 1 to 5" in failure.details
 
@@ -120,9 +120,11 @@ def test_a_batch_over_what_may_be_in_hand_is_refused_whole_and_single_rows_still
         running(folder, trust_code=True, max_in_flight_requests=16, metrics_listen="127.0.0.1:0") as server,
         connect(server.address) as channel,
     ):
-        held = begin(channel, BATCH_INFER, pb.BatchInferRequest(requests=[row(HELD), *[row()] * 12]).SerializeToString())
-        gate.wait_for_somebody()
-        refused = batch_infer(channel, row(), row())
+        held = begin(
+            channel, BATCH_INFER, pb.BatchInferRequest(requests=[make_gated(HELD), *[make_gated()] * 12]).SerializeToString()
+        )
+        gate.wait_until_reached()
+        refused = batch_infer(channel, make_gated(), make_gated())
         assert isinstance(refused, Failure)
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert "13 requests are in flight and this call has 2; allowed: 14" in refused.details
@@ -131,7 +133,7 @@ def test_a_batch_over_what_may_be_in_hand_is_refused_whole_and_single_rows_still
         assert isinstance(infer(channel, TEXT), pb.InferResponse)
         gate.open()
         assert [said(result) for result in pb.BatchInferResponse.FromString(held.result()).results] == ["c"] * 13
-        assert len(results_of(batch_infer(channel, *[row()] * 16))) == 16
+        assert len(results_of(batch_infer(channel, *[make_gated()] * 16))) == 16
         assert count(scrape(server), "twinfer_requests_in_flight") == 0
         assert count(scrape(server), "twinfer_request_bytes_in_flight") == 0
 
@@ -141,7 +143,7 @@ def test_rows_are_counted_one_by_one(folder: Path) -> None:
         running(folder, trust_code=True, metrics_listen="127.0.0.1:0") as server,
         connect(server.address) as channel,
     ):
-        results_of(batch_infer(channel, *[row()] * 6, pb.InferRequest(), row(request_id="x" * 300)))
+        results_of(batch_infer(channel, *[make_gated()] * 6, pb.InferRequest(), make_gated(request_id="x" * 300)))
         samples = scrape(server)
     assert count(samples, "twinfer_requests_total") == 8
     assert count(samples, "twinfer_request_failures_total", code="INVALID_ARGUMENT", reason="MISSING_INPUT") == 1
@@ -152,9 +154,9 @@ def test_rows_are_counted_one_by_one(folder: Path) -> None:
 def test_the_deadline_of_the_call_is_every_rows_and_the_others_are_answered_by_then(folder: Path, gate: Gate) -> None:
     # The member that stands at the gate is not switched off meanwhile.
     with running(folder, trust_code=True, breaker_stall_seconds=1000) as server, connect(server.address) as channel:
-        message = pb.BatchInferRequest(requests=[TEXT, *[row(HELD)] * 10, TEXT]).SerializeToString()
+        message = pb.BatchInferRequest(requests=[TEXT, *[make_gated(HELD)] * 10, TEXT]).SerializeToString()
         under_way = begin(channel, BATCH_INFER, message, timeout=1.5)
-        gate.wait_for_somebody()
+        gate.wait_until_reached()
         results = pb.BatchInferResponse.FromString(under_way.result()).results
     assert [result.WhichOneof("result") for result in results] == ["response", *["error"] * 10, "response"]
     assert {result.error.code for result in results[1:-1]} == {grpc.StatusCode.DEADLINE_EXCEEDED.value[0]}
@@ -163,19 +165,21 @@ def test_the_deadline_of_the_call_is_every_rows_and_the_others_are_answered_by_t
 def test_a_caller_who_goes_away_leaves_nothing_behind(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True, max_in_flight_requests=16, max_batch_requests=16) as server:
         with connect(server.address) as channel:
-            under_way = begin(channel, BATCH_INFER, pb.BatchInferRequest(requests=[row(HELD)] * 16).SerializeToString())
-            gate.wait_for_somebody()
+            under_way = begin(channel, BATCH_INFER, pb.BatchInferRequest(requests=[make_gated(HELD)] * 16).SerializeToString())
+            gate.wait_until_reached()
             under_way.cancel()
         gate.open()
         # There is room for sixteen rows; if the cancelled ones were still in hand, this would be refused for good.
         with Client(server.address, attempts=5) as client:
-            assert [outcome.response.label for outcome in client.infer_batch([row()] * 16)] == ["c"] * 16
+            assert [outcome.response.label for outcome in client.infer_batch([make_gated()] * 16)] == ["c"] * 16
 
 
 def test_a_drain_answers_a_batch_that_is_in_hand_and_refuses_the_next(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
-        held = begin(channel, BATCH_INFER, pb.BatchInferRequest(requests=[row(HELD), *[row()] * 9]).SerializeToString())
-        gate.wait_for_somebody()
+        held = begin(
+            channel, BATCH_INFER, pb.BatchInferRequest(requests=[make_gated(HELD), *[make_gated()] * 9]).SerializeToString()
+        )
+        gate.wait_until_reached()
         server.stop.set()
         refused = batch_infer(channel, TEXT)
         while not isinstance(refused, Failure):  # the drain begins a little later

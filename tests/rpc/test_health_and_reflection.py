@@ -29,7 +29,7 @@ from tests.calls import (
     stream,
 )
 from tests.conftest import DigitsServer
-from tests.gated import HELD, Gate, row, write_gated
+from tests.gated import HELD, Gate, make_gated, write_gated
 from tests.servers import RunningServer, running
 from twinfer.v1 import ensemble_service_pb2 as pb
 
@@ -84,15 +84,15 @@ def test_until_the_members_are_warm_nothing_is_served_and_everybody_is_told(tmp_
     gate = Gate(folder, "load")
     with in_the_background(folder, trust_code=True) as (address, ready), connect(address) as channel:
         try:
-            gate.wait_for_somebody()
+            gate.wait_until_reached()
             watches = {service: watch(channel, service) for service in ("", SERVICE)}
             assert [check(channel, service) for service in ("", SERVICE)] == [NOT_SERVING, NOT_SERVING]
             assert [next(statuses).status for statuses in watches.values()] == [NOT_SERVING, NOT_SERVING]
-            for method, message in ((INFER, row().SerializeToString()), (GET_ENSEMBLE, b"")):
+            for method, message in ((INFER, make_gated().SerializeToString()), (GET_ENSEMBLE, b"")):
                 found = call(channel, method, message)
                 assert isinstance(found, Failure)
                 assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "LOADING")
-            message = pb.InferStreamRequest(request=row(0, "1")).SerializeToString()
+            message = pb.InferStreamRequest(request=make_gated(0, "1")).SerializeToString()
             (reply,) = (pb.InferStreamResponse.FromString(reply) for reply in stream(channel, [message]))
             assert (reply.request_id, reply.error.code) == ("1", grpc.StatusCode.UNAVAILABLE.value[0])
         finally:
@@ -100,7 +100,7 @@ def test_until_the_members_are_warm_nothing_is_served_and_everybody_is_told(tmp_
         assert [next(statuses).status for statuses in watches.values()] == [SERVING, SERVING]
         assert [check(channel, service) for service in ("", SERVICE)] == [SERVING, SERVING]
         ready.wait()
-        assert isinstance(infer(channel, row()), pb.InferResponse)
+        assert isinstance(infer(channel, make_gated()), pb.InferResponse)
 
 
 @pytest.mark.skipif(not hasattr(health_pb2, "HealthListRequest"), reason="this grpcio-health-checking has no List yet")
@@ -118,8 +118,8 @@ def test_a_drain_is_reported_at_once_and_ends_every_watch(tmp_path: Path) -> Non
         try:
             watches = [watch(channel, service) for service in ("", SERVICE, "nobody")]
             assert [next(statuses).status for statuses in watches] == [SERVING, SERVING, UNKNOWN]
-            held = begin(channel, INFER, row(HELD).SerializeToString())
-            gate.wait_for_somebody()
+            held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+            gate.wait_until_reached()
             server.stop.set()
             assert [[status.status for status in statuses] for statuses in watches] == [[NOT_SERVING], [NOT_SERVING], []]
             # The server says goodbye a little later; who comes then finds nothing.
@@ -136,8 +136,8 @@ def test_a_lane_that_stands_still_for_long_is_reported_until_it_moves(tmp_path: 
         try:
             statuses = watch(channel)
             assert next(statuses).status == SERVING
-            held = begin(channel, INFER, row(HELD).SerializeToString())
-            gate.wait_for_somebody()
+            held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+            gate.wait_until_reached()
             assert next(statuses).status == NOT_SERVING
         finally:
             gate.open()
@@ -229,7 +229,7 @@ def test_the_operators_service_is_on_their_listener_only(operated: RunningServer
         assert list_services(admin) == sorted([ADMIN_SERVICE, HEALTH, REFLECTION])
         assert (check(channel, SERVICE), check(admin, ADMIN_SERVICE), check(admin)) == (SERVING, SERVING, SERVING)
         assert failure_of(lambda: check(channel, ADMIN_SERVICE)).code is grpc.StatusCode.NOT_FOUND
-        found = call(admin, INFER, row().SerializeToString())
+        found = call(admin, INFER, make_gated().SerializeToString())
         assert isinstance(found, Failure)
         assert found.code is grpc.StatusCode.UNIMPLEMENTED
 

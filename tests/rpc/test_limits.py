@@ -16,7 +16,7 @@ from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.calls import INFER, PATIENCE_SECONDS, Failure, batch_infer, begin, call, connect, infer, read_failure, stream
-from tests.gated import HELD, Gate, row, tensor
+from tests.gated import HELD, Gate, make_gated, tensor
 from tests.processes import started
 from tests.servers import ROOT, running
 from twinfer import Client
@@ -32,7 +32,7 @@ def large_row(first: float, size_bytes: int) -> pb.InferRequest:
     """Make a good row with pixels of about `size_bytes`."""
     width = size_bytes // 3000
     pixels = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_UINT8, shape=[1000, width, 3], data=bytes(3000 * width))
-    return row(first, more={"image": pb.Input(tensor=pixels)})
+    return make_gated(first, more={"image": pb.Input(tensor=pixels)})
 
 
 def peak_bytes(process_id: int) -> int:
@@ -57,7 +57,7 @@ def test_a_message_that_grows_when_it_is_unpacked_is_refused(folder: Path) -> No
         with pytest.raises(grpc.RpcError) as refused:
             to_bytes(bytes(10 * MEBIBYTE), timeout=PATIENCE_SECONDS, compression=grpc.Compression.Gzip)
         assert read_failure(refused.value).code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert isinstance(infer(channel, row()), pb.InferResponse)
+        assert isinstance(infer(channel, make_gated()), pb.InferResponse)
 
 
 CALLS, CONNECTIONS, CALLS_AT_ONCE, MESSAGE_BYTES = 120, 24, 8, 4 * MEBIBYTE
@@ -77,7 +77,7 @@ def test_a_flood_of_large_messages_takes_no_more_memory_than_the_calls_that_are_
         calls = [begin(channels[number % CONNECTIONS], INFER, flood) for number in range(CALLS)]
         for under_way in calls:
             under_way.add_done_callback(lambda _: answered.release())
-        gate.wait_for_somebody()
+        gate.wait_until_reached()
         for _ in range(CALLS - CALLS_AT_ONCE):
             assert answered.acquire(timeout=PATIENCE_SECONDS)
         gate.open()
@@ -90,7 +90,7 @@ def test_a_flood_of_large_messages_takes_no_more_memory_than_the_calls_that_are_
         print(f"grown by {grown / MEBIBYTE:.0f} MiB; allowed {allowed / MEBIBYTE:.0f}, sent {CALLS * len(flood) / MEBIBYTE:.0f}")
         assert allowed <= 0.5 * CALLS * len(flood)
         assert grown < allowed
-        assert isinstance(infer(channels[0], row()), pb.InferResponse)
+        assert isinstance(infer(channels[0], make_gated()), pb.InferResponse)
 
 
 def test_memory_that_large_messages_took_serves_the_next_ones(folder: Path) -> None:
@@ -98,14 +98,14 @@ def test_memory_that_large_messages_took_serves_the_next_ones(folder: Path) -> N
     malloc = dict(re.findall(r"(MALLOC_\w+)=(\S+)", (ROOT / "service" / "Dockerfile").read_text(encoding="utf-8")))
     large = ("--set", f"max_message_bytes={64 * MEBIBYTE}")
     with started(folder, *large, env=malloc) as server, connect(server.address) as channel:
-        assert isinstance(infer(channel, row()), pb.InferResponse)
+        assert isinstance(infer(channel, make_gated()), pb.InferResponse)
         process = psutil.Process(server.process.pid)
         before = process.memory_info().rss
         kept = []
         for _ in range(3):
             calls = [begin(channel, INFER, message) for _ in range(4)]
             assert {under_way.code() for under_way in calls} == {grpc.StatusCode.OK}
-            assert isinstance(infer(channel, row()), pb.InferResponse)  # after it nothing looks at the large ones
+            assert isinstance(infer(channel, make_gated()), pb.InferResponse)  # after it nothing looks at the large ones
             kept.append(process.memory_info().rss - before)
         peak = peak_bytes(process.pid) - before
         print(f"kept {[size // MEBIBYTE for size in kept]} MiB, at the most {peak // MEBIBYTE}")
@@ -117,7 +117,7 @@ def test_memory_that_large_messages_took_serves_the_next_ones(folder: Path) -> N
 def check_a_retry(address: str, held: Any, gate: Gate) -> None:
     """A client that comes again when it is told to gets its answer, now that the call that is `held` may end."""
     with Client(address, attempts=5) as client, ThreadPoolExecutor(1) as pool:
-        retried = pool.submit(client.infer, row())
+        retried = pool.submit(client.infer, make_gated())
         gate.open()
         held.result()
         assert retried.result().label == "c"
@@ -125,9 +125,9 @@ def check_a_retry(address: str, held: Any, gate: Gate) -> None:
 
 def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True, max_in_flight_requests=1) as server, connect(server.address) as channel:
-        held = begin(channel, INFER, row(HELD).SerializeToString())
-        gate.wait_for_somebody()
-        found = infer(channel, row())
+        held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+        gate.wait_until_reached()
+        found = infer(channel, make_gated())
         assert isinstance(found, Failure)
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert "1 requests are in flight; allowed: 1" in found.details
@@ -138,9 +138,9 @@ def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(fold
 def test_a_call_too_many_is_told_when_to_come_again_and_a_full_server_is_not_ill(folder: Path, gate: Gate) -> None:
     settings: dict[str, Any] = {"max_concurrent_calls": 1, "metrics_listen": "127.0.0.1:0"}
     with running(folder, trust_code=True, **settings) as server, connect(server.address) as channel:
-        held = begin(channel, INFER, row(HELD).SerializeToString())
-        gate.wait_for_somebody()
-        found = infer(channel, row())
+        held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+        gate.wait_until_reached()
+        found = infer(channel, make_gated())
         assert isinstance(found, Failure)
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert "calls: found 2 at once; allowed: 1" in found.details
@@ -158,7 +158,7 @@ def test_a_call_too_many_is_told_when_to_come_again_and_a_full_server_is_not_ill
 def test_bytes_too_many_are_refused_while_a_small_row_still_fits(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True, max_in_flight_bytes=3 * MEBIBYTE) as server, connect(server.address) as channel:
         held = begin(channel, INFER, large_row(HELD, 2 * MEBIBYTE).SerializeToString())
-        gate.wait_for_somebody()
+        gate.wait_until_reached()
         found = infer(channel, large_row(0, 2 * MEBIBYTE))
         assert isinstance(found, Failure)
         assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
@@ -176,21 +176,25 @@ def test_refused_rows_give_back_what_they_took(folder: Path) -> None:
         connect(server.address) as channel,
     ):
         for _ in range(3):
-            for bad in (pb.InferRequest(), row(options=pb.InferOptions(top_k=99)), row(more={"image": pb.Input(image=b"x")})):
+            for bad in (
+                pb.InferRequest(),
+                make_gated(options=pb.InferOptions(top_k=99)),
+                make_gated(more={"image": pb.Input(image=b"x")}),
+            ):
                 found = infer(channel, bad)
                 assert isinstance(found, Failure)
                 assert found.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert isinstance(infer(channel, row()), pb.InferResponse)
+        assert isinstance(infer(channel, make_gated()), pb.InferResponse)
 
 
 def test_rows_that_fail_leave_nothing_that_only_the_garbage_collector_finds(folder: Path) -> None:
     """What is left of them has their messages in memory, however large they are, and nothing counts those."""
     broken = [
-        row(more={"numbers": pb.Input(tensor=tensor([1.0], shape=[3]))}),
-        row(more={"nobody": pb.Input(text="x")}),
-        row(more={"image": pb.Input(image=b"x")}),
-        row(float("nan")),
-        row(options=pb.InferOptions(timeout=duration_pb2.Duration(nanos=1))),
+        make_gated(more={"numbers": pb.Input(tensor=tensor([1.0], shape=[3]))}),
+        make_gated(more={"nobody": pb.Input(text="x")}),
+        make_gated(more={"image": pb.Input(image=b"x")}),
+        make_gated(float("nan")),
+        make_gated(options=pb.InferOptions(timeout=duration_pb2.Duration(nanos=1))),
     ]
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         gc.collect()
@@ -200,7 +204,7 @@ def test_rows_that_fail_leave_nothing_that_only_the_garbage_collector_finds(fold
             assert isinstance(call(channel, INFER, b"\xff"), Failure)
             assert all(isinstance(infer(channel, each), Failure) for each in broken)
             assert isinstance(batch_infer(channel), Failure)
-            assert isinstance(batch_infer(channel, row(), *broken), pb.BatchInferResponse)
+            assert isinstance(batch_infer(channel, make_gated(), *broken), pb.BatchInferResponse)
             messages = [pb.InferStreamRequest(request=each).SerializeToString() for each in broken]
             assert len(list(stream(channel, messages))) == len(broken)
             gc.collect()

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from tests.calls import INFER, PATIENCE_SECONDS, Failure, begin, call, connect, failure_of, infer
-from tests.gated import HELD, Gate, row
+from tests.gated import HELD, Gate, make_gated
 from tests.servers import running
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer_server.rpc import PortTaken
@@ -26,7 +26,7 @@ def test_a_unix_socket_is_listened_on_and_one_that_was_left_behind_is_taken_over
         left_behind.bind(str(folder / "socket"))
     with running(folder, trust_code=True, listen=address) as server, connect(server.address) as channel:
         assert server.address == address
-        assert isinstance(infer(channel, row()), pb.InferResponse)
+        assert isinstance(infer(channel, make_gated()), pb.InferResponse)
 
 
 @pytest.mark.parametrize("name", ["", "unix"], ids=["a port", "a unix socket"])
@@ -37,13 +37,13 @@ def test_what_another_server_listens_on_is_refused_and_stays_its_own(folder: Pat
             pass
         assert str(refused.value).startswith(f"cannot listen on {server.address}: another server does")
         with connect(server.address) as channel:
-            assert isinstance(infer(channel, row()), pb.InferResponse)
+            assert isinstance(infer(channel, make_gated()), pb.InferResponse)
 
 
 def test_every_address_of_a_host_is_listened_on(folder: Path) -> None:
     with running(folder, trust_code=True, listen="localhost:0") as server, connect(server.address) as channel:
         assert server.address.startswith("localhost:")
-        assert isinstance(infer(channel, row()), pb.InferResponse)
+        assert isinstance(infer(channel, make_gated()), pb.InferResponse)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_a_call_gives_its_place_back(
     # The slack is so small that the caller's own clock is the first.
     settings: dict[str, Any] = {"max_concurrent_calls": 1, "breaker_stall_seconds": 1000.0, "reply_slack_seconds": 1e-9}
     with running(folder, trust_code=True, **settings) as server, connect(server.address) as channel:
-        held = begin(channel, INFER, row(HELD).SerializeToString(), timeout)
-        gate.wait_for_somebody()
+        held = begin(channel, INFER, make_gated(HELD).SerializeToString(), timeout)
+        gate.wait_until_reached()
         refused = infer(channel, TEXT)
         assert isinstance(refused, Failure)
         assert refused.reason == "OVERLOADED"
@@ -75,7 +75,7 @@ def test_a_call_gives_its_place_back(
 def test_a_compressed_message_is_answered(folder: Path, compression: grpc.Compression) -> None:
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         to_bytes: Any = channel.unary_unary(INFER)
-        reply = to_bytes(row().SerializeToString(), timeout=PATIENCE_SECONDS, compression=compression)
+        reply = to_bytes(make_gated().SerializeToString(), timeout=PATIENCE_SECONDS, compression=compression)
         assert pb.InferResponse.FromString(reply).prediction.classification.classes[0].label == "c"
 
 
@@ -83,9 +83,9 @@ def test_metadata_that_is_too_large_is_refused_and_the_next_call_answered(folder
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         to_bytes: Any = channel.unary_unary(INFER)
         large = [("note", "x" * 40_000)]
-        failure = failure_of(lambda: to_bytes(row().SerializeToString(), timeout=PATIENCE_SECONDS, metadata=large))
+        failure = failure_of(lambda: to_bytes(make_gated().SerializeToString(), timeout=PATIENCE_SECONDS, metadata=large))
         assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert isinstance(infer(channel, row()), pb.InferResponse)
+        assert isinstance(infer(channel, make_gated()), pb.InferResponse)
 
 
 def test_a_server_that_drains_under_load_answers_every_call_that_has_come(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..device import Device, Graph
+from ..device import Device, Graph, Stream
 from ..fusion import FusionResult
 from ..inputs import BufferSpec
 from ..types import Samples
@@ -124,6 +124,8 @@ class FusionBuffers:
     def __init__(self, device: Device, shapes: Sequence[tuple[int, ...]], max_requests: int, *, has_partials: bool) -> None:
         """Make room for `max_requests` requests and members whose samples have the output shapes `shapes`."""
         self.stream = device.stream("fusion")
+        self.capture_stream: Stream | None = None
+        """What versions are captured on, for work that a batch queued meanwhile on the same stream would be captured too."""
         self.graph_inputs: list[Tensor] = []
         """The device tensors that a graph reads the members' outputs from, float32 [requests, ...]; empty without graphs."""
         pairs = [
@@ -140,9 +142,13 @@ class FusionBuffers:
         self.partials: list[NDArray[np.float32]] = arrays[3:]
         self.device_weights, self.device_counts, self.device_starts, *self.device_partials = [there for _, there in pairs]
 
-    def make_graph_inputs(self, device: Device, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Make the tensors that graphs read the members' outputs from."""
+    def prepare_capture(self, device: Device, shapes: Sequence[tuple[int, ...]]) -> Stream:
+        """Make the tensors that graphs read the members' outputs from, once; return the stream to capture on."""
+        if self.capture_stream is not None:
+            return self.capture_stream
+        self.capture_stream = device.stream("capture")
         self.graph_inputs = [device.buffers((len(self.weights), *shape), torch.float32)[1] for shape in shapes]
+        return self.capture_stream
 
     def copy_in(self) -> None:
         """Copy all of it to the device, in full: it is little."""

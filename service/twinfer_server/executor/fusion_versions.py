@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..device import CannotCapture, Device
+from ..device import CannotCapture, Device, Graph
 from ..errors import InvalidEnsemble
 from ..fusion import Fusion, FusionResult, build_fusion, read_fitted, use_fitted
 from ..spec import EnsembleSpec
@@ -21,6 +22,8 @@ from .latency import doublings
 from .member import Member
 
 logger = logging.getLogger(__name__)
+
+Capture = Callable[[Callable[[], list[Tensor]]], Graph]
 
 VECTOR = 32
 """The most numbers that a CPU's kernels compute at once; those that are left over they compute another way, to other last bits."""
@@ -113,19 +116,16 @@ def capture_fusion(
     try:
         with torch.inference_mode():
             for buffers in buffer_sets:
-                if not buffers.graph_inputs:
-                    buffers.make_graph_inputs(device, [member.output_shape for member in members])
-                pool = device.graph_pool()
-                graphs[buffers] = {size: _capture(device, version, buffers, size, pool, is_serving) for size in reversed(sizes)}
+                stream = buffers.prepare_capture(device, [member.output_shape for member in members])
+                capture = partial(device.capture, stream, pool=device.graph_pool(), is_serving=is_serving)
+                graphs[buffers] = {size: _capture(device, version, buffers, size, capture) for size in reversed(sizes)}
     except CannotCapture as error:
         logger.warning("fusion version %d runs eagerly: %s", version.number, error)
         return version
     return replace(version, graphs=graphs)
 
 
-def _capture(
-    device: Device, version: FusionVersion, buffers: FusionBuffers, size: int, pool: object, is_serving: bool
-) -> FusionGraph:
+def _capture(device: Device, version: FusionVersion, buffers: FusionBuffers, size: int, capture: Capture) -> FusionGraph:
     """Capture a version of the fusion at one batch size, with its copy to the host."""
 
     def fuse() -> FusionResult:
@@ -141,4 +141,4 @@ def _capture(
             there.copy_(part, non_blocking=True)
         return list(result.parts())
 
-    return FusionGraph(device.capture(buffers.stream, work, pool, is_serving=is_serving), host)
+    return FusionGraph(capture(work), host)

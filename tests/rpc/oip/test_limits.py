@@ -20,7 +20,7 @@ def numbers(*firsts: float, **parameters: object) -> pb.ModelInferRequest:
 def held(channel: grpc.Channel, gate: Gate) -> Any:
     """A call whose request stands at the gate."""
     future = begin(channel, oip.MODEL_INFER, numbers(HELD).SerializeToString())
-    gate.wait_for_somebody()
+    gate.wait_until_reached()
     return future
 
 

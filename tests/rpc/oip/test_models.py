@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from tests import oip
 from tests.calls import INFER, PATIENCE_SECONDS, Failure, call, connect
-from tests.gated import Gate, row, write_gated
+from tests.gated import Gate, make_gated, write_gated
 from tests.servers import running
 from twinfer.v1 import ensemble_admin_service_pb2 as admin
 from twinfer.v1.ensemble_pb2 import BREAKER_STATE_DISABLED
@@ -157,7 +157,7 @@ def test_while_it_loads_the_server_is_live_and_not_ready(tmp_path: Path) -> None
 
     def ask(address: str, *further: str) -> None:
         def run() -> None:  # not on the server's own loop, which may not wait
-            gate.wait_for_somebody()
+            gate.wait_until_reached()
             with connect(address) as channel:
                 seen.append(oip.ask(channel, "ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live)
                 seen.extend((is_ready(channel), is_ready(channel, "gated"), index(channel)))
@@ -178,7 +178,7 @@ def test_while_it_loads_the_server_is_live_and_not_ready(tmp_path: Path) -> None
 
 def test_both_services_count_in_the_same_metrics(folder: Path) -> None:
     with running(folder, trust_code=True, metrics_listen="127.0.0.1:0") as server, connect(server.address) as channel:
-        assert isinstance(call(channel, INFER, row().SerializeToString()), bytes)
+        assert isinstance(call(channel, INFER, make_gated().SerializeToString()), bytes)
         oip.outputs(channel, oip.raw("numbers", "FP32", [[0, 0, 9]] * 2))
         assert isinstance(oip.infer(channel, oip.request("gated", [])), Failure)
         with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as page:

@@ -44,7 +44,7 @@ def test_answers_come_in_the_order_of_the_requests(folder: Path, gate: Gate) -> 
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         answers = oip.stream(channel, iter(outbox.get, None))
         outbox.put(numbers("held", HELD))
-        gate.wait_for_somebody()
+        gate.wait_until_reached()
         # Its own member is free, and other callers are answered meanwhile; here it stands in line.
         outbox.put(text("quick"))
         assert isinstance(oip.infer(channel, pb.ModelInferRequest.FromString(text("other"))), pb.ModelInferResponse)
@@ -86,7 +86,7 @@ def test_a_drain_answers_what_was_read_and_ends_the_stream(folder: Path, gate: G
     with running(folder, trust_code=True) as server, connect(server.address) as channel:
         answers = oip.stream(channel, iter(outbox.get, None))
         outbox.put(numbers("held", HELD))
-        gate.wait_for_somebody()
+        gate.wait_until_reached()
         server.stop.set()
         gate.open()
         assert ids([next(answers)]) == ["held"]
@@ -100,7 +100,7 @@ def test_a_caller_who_goes_away_leaves_nothing_behind(folder: Path, gate: Gate) 
         outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         answers = oip.stream(channel, iter(outbox.get, None))
         outbox.put(numbers("held", HELD))
-        gate.wait_for_somebody()
+        gate.wait_until_reached()
         outbox.put(text("next"))
         answers.cancel()
         outbox.put(None)
