@@ -20,7 +20,7 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import find_directory, find_file
 from .model import LoadedModel, count_bytes, list_tensors
 from .pooling import Pooling, embed, find_pooling
-from .source import Source, hash_file, outline
+from .source import Source, hash_file
 
 PICKLE = "pytorch_model.bin"
 ARGUMENTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
@@ -63,18 +63,15 @@ def load_huggingface(source: Source) -> LoadedModel:
     # What it would report is checked below.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with _copy_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory) as weights:
-        try:
-            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-            model, found = getattr(transformers, name).from_pretrained(
-                weights, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
-                trust_remote_code=False, use_safetensors=not is_pickle,
-            )  # fmt: skip
-        except Exception as error:  # of any class, for its files make it stumble anywhere
-            raise source.refuse(
-                f"which transformers {transformers.__version__} cannot load as {name} ({outline(error)})",
-                "a directory that model.save_pretrained has written, for an architecture of transformers",
-            ) from error
+    cannot_load = f"which transformers {transformers.__version__} cannot load as {name}"
+    allowed = "a directory that model.save_pretrained has written, for an architecture of transformers"
+    copying = _copy_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory)
+    with copying as weights, source.reading(cannot_load, allowed):
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model, found = getattr(transformers, name).from_pretrained(
+            weights, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
+            trust_remote_code=False, use_safetensors=not is_pickle,
+        )  # fmt: skip
     _leave_masks_unread(transformers, model)
     pooling = find_pooling(source, directory, model) if name == "AutoModel" else None
     may_miss = ("pooler.",) if pooling and pooling.method != "pooler" else ()
