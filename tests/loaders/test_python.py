@@ -77,13 +77,10 @@ def test_python_gives_a_model_from_an_installed_module(folder: Path) -> None:
     [
         pytest.param("weights.bin", "no loader for 'weights.bin'; allowed: ....pt2, ....pt, ", id="unknown suffix"),
         pytest.param("mlflow:./vit", "no loader for 'mlflow:./vit'; allowed: ....pt2, ....pt, ", id="unknown prefix"),
-        *(
-            pytest.param(f"missing{suffix}", f"no such file: 'missing{suffix}'; allowed: a file inside", id=f"missing {suffix}")
-            for suffix in (".pt2", ".pt", ".onnx")
-        ),
+        pytest.param("missing.pt2", "no such file: 'missing.pt2'; allowed: a file inside", id="missing"),
+        pytest.param("missing.onnx", "no such file: 'missing.onnx'; allowed: a file inside", id="missing data"),
         pytest.param("../model.pt2", "the path leaves the ensemble folder: '../model.pt2'", id="path that leaves"),
         pytest.param("../model.onnx", "the path leaves the ensemble folder: '../model.onnx'", id="path that leaves, of data"),
-        pytest.param("/tmp/model.pt2", "the path leaves the ensemble folder", id="absolute path"),
         pytest.param("outside.pt2", "the path leaves the ensemble folder", id="link that leaves"),
         pytest.param("\0.pt2", "no such file", id="NUL in the name"),
         pytest.param("a" * 5000 + ".pt2", "no such file: 'aaa", id="name of 5000 letters"),

@@ -29,7 +29,7 @@ UNREAD_MASKS = "sdpa_with_unread_masks"
 
 
 class NamedArguments(nn.Module):
-    """A model that is called by position, with the names of its arguments."""
+    """A model that is called by position, and whose features are pooled where it has no head."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], pooling: Pooling | None) -> None:
         """Name the arguments of `model`."""

@@ -11,7 +11,6 @@ import logging
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,24 +94,21 @@ def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
         if "AVX512" in instructions and torch.backends.cpu.get_cpu_capability() != "AVX512":
             # It would end the process with SIGILL.
             raise source.refuse(f"compiled for a processor with {instructions}", "a package compiled on a machine like this one")
-    with source.reading(CANNOT_READ, "a package of torch._inductor.aoti_compile_and_package"):
-        package = open_package(content, CUDA_RUNNERS if kind == "cuda" else 1)
-    size = sum(entry.file_size for entry in entries if entry.filename.endswith((".so", ".bin")) or "/weights/" in entry.filename)
-    return LoadedModel(package, "aotinductor", size, digest, is_capturable=False)
-
-
-def open_package(content: bytes, runners: int) -> Callable[..., object]:
-    """Return a function on tensors that computes a compiled package, in so many threads at once; raises what torch does.
-
-    By torch's runner itself: `torch._inductor.aoti_load_package` would load the whole compiler, for seconds, with some 80 MB, has
-    no setting for runners, and reads the form of the outputs again at every call.
-    """
-    with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
+    allowed = "a package of torch._inductor.aoti_compile_and_package"
+    with source.reading(CANNOT_READ, allowed), tempfile.NamedTemporaryFile(suffix=".pt2") as file:
         file.write(content)
         file.flush()
+        # By torch's runner itself: `torch._inductor.aoti_load_package` would load the whole compiler, for seconds, with some 80 MB,
+        # has no setting for runners, and reads the form of the outputs again at every call.
+        runners = CUDA_RUNNERS if kind == "cuda" else 1
         loader = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", False, runners, -1)
-    form = pytree.treespec_loads(loader.get_call_spec()[1])
-    return lambda *arguments: pytree.tree_unflatten(loader.boxed_run(list(arguments)), form)
+        form = pytree.treespec_loads(loader.get_call_spec()[1])
+
+    def compute(*arguments: Tensor) -> object:
+        return pytree.tree_unflatten(loader.boxed_run(list(arguments)), form)
+
+    size = sum(entry.file_size for entry in entries if entry.filename.endswith((".so", ".bin")) or "/weights/" in entry.filename)
+    return LoadedModel(compute, "aotinductor", size, digest, is_capturable=False)
 
 
 def _list_entries(content: bytes) -> list[str]:
