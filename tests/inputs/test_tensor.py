@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from twinfer.v1 import error_pb2 as pb
 from twinfer_server.errors import InvalidInput
-from twinfer_server.inputs import INPUT_KINDS, BufferSpec, InputKind, InputLimits, make_input
+from twinfer_server.inputs import BufferSpec, InputKind, InputLimits, make_input
 from twinfer_server.spec import TensorInputSpec
 from twinfer_server.types import RawInput
 
@@ -25,10 +25,6 @@ def make(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), max_samples: i
     document = {"kind": "tensor", "dtype": dtype, "shape": list(shape), "max_samples": max_samples, **ends}
     spec = TensorInputSpec.model_validate(document)
     return make_input("vision", "x", spec, Path(), InputLimits(), torch.device("cpu"))
-
-
-def test_the_table_has_the_kinds_of_the_spec() -> None:
-    assert set(INPUT_KINDS) == {"image", "text", "tensor"}
 
 
 @pytest.mark.parametrize("shape", [(2, 3), ()], ids=["of rank 2", "a scalar"])

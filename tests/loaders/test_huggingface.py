@@ -58,25 +58,24 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) 
     assert (found - expected).abs().max().item() <= tolerance
 
 
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    """The models that `directories` has written, by name."""
-    return {}
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "vit": save_vit, "bert": save_bert, "clip": save_clip, "siglip": save_siglip, "yolos": save_yolos,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Any]) -> Path:
-    folder = tmp_path_factory.mktemp("directories")
-    writers: dict[str, Callable[[Path], Any]] = {
-        "vit": save_vit, "bert": save_bert, "clip": save_clip, "siglip": save_siglip, "yolos": save_yolos,
-    }  # fmt: skip
-    for name, write in writers.items():
-        models[name] = write(folder / name)
-    return folder
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("directories")
+
+
+@pytest.fixture(scope="module")
+def models(directories: Path) -> dict[str, Any]:
+    """The models by name, each written into the directory of that name."""
+    return {name: write(directories / name) for name, write in WRITERS.items()}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, directories: Path) -> Path:
+def folder(tmp_path: Path, directories: Path, models: dict[str, Any]) -> Path:
     """A folder of its own, with the directories in it."""
     shutil.copytree(directories, tmp_path, dirs_exist_ok=True)
     return tmp_path
@@ -213,12 +212,19 @@ def test_the_real_minilm_embeds_texts_as_sentence_transformers_does(minilm: Path
     assert_close(torch.cat([ask(minilm, [{"text": text}]) for text in texts]), expected)
 
 
-def test_a_text_input_without_keys_takes_them_from_the_directory(minilm: Path) -> None:
-    spec = read_spec(minilm).members["m"]
-    text = spec.input["text"]
+def test_an_input_without_keys_takes_them_from_the_directory_and_keeps_those_it_has(folder: Path, minilm: Path) -> None:
+    member = read_spec(minilm).members["m"]
+    text = member.input["text"]
     assert isinstance(text, TextInputSpec)
     assert (text.tokenizer, text.max_tokens, text.mask, text.pad_id) == ("minilm/tokenizer.json", 256, True, 0)
-    assert spec.output.kind == "embedding"
+    assert member.output.kind == "embedding"
+    spec = read_spec(write_member(folder, "hf:vit", f'{IMAGE}\nresize = "nearest"\nrequired = true'))
+    image = spec.members["m"].input["image"]
+    assert isinstance(image, ImageInputSpec)
+    assert (image.size, image.resize, image.required) == ([24, 32], "nearest", True)
+    assert (image.mean, image.std) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+    again = type(spec).model_validate(spec.model_dump(exclude_unset=True), context={"folder": folder})
+    assert again == spec, "what has been completed reads back the same"
 
 
 @pytest.mark.parametrize("place", ["the configuration", "the tokenizer itself"])
@@ -240,18 +246,6 @@ def test_a_length_that_only_the_file_says_counts(folder: Path) -> None:
     text = read_spec(write_member(folder, "hf:bert", f"{TEXT}\nmax_tokens = 12")).members["m"].input["text"]
     assert isinstance(text, TextInputSpec)
     assert text.max_tokens == 12
-
-
-def test_an_image_input_without_keys_takes_them_from_the_directory_and_keeps_those_it_has(folder: Path) -> None:
-    image = read_spec(write_member(folder, "hf:vit", f'{IMAGE}\nresize = "nearest"\nrequired = true')).members["m"].input["image"]
-    assert isinstance(image, ImageInputSpec)
-    assert (image.size, image.resize, image.required) == ([24, 32], "nearest", True)
-    assert (image.mean, image.std) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
-
-
-def test_what_has_been_completed_reads_back_the_same(folder: Path) -> None:
-    spec = read_spec(write_member(folder, "hf:vit", IMAGE))
-    assert type(spec).model_validate(spec.model_dump(exclude_unset=True), context={"folder": folder}) == spec
 
 
 def test_a_member_of_another_loader_still_has_to_say_everything(folder: Path) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from tests.sources import compute, load_source
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.loaders import LOADERS
 
 MODULE = """
 import torch
@@ -100,7 +99,3 @@ def test_a_source_that_gives_no_model_is_refused_naming_the_key(folder: Path, so
     with pytest.raises(InvalidEnsemble, match=f"^members.vision.model: .*{re.escape(message)}") as refusal:
         load_source(source, folder)
     assert len(str(refusal.value)) < 1500
-
-
-def test_the_table_has_the_loaders_that_are_tested() -> None:
-    assert set(LOADERS) == {".pt2", ".pt", ".ts", ".safetensors", ".onnx", "python:", "hf:"}

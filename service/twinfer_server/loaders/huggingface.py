@@ -20,11 +20,9 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import find_directory, find_file
 from .model import LoadedModel, count_bytes, list_tensors
 from .pooling import Pooling, embed, find_pooling
-from .source import Source, hash_file
+from .source import TEXT, Source, hash_file
 
 PICKLE = "pytorch_model.bin"
-ARGUMENTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
-"""What the model calls the tensors that an input of each kind gives, as many as there are."""
 UNREAD_MASKS = "sdpa_with_unread_masks"
 
 
@@ -99,9 +97,9 @@ def _name_arguments(source: Source) -> tuple[str, ...]:
     names: list[str] = []
     for name, spec in source.spec.input.items():
         if spec.kind == "text":
-            names += ARGUMENTS["text"][: 1 + spec.mask + spec.token_types]
+            names += TEXT[: 1 + spec.mask + spec.token_types]
         else:
-            names += ARGUMENTS.get(spec.kind, (name,))  # a tensor has the name of the model's argument
+            names.append("pixel_values" if spec.kind == "image" else name)
     return tuple(names)
 
 

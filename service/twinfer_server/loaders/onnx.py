@@ -13,10 +13,8 @@ from torch import Tensor
 
 from ..errors import quote
 from .model import LoadedModel
-from .source import Source, hash_file
+from .source import TEXT, Source, hash_file
 
-TEXT = ("input_ids", "attention_mask", "token_type_ids")
-"""What exported text models call the tensors of a text, as many as there are; in whatever order, for exporters differ."""
 TOKEN_TYPES = TEXT[2]
 """0 wherever a text stands alone, and so in a member that does not bring it."""
 
@@ -69,7 +67,7 @@ def load_onnx(source: Source) -> LoadedModel:
 def _name_arguments(source: Source, names: Sequence[str]) -> list[str]:
     """Find the graph's input, one of `names`, for each of the member's tensors; raises InvalidEnsemble where they do not match.
 
-    A text's tensors go by their usual names where the graph has those, everything else by position.
+    A text's tensors go by their usual names where the graph has those, in any order; everything else by position.
     """
     wanted: list[str] = []
     for spec in source.spec.input.values():

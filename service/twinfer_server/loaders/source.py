@@ -14,6 +14,8 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import MemberSpec, find_file
 from ..trust import Trust
 
+TEXT = ("input_ids", "attention_mask", "token_type_ids")
+"""What text models call the tensors of a text, as many as there are."""
 MAX_ERROR_CHARS = 400
 
 
