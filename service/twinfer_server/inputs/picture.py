@@ -23,6 +23,11 @@ from .kind import Size, refuse
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ALLOWED = f"an image as {', '.join(FORMATS)}, or a tensor uint8 [height, width, 1 or 3]"
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What brings a picture of each EXIF orientation upright."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ def read_picture(name: str, content: bytes, max_pixels: int, min_size: Size) -> 
         scale = _scale_down(image, min_size)
         image.load()
         orientation = _read_orientation(image)  # not before: Pillow turns a TIFF itself while loading
-        pixels = _turn_upright(_to_plain(image), orientation)
+        pixels = _to_plain(image.transpose(TURNS[orientation]) if orientation > 1 else image)
     except Exception as error:
         raise refuse(name, f"a truncated or damaged {image.format} ({error})", "a whole image") from None
     return Picture(pixels, *(image_size if orientation >= 5 else image_size[::-1]), scale)
@@ -114,16 +119,6 @@ def _read_orientation(image: Image.Image) -> int:
     except Exception:  # a photograph with damaged EXIF is still a photograph
         return 1
     return orientation if orientation in range(1, 9) else 1
-
-
-def _turn_upright(pixels: Array, orientation: int) -> Array:
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def _to_plain(image: Image.Image) -> Array:

@@ -39,11 +39,6 @@ class RequestProcessor:
         """By input name, how much of a picture the most demanding member needs to see."""
         self._required = {name for _, name, input_spec in spec.walk_inputs() if input_spec.required}
 
-    @property
-    def input_names(self) -> list[str]:
-        """The names of the inputs that a request may carry."""
-        return list(self._takers)
-
     def is_required(self, input_name: str, policy: Policy, needs: Collection[int]) -> bool:
         """Return whether a request under `policy` must carry the input; the fusion `needs` the members of these indexes."""
         takers = {index for index, _ in self._takers[input_name]}
@@ -64,13 +59,13 @@ class RequestProcessor:
         policy = request.policy or self._default_policy
         for name in request.inputs:
             if name not in self._takers:
-                raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {self.input_names}")
+                raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {list(self._takers)}")
         missing = [name for name in self._takers if name not in request.inputs]
         needed = [name for name in missing if self.is_required(name, policy, needs)]
         if needed:
             raise MissingInput(f"inputs: {needed} missing; required: they are needed under policy {policy.name}")
         if not request.inputs:
-            raise MissingInput(f"inputs: none found; required: at least one of {self.input_names}")
+            raise MissingInput(f"inputs: none found; required: at least one of {list(self._takers)}")
         if not 0 <= request.top_k <= classes:
             allowed = f"0 to {classes}" if classes else "0: the task has no classes"
             raise InvalidOption(f"options.top_k: found {request.top_k}; allowed: {allowed}")
