@@ -1,7 +1,9 @@
 """Members' models, loaded as an ensemble's file names them and called without an engine."""
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -74,23 +76,15 @@ def _stage(buffer: BufferSpec, samples: Sequence[Array]) -> Tensor:
 
 def find_wrong_in_threads(model: LoadedModel, expected: Callable[[Tensor], Tensor], width: int, threads: int = 4) -> list[Tensor]:
     """Call a model from several threads at once, with inputs of `width` numbers that tell them apart; return wrong answers."""
-    wrong: list[Tensor] = []
     start = threading.Barrier(threads)
 
-    def work(thread: int) -> None:
+    def find_wrong(thread: int) -> list[Tensor]:
         start.wait()
-        for turn in range(30):
-            x = torch.full((1 + turn % 4, width), float(thread))
-            answer = compute(model, x)
-            if not torch.equal(answer, expected(x)):
-                wrong.append(answer)
+        xs = [torch.full((1 + turn % 4, width), float(thread)) for turn in range(30)]
+        return [answer for x in xs if not torch.equal(answer := compute(model, x), expected(x))]
 
-    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return wrong
+    with ThreadPoolExecutor(threads) as pool:
+        return list(itertools.chain.from_iterable(pool.map(find_wrong, range(threads))))
 
 
 SHIFT = torch.tensor([111.0, 122.0, 133.0])

@@ -18,6 +18,7 @@ from .errors import InvalidEnsemble, UntrustedCode, quote
 
 PACKAGED_LIST = Path(__file__).with_name("trusted.txt")
 """The digests of the models that come with twinfer."""
+HEAD = "# sha256 of programs that may run; written by `python -m twinfer_server.trust FILE...`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +31,21 @@ class Trust:
     @classmethod
     def read(cls, runs_any_code: bool, lists: Iterable[Path]) -> Self:
         """Read the operator's trust lists and the packaged one; raises InvalidEnsemble for a line that is no digest."""
-        digests = [read_trust_list(path) for path in (PACKAGED_LIST, *lists)]
-        return cls(runs_any_code, frozenset().union(*digests))
+        return cls(runs_any_code, frozenset().union(*map(read_trust_list, (PACKAGED_LIST, *lists))))
 
     def admit_bytes(self, key: str, path: Path, content: bytes) -> str:
-        """Give the digest of a file's bytes if they may run; raises UntrustedCode."""
+        """Return the digest of a file's bytes if they may run; raises UntrustedCode."""
         digest = hashlib.sha256(content).hexdigest()
         if not self.runs_any_code and digest not in self.digests:
-            raise UntrustedCode(
-                f"{key}: {path} is a program and nobody has said that it may run; its sha256 is {digest}. "
-                "If you trust whoever made it, add that digest to a file given with --trust-list, or start with "
-                "--trust-code to let any program run"
-            )
+            remedy = "add that digest to a file given with --trust-list, or start with --trust-code to let any program run"
+            raise UntrustedCode(f"{key}: {path} is a program that is not trusted, of sha256 {digest}; if you trust it, {remedy}")
         return digest
 
     def admit_module(self, key: str, source: str) -> None:
         """Let Python be imported; raises UntrustedCode. A module brings others along, so no digest can speak for it."""
         if not self.runs_any_code:
-            raise UntrustedCode(
-                f"{key}: {quote(source)} is Python code and nobody has said that it may run; "
-                "if you trust whoever made it, start with --trust-code (a trust list cannot admit it)"
-            )
+            remedy = "if you trust it, start with --trust-code (a trust list cannot admit it)"
+            raise UntrustedCode(f"{key}: {quote(source)} is Python code that is not trusted; {remedy}")
 
 
 def read_trust_list(path: Path) -> frozenset[str]:
@@ -59,24 +54,18 @@ def read_trust_list(path: Path) -> frozenset[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidEnsemble(f"trust list {path}: cannot be read: {error}") from error
-    digests = set()
-    for number, line in enumerate(lines, start=1):
-        digest = line.partition("#")[0].strip().lower()
-        if digest and not re.fullmatch("[0-9a-f]{64}", digest):
-            raise InvalidEnsemble(
-                f"trust list {path}, line {number}: found {quote(digest)}; allowed: a sha256 as 64 hex digits, or a # comment"
-            )
-        digests.add(digest)
-    return frozenset(digests - {""})
+    digests = [line.partition("#")[0].strip().lower() for line in lines]
+    for number, digest in enumerate(digests, start=1):
+        if not re.fullmatch("([0-9a-f]{64})?", digest):
+            allowed = "a sha256 as 64 hex digits, or a # comment"
+            raise InvalidEnsemble(f"trust list {path}, line {number}: found {quote(digest)}; allowed: {allowed}")
+    return frozenset(filter(None, digests))
 
 
 def format_trust_list(paths: Iterable[Path]) -> str:
     """Write the trust list of some files, in the order of their names."""
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  # {path.name}" for path in sorted(paths, key=lambda path: path.name)
-    ]
-    head = "# sha256 of programs that may run; written by `python -m twinfer_server.trust FILE...`"
-    return "\n".join([head, *lines]) + "\n"
+    files = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
+    return "\n".join([HEAD, *(f"{digest}  # {name}" for name, digest in files), ""])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from twinfer_server.types import Array
 
 SIZES = [(40, 30), (30, 40), (41, 28), (33, 77), (24, 24), (7, 9), (1, 50), (300, 23)]
 
-
 make = functools.partial(make_kind, size=[24, 24])
 
 
@@ -67,9 +66,8 @@ def test_the_middle_is_cut_out_of_a_stretched_picture_too(size: tuple[int, int])
 @pytest.mark.parametrize("size", [(24, 24), (24, 16)], ids=str)
 def test_left_to_itself_a_crop_takes_the_largest_middle_that_a_square_has(size: tuple[int, int]) -> None:
     reference = resize_edge(Image.fromarray(noise(48, 96)), 24, Image.Resampling.BOX)
-    assert np.array_equal(
-        see(make(size=list(size), fit="crop", resize="box"), noise(48, 96)), np.asarray(center_crop(reference, *size))
-    )
+    seen = see(make(size=list(size), fit="crop", resize="box"), noise(48, 96))
+    assert np.array_equal(seen, np.asarray(center_crop(reference, *size)))
 
 
 @pytest.mark.parametrize("has", range(24, 34))
@@ -96,13 +94,11 @@ def test_a_letterbox_shows_the_whole_picture_between_bars(size: tuple[int, int],
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 def test_a_grey_member_sees_grey_bars_and_grey_pixels(fit: str) -> None:
-    seen = see(make(fit=fit, color="gray", resize="bicubic"), noise(20, 60))
+    kind = make(fit=fit, color="gray", resize="bicubic")
+    grey = np.asarray(Image.fromarray(noise(20, 60)).convert("L"))[:, :, np.newaxis]
+    seen = see(kind, noise(20, 60))
     assert seen.shape == (24, 24, 1)
-    assert np.array_equal(seen, see(make(fit=fit, color="gray", resize="bicubic"), _grey(noise(20, 60))))
-
-
-def _grey(pixels: Array) -> Array:
-    return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, np.newaxis]
+    assert np.array_equal(seen, see(kind, grey))
 
 
 @given(

@@ -19,8 +19,6 @@ from twinfer_server.types import RawInput
 
 ORANGE = (200, 100, 48)
 GRAY = 124  # of ORANGE, by ITU-R 601: 0.299 r + 0.587 g + 0.114 b
-LOSSY = {"JPEG", "WEBP"}
-
 
 make = functools.partial(make_kind, size=[6, 8])
 
@@ -62,10 +60,7 @@ PICTURES = {
     "WebP without loss": (encode(orange("RGB"), "WEBP", lossless=True), ORANGE),
     "WebP with alpha, transparent": (encode(Image.new("RGBA", (8, 6), (0, 0, 0, 0)), "WEBP"), (255,) * 3),
     "GIF": (encode(orange("RGB").quantize(4), "GIF"), ORANGE),
-    "GIF of two frames": (
-        encode(orange("RGB"), "GIF", save_all=True, append_images=[Image.new("RGB", (8, 6), "blue")]),
-        ORANGE,
-    ),
+    "GIF of two frames": (encode(orange("RGB"), "GIF", save_all=True, append_images=[Image.new("RGB", (8, 6))]), ORANGE),
     "BMP": (encode(orange("RGB"), "BMP"), ORANGE),
     "TIFF in colour": (encode(orange("RGB"), "TIFF"), ORANGE),
     "TIFF, compressed": (encode(orange("RGB"), "TIFF", compression="tiff_lzw"), ORANGE),
@@ -119,6 +114,8 @@ def test_a_picture_of_the_right_size_and_color_is_not_touched() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     assert np.array_equal(see(make(), encode(Image.fromarray(pixels), "PNG")), pixels)
     assert np.array_equal(see(make(), pixels), pixels)
+    strided = np.frombuffer(bytes(range(240)), np.uint8).reshape(10, 8, 3)[::2]  # and read-only
+    assert np.array_equal(see(make(size=[5, 8]), strided), strided)
 
 
 @pytest.mark.parametrize("resize", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
@@ -139,11 +136,6 @@ def test_ready_pixels_stand_in_for_a_picture(channels: int) -> None:
     picture = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     for color in ("rgb", "gray"):
         assert np.array_equal(see(make(color=color), pixels), see(make(color=color), encode(picture, "PNG")))
-
-
-def test_read_only_and_strided_pixels_are_as_good_as_any() -> None:
-    pixels = np.frombuffer(bytes(range(240)), np.uint8).reshape(10, 8, 3)
-    assert np.array_equal(see(make(size=[5, 8]), pixels[::2]), pixels[::2])
 
 
 def test_one_decoded_picture_serves_members_of_other_sizes_and_colors() -> None:
@@ -239,18 +231,12 @@ def test_a_higher_limit_is_not_held_back_by_pillows_own(monkeypatch: pytest.Monk
     assert see(make(InputLimits(max_image_pixels=5_000)), encode(Image.new("L", (70, 70)), "PNG")).shape == (6, 8, 3)
 
 
-@given(content=st.binary(max_size=300))
-def test_arbitrary_bytes_are_refused_and_nothing_else(content: bytes) -> None:
-    with pytest.raises(InvalidInput):
-        make().decode(content)
-
-
 @given(
-    content=st.sampled_from([content for content, _ in PICTURES.values()]),
+    content=st.sampled_from([content for content, _ in PICTURES.values()]) | st.binary(min_size=1, max_size=300),
     changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=8),
     end=st.integers(0, 10_000),
 )
-def test_a_damaged_picture_is_seen_or_refused(content: bytes, changes: list[tuple[int, int]], end: int) -> None:
+def test_a_damaged_picture_and_any_bytes_are_seen_or_refused(content: bytes, changes: list[tuple[int, int]], end: int) -> None:
     damaged = bytearray(content)
     for place, value in changes:
         damaged[place % len(damaged)] = value

@@ -59,7 +59,6 @@ def test_a_picture_is_decoded_once_for_the_most_demanding_of_its_members() -> No
 
 def test_a_member_takes_part_only_if_all_its_inputs_are_there() -> None:
     processor = make(one={"x": NUMBERS}, both={"x": NUMBERS, "y": NUMBERS})
-    assert processor.input_names == ["x", "y"]
     value = np.ones(2, np.float32)
     assert set(processor.prepare(ask(x=value))) == {0}
     assert set(processor.prepare(ask(x=value, y=value))) == {0, 1}

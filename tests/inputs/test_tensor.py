@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from twinfer_server.errors import InvalidInput, Stage
-from twinfer_server.inputs import INPUT_KINDS, BufferSpec, InputKind, InputLimits, make_input
+from twinfer.v1 import error_pb2 as pb
+from twinfer_server.errors import InvalidInput
+from twinfer_server.inputs import BufferSpec, InputKind, InputLimits, make_input
 from twinfer_server.spec import TensorInputSpec
 from twinfer_server.types import RawInput
 
@@ -24,10 +25,6 @@ def make(dtype: str = "float32", shape: tuple[int, ...] = (2, 3), max_samples: i
     document = {"kind": "tensor", "dtype": dtype, "shape": list(shape), "max_samples": max_samples, **ends}
     spec = TensorInputSpec.model_validate(document)
     return make_input("vision", "x", spec, Path(), InputLimits(), torch.device("cpu"))
-
-
-def test_the_table_has_the_kinds_of_the_spec() -> None:
-    assert set(INPUT_KINDS) == {"image", "text", "tensor"}
 
 
 @pytest.mark.parametrize("shape", [(2, 3), ()], ids=["of rank 2", "a scalar"])
@@ -43,22 +40,31 @@ def test_a_tensor_of_each_dtype_reaches_the_member_as_it_was_sent(dtype: str, sh
     assert np.array_equal(argument.numpy()[0], value)
 
 
+ONE, SEVERAL = "a tensor float32 [2, 3]", "a tensor float32 [2, 3] or [1 to 4, 2, 3]"
+
+
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "max_samples", "message"),
     [
-        pytest.param("seven", "found the text 'seven'; allowed: a tensor float32 [2, 3]", id="text"),
-        pytest.param(b"\x89PNG", "found 4 bytes; allowed: a tensor float32 [2, 3]", id="image bytes"),
-        pytest.param(np.zeros((2, 3)), "found dtype float64; allowed: float32", id="wrong dtype"),
-        pytest.param(np.zeros((2, 3), ">f4"), "found dtype >f4; allowed: float32", id="wrong byte order"),
-        pytest.param(np.zeros((6,), np.float32), "found rank 1 (shape [6]); allowed: rank 2 (shape [2, 3])", id="wrong rank"),
-        pytest.param(np.zeros((3, 2), np.float32), "found shape [3, 2]; allowed: [2, 3]", id="wrong shape"),
-        pytest.param(np.zeros((0, 3), np.float32), "found shape [0, 3]; allowed: [2, 3]", id="empty"),
-        pytest.param(np.full((2, 3), np.nan, np.float32), "found NaN or an infinity", id="NaN"),
-        pytest.param(np.full((2, 3), -np.inf, np.float32), "found NaN or an infinity", id="infinity"),
+        pytest.param("seven", 1, f"found the text 'seven'; allowed: {ONE}", id="text"),
+        pytest.param(b"\x89PNG", 1, f"found 4 bytes; allowed: {ONE}", id="image bytes"),
+        pytest.param(np.zeros((2, 3)), 1, f"found a tensor float64 [2, 3]; allowed: {ONE}", id="wrong dtype"),
+        pytest.param(np.zeros((2, 3), ">f4"), 1, f"found a tensor >f4 [2, 3]; allowed: {ONE}", id="wrong byte order"),
+        pytest.param(np.zeros(6, np.float32), 1, f"found a tensor float32 [6]; allowed: {ONE}", id="wrong rank"),
+        pytest.param(np.zeros((3, 2), np.float32), 1, f"found a tensor float32 [3, 2]; allowed: {ONE}", id="wrong shape"),
+        pytest.param(np.zeros((0, 3), np.float32), 1, f"found a tensor float32 [0, 3]; allowed: {ONE}", id="empty"),
+        pytest.param(np.zeros((1, 2, 3), np.float32), 1, f"found a tensor float32 [1, 2, 3]; allowed: {ONE}", id="stacked"),
+        pytest.param(np.full((2, 3), np.nan, np.float32), 1, "found NaN or an infinity", id="NaN"),
+        pytest.param(np.full((2, 3), -np.inf, np.float32), 1, "found NaN or an infinity", id="infinity"),
+        pytest.param(np.zeros((5, 2, 3), np.float32), 4, f"found a tensor float32 [5, 2, 3]; allowed: {SEVERAL}", id="too many"),
+        pytest.param(np.zeros((0, 2, 3), np.float32), 4, f"found a tensor float32 [0, 2, 3]; allowed: {SEVERAL}", id="none"),
+        pytest.param(np.zeros((2, 3, 2), np.float32), 4, f"found a tensor float32 [2, 3, 2]; allowed: {SEVERAL}", id="wrong ones"),
+        pytest.param(np.zeros((3, 2), np.float32), 4, f"found a tensor float32 [3, 2]; allowed: {SEVERAL}", id="a wrong one"),
+        pytest.param(np.zeros(6, np.float32), 4, f"found a tensor float32 [6]; allowed: {SEVERAL}", id="a flat one"),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_refused(value: RawInput, message: str) -> None:
-    kind = make()
+def test_a_tensor_that_does_not_fit_is_refused(value: RawInput, max_samples: int, message: str) -> None:
+    kind = make(max_samples=max_samples)
     with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: {message}")) as refusal:
         kind.prepare(kind.decode(value))
     assert refusal.value.stage is Stage.DECODE
@@ -72,24 +78,6 @@ def test_a_tensor_of_one_more_dimension_is_several_samples(shape: tuple[int, ...
     assert np.array_equal(kind.prepare(kind.decode(several))[0], several)
     assert np.array_equal(kind.prepare(kind.decode(several[:1]))[0], several[:1])
     assert np.array_equal(kind.prepare(kind.decode(several[2]))[0], several[2:3])
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        pytest.param((5, 2, 3), "found 5 samples; allowed: 1 to 4", id="too many"),
-        pytest.param((0, 2, 3), "found 0 samples; allowed: 1 to 4", id="none"),
-        pytest.param((2, 3, 2), "found shape [2, 3, 2]; allowed: [1 to 4, 2, 3]", id="of another shape"),
-        pytest.param((3, 2), "found shape [3, 2]; allowed: [2, 3]", id="one of another shape"),
-        pytest.param(
-            (6,), "found rank 1 (shape [6]); allowed: rank 2 (shape [2, 3]), or 3: [samples, *shape]", id="of another rank"
-        ),
-    ],
-)
-def test_samples_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
-    kind = make(max_samples=4)
-    with pytest.raises(InvalidInput, match=re.escape(f"inputs['x']: {message}")):
-        kind.prepare(kind.decode(np.zeros(shape, np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -132,11 +120,7 @@ def test_an_example_is_within_the_range_and_shows_both_its_ends(dtype: str, ends
     ("dtype", "ends", "message"),
     [
         ("bool", {"min": 0}, "min: found 0 for dtype 'bool'; allowed: none"),
-        (
-            "int64",
-            {"max": 9.5},
-            "max: found 9.5 for dtype 'int64'; allowed: a whole number, -9223372036854775808 to 9223372036854775807",
-        ),
+        ("int64", {"max": 9.5}, f"max: found 9.5 for dtype 'int64'; allowed: a whole number, {-(2**63)} to {2**63 - 1}"),
         ("int64", {"max": 2**63}, "max: found 9.22337203685478e+18 for dtype 'int64'; allowed: a whole number, -"),
         ("uint8", {"min": -1}, "min: found -1 for dtype 'uint8'; allowed: a whole number, 0 to 255"),
         ("float16", {"max": 1e6}, "max: found 1000000 for dtype 'float16'; allowed: -65504.0 to 65504.0"),

@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pretrained import (
     MAX_TOKENS,
-    SMALL,
     TEXTS,
     make_image,
     save_bert,
@@ -60,25 +58,24 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) 
     assert (found - expected).abs().max().item() <= tolerance
 
 
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    """The models that `directories` has written, by name."""
-    return {}
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "vit": save_vit, "bert": save_bert, "clip": save_clip, "siglip": save_siglip, "yolos": save_yolos,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Any]) -> Path:
-    folder = tmp_path_factory.mktemp("directories")
-    writers: dict[str, Callable[[Path], Any]] = {
-        "vit": save_vit, "bert": save_bert, "clip": save_clip, "siglip": save_siglip, "yolos": save_yolos,
-    }  # fmt: skip
-    for name, write in writers.items():
-        models[name] = write(folder / name)
-    return folder
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("directories")
+
+
+@pytest.fixture(scope="module")
+def models(directories: Path) -> dict[str, Any]:
+    """The models by name, each written into the directory of that name."""
+    return {name: write(directories / name) for name, write in WRITERS.items()}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, directories: Path) -> Path:
+def folder(tmp_path: Path, directories: Path, models: dict[str, Any]) -> Path:
     """A folder of its own, with the directories in it."""
     shutil.copytree(directories, tmp_path, dirs_exist_ok=True)
     return tmp_path
@@ -93,22 +90,16 @@ PIXELS: list[Mapping[str, RawInput]] = [{"image": np.asarray(image)} for image i
 SENTENCES: list[Mapping[str, RawInput]] = [{"text": text} for text in TEXTS]
 
 
-def classify_images(folder: Path, model: Any) -> Tensor:
-    """Let the library's own pipeline classify the pictures: probabilities by class."""
-    pipeline: Any = transformers.pipeline(
-        "image-classification", model=model, image_processor=read_processor(folder / "vit"), top_k=5
-    )
-    return torch.tensor([[found["score"] for found in sorted(answer, key=lambda f: f["label"])] for answer in pipeline(IMAGES)])
-
-
-ARCHITECTURE = f"""
-import transformers
-
-def build():
-    return transformers.ViTForImageClassification(
-        transformers.ViTConfig(**{SMALL}, image_size=[24, 32], patch_size=8, num_labels=5)
-    )
-"""
+def classify(folder: Path, name: str, model: Any) -> Tensor:
+    """Let the library's own pipeline classify the pictures ("vit") or the texts ("bert"): probabilities by class."""
+    given: list[Any]
+    if name == "vit":
+        given, options = IMAGES, {"task": "image-classification", "image_processor": read_processor(folder / name), "top_k": 5}
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / name)
+        given, options = TEXTS, {"task": "text-classification", "tokenizer": tokenizer, "top_k": None, "truncation": True}
+    pipeline: Any = transformers.pipeline(model=model, **options)
+    return torch.tensor([[found["score"] for found in sorted(answer, key=lambda f: f["label"])] for answer in pipeline(given)])
 
 
 class Logits(nn.Module):
@@ -130,27 +121,16 @@ def export(model: Any, arguments: tuple[Tensor, ...], path: Path, *, has_tokens:
     torch.export.save(program, path)
 
 
-@pytest.mark.parametrize("loader", ["hf", "safetensors", "pt2"])
+@pytest.mark.parametrize("loader", ["hf", "pt2"])
 def test_a_vit_answers_what_the_pipeline_answers_whatever_loads_it(folder: Path, models: dict[str, Any], loader: str) -> None:
     spec = read_spec(write_member(folder, "hf:vit", IMAGE)).members["m"].input["image"]
     assert isinstance(spec, ImageInputSpec)
     given = f"{IMAGE}\nsize = {spec.size}\nresize = '{spec.resize}'\nmean = {spec.mean}\nstd = {spec.std}\nscaled_decoding = false"
-    if loader == "safetensors":
-        (folder / "vit.py").write_text(ARCHITECTURE)
-        save_model(models["vit"], str(folder / "vit.safetensors"))
-        write_member(folder, "vit.safetensors", given, 'architecture = "python:vit.py:build"')
-    elif loader == "pt2":
+    if loader == "pt2":
         export(models["vit"], (torch.zeros(2, 3, 24, 32),), folder / "vit.pt2")
         write_member(folder, "vit.pt2", given)
     logits = ask(folder, PIXELS, trust=Trust() if loader == "hf" else TRUSTS_ALL)
-    assert_close(logits.softmax(-1), classify_images(folder, models["vit"]), BILINEAR_TOLERANCE)
-
-
-def classify_texts(folder: Path, model: Any) -> Tensor:
-    """Let the library's own pipeline classify the texts: probabilities by class."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
-    pipeline: Any = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, truncation=True)
-    return torch.tensor([[found["score"] for found in sorted(answer, key=lambda f: f["label"])] for answer in pipeline(TEXTS)])
+    assert_close(logits.softmax(-1), classify(folder, "vit", models["vit"]), BILINEAR_TOLERANCE)
 
 
 @pytest.mark.parametrize("loader", ["hf", "pt2"])
@@ -163,7 +143,7 @@ def test_a_bert_answers_what_the_pipeline_answers_whatever_the_texts_share_a_bat
         ids = torch.ones(2, 8, dtype=torch.int64)
         export(models["bert"], (ids, ids.clone()), folder / "bert.pt2", has_tokens=True)
         write_member(folder, "bert.pt2", f'{TEXT}\ntokenizer = "bert/tokenizer.json"\nmax_tokens = {MAX_TOKENS}\nmask = true')
-    expected = classify_texts(folder, models["bert"])
+    expected = classify(folder, "bert", models["bert"])
     assert_close(ask(folder, SENTENCES, trust=TRUSTS_ALL).softmax(-1), expected)
     assert_close(torch.cat([ask(folder, [text], trust=TRUSTS_ALL) for text in SENTENCES]).softmax(-1), expected)
 
@@ -174,7 +154,7 @@ def test_a_vit_and_a_bert_of_directories_alone_are_served_together(folder: Path,
     ]
     head = 'name = "both"\nversion = 1\ntask = "classification"'
     write_ensemble(folder, "\n".join([head, *tables, '[fusion]\nmethod = "weighted_mean"\n[batching]\nmax_batch_size = 4']))
-    expected = (classify_images(folder, models["vit"])[:3] + classify_texts(folder, models["bert"])[:3]) / 2
+    expected = (classify(folder, "vit", models["vit"])[:3] + classify(folder, "bert", models["bert"])[:3]) / 2
     with running(folder) as server, Client(server.address) as client:
         for number in range(3):
             answer = client.infer({**PIXELS[number], **SENTENCES[number]}, top_k=5, timeout=60)
@@ -232,23 +212,30 @@ def test_the_real_minilm_embeds_texts_as_sentence_transformers_does(minilm: Path
     assert_close(torch.cat([ask(minilm, [{"text": text}]) for text in texts]), expected)
 
 
-def test_a_text_input_without_keys_takes_them_from_the_directory(minilm: Path) -> None:
-    spec = read_spec(minilm).members["m"]
-    text = spec.input["text"]
+def test_an_input_without_keys_takes_them_from_the_directory_and_keeps_those_it_has(folder: Path, minilm: Path) -> None:
+    member = read_spec(minilm).members["m"]
+    text = member.input["text"]
     assert isinstance(text, TextInputSpec)
     assert (text.tokenizer, text.max_tokens, text.mask, text.pad_id) == ("minilm/tokenizer.json", 256, True, 0)
-    assert spec.output.kind == "embedding"
+    assert member.output.kind == "embedding"
+    spec = read_spec(write_member(folder, "hf:vit", f'{IMAGE}\nresize = "nearest"\nrequired = true'))
+    image = spec.members["m"].input["image"]
+    assert isinstance(image, ImageInputSpec)
+    assert (image.size, image.resize, image.required) == ([24, 32], "nearest", True)
+    assert (image.mean, image.std) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+    again = type(spec).model_validate(spec.model_dump(exclude_unset=True), context={"folder": folder})
+    assert again == spec, "what has been completed reads back the same"
 
 
 @pytest.mark.parametrize("place", ["the configuration", "the tokenizer itself"])
 def test_a_long_text_is_cut_on_the_side_that_the_directory_says(folder: Path, models: dict[str, Any], place: str) -> None:
-    of_the_beginning = classify_texts(folder, models["bert"])
+    of_the_beginning = classify(folder, "bert", models["bert"])
     if place == "the configuration":
         edit(folder / "bert" / "tokenizer_config.json", truncation_side="left")
     else:
         kept = {"direction": "Left", "max_length": MAX_TOKENS, "strategy": "LongestFirst", "stride": 0}
         edit(folder / "bert" / "tokenizer.json", truncation=kept)
-    expected = classify_texts(folder, models["bert"])
+    expected = classify(folder, "bert", models["bert"])
     assert (expected - of_the_beginning).abs().max() > 0.001
     assert_close(ask(write_member(folder, "hf:bert", TEXT), SENTENCES).softmax(-1), expected)
 
@@ -259,18 +246,6 @@ def test_a_length_that_only_the_file_says_counts(folder: Path) -> None:
     text = read_spec(write_member(folder, "hf:bert", f"{TEXT}\nmax_tokens = 12")).members["m"].input["text"]
     assert isinstance(text, TextInputSpec)
     assert text.max_tokens == 12
-
-
-def test_an_image_input_without_keys_takes_them_from_the_directory_and_keeps_those_it_has(folder: Path) -> None:
-    image = read_spec(write_member(folder, "hf:vit", f'{IMAGE}\nresize = "nearest"\nrequired = true')).members["m"].input["image"]
-    assert isinstance(image, ImageInputSpec)
-    assert (image.size, image.resize, image.required) == ([24, 32], "nearest", True)
-    assert (image.mean, image.std) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
-
-
-def test_what_has_been_completed_reads_back_the_same(folder: Path) -> None:
-    spec = read_spec(write_member(folder, "hf:vit", IMAGE))
-    assert type(spec).model_validate(spec.model_dump(exclude_unset=True), context={"folder": folder}) == spec
 
 
 def test_a_member_of_another_loader_still_has_to_say_everything(folder: Path) -> None:
@@ -329,7 +304,7 @@ def test_a_directory_with_a_pickle_loads_only_when_that_is_trusted(folder: Path,
         load(folder)
     (folder / "list.txt").write_text(format_trust_list([folder / "vit" / "pytorch_model.bin"]))
     logits = ask(folder, PIXELS, trust=Trust.read(runs_any_code=False, lists=[folder / "list.txt"]))
-    assert_close(logits.softmax(-1), classify_images(folder, models["vit"]), BILINEAR_TOLERANCE)
+    assert_close(logits.softmax(-1), classify(folder, "vit", models["vit"]), BILINEAR_TOLERANCE)
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -338,82 +313,85 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
 
 
-REFUSED: dict[str, tuple[str, str, str, Callable[[Path], object], str]] = {
-    "a missing directory": ("hf:gone", IMAGE, "", lambda _: None, "members.m: no such file: 'gone/config.json'"),
-    "a directory that leaves": ("hf:../vit", IMAGE, "", lambda _: None, "the path leaves the ensemble folder"),
-    "a configuration that is no JSON": (
-        "hf:vit", IMAGE, "", lambda f: (f / "vit" / "config.json").write_text("{"), "config.json cannot be read",
-    ),
-    "a configuration of nothing": (
-        "hf:vit", IMAGE, "", lambda f: (f / "vit" / "config.json").write_text("[]"), "found list; allowed: a JSON object",
-    ),
-    "an architecture that is Python in the directory": (
-        "hf:vit", IMAGE, "",
-        lambda f: edit(f / "vit" / "config.json", model_type="mine", auto_map={"AutoModelForImageClassification": "mine.Mine"}),
-        "members.m.model: found 'hf:vit', which transformers",
-    ),
-    "no image processor": (
-        "hf:vit", IMAGE, "", lambda f: (f / "vit" / "preprocessor_config.json").unlink(), "no image processor in 'vit'",
-    ),
-    "an image processor that pads": (
-        "hf:vit", IMAGE, "", lambda f: edit(f / "vit" / "preprocessor_config.json", do_pad=True), "the image processor pads",
-    ),
+def keep_no_head(directory: Path) -> None:
+    """Keep a classifier's features alone."""
+    transformers.BertModel.from_pretrained(directory).save_pretrained(directory)
+
+
+def cut(path: Path) -> None:
+    """Cut off a file's last bytes."""
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+LOGITS, PROBABILITIES, EMBEDDING = ({"kind": kind} for kind in ("logits", "probabilities", "embedding"))
+PROCESSOR, TOKENIZER = "preprocessor_config.json", "tokenizer_config.json"
+REMOTE = {"model_type": "mine", "auto_map": {"AutoModelForImageClassification": "mine.Mine"}}
+DENSE = '[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]'
+Change = dict[str, Any] | str | Callable[[Path], None] | None
+"""Of a directory's file: keys of its JSON, its content, or what is done to it; None: it is removed."""
+REFUSED: dict[str, tuple[str, dict[str, str], str, Change, str]] = {
+    "a missing directory": ("gone", {}, "", None, "members.m: no such file: 'gone/config.json'"),
+    "a directory that leaves": ("../vit", {}, "", None, "the path leaves the ensemble folder"),
+    "a configuration that is no JSON": ("vit", {}, "config.json", "{", "config.json cannot be read"),
+    "a configuration of nothing": ("vit", {}, "config.json", "[]", "found list; allowed: a JSON object"),
+    "an architecture that is Python": ("vit", {}, "config.json", REMOTE, "members.m.model: found 'hf:vit', which transformers"),
+    "no image processor": ("vit", {}, PROCESSOR, None, "no image processor in 'vit'"),
+    "an image processor that pads": ("vit", {}, PROCESSOR, {"do_pad": True}, "the image processor pads"),
     "an image processor that keeps the shape": (
-        "hf:vit", IMAGE, "", lambda f: edit(f / "vit" / "preprocessor_config.json", size={"shortest_edge": 24}),
+        "vit", {}, PROCESSOR, {"size": {"shortest_edge": 24}},
         "input.image: the image processor resizes to {'shortest_edge': 24}; allowed: one height and width",
     ),
     "an image processor of its own steps": (
-        "hf:vit", IMAGE, "", lambda f: edit(f / "vit" / "preprocessor_config.json", image_processor_type="DetrImageProcessor"),
-        "DetrImageProcessorPil has steps of its own",
+        "vit", {}, PROCESSOR, {"image_processor_type": "DetrImageProcessor"}, "DetrImageProcessorPil has steps of its own",
     ),
-    "no tokenizer": ("hf:bert", TEXT, "", lambda f: (f / "bert" / "tokenizer.json").unlink(), "no tokenizer.json in 'bert'"),
+    "no tokenizer": ("bert", {}, "tokenizer.json", None, "no tokenizer.json in 'bert'"),
     "padding on the left that the model would see": (
-        "hf:siglip", TEXT, "", lambda f: edit(f / "siglip" / "tokenizer_config.json", padding_side="left"),
+        "siglip", {}, TOKENIZER, {"padding_side": "left"},
         "input.text: the tokenizer's padding_side is 'left' for a model without a mask; allowed: 'right'",
     ),
     "a cut on no side": (
-        "hf:bert", TEXT, "", lambda f: edit(f / "bert" / "tokenizer_config.json", truncation_side="middle"),
+        "bert", {}, TOKENIZER, {"truncation_side": "middle"},
         "members.m.input.text.truncation_side: found 'middle'; allowed: 'right' or 'left'",
     ),
-    "a head that has no weights": (
-        "hf:clip", TEXT, 'output = { kind = "logits" }', lambda _: None, "allowed: a directory that model.save_pretrained",
-    ),
+    "a head that has no weights": ("clip", LOGITS, "", None, "allowed: a directory that model.save_pretrained"),
     "a text head that has no weights": (
-        "hf:bert", TEXT, "", lambda f: transformers.BertModel.from_pretrained(f / "bert").save_pretrained(f / "bert"),
-        "pooling: found nothing, and 'hf:bert' does not say; allowed: cls, mean, max, last, pooler",
+        "bert", {}, ".", keep_no_head, "pooling: found nothing, and 'hf:bert' does not say; allowed: cls, mean, max, last, pooler",
     ),
     "a classifier that has no weights": (
-        "hf:bert", TEXT, 'output = { kind = "logits" }',
-        lambda f: transformers.BertModel.from_pretrained(f / "bert").save_pretrained(f / "bert"),
+        "bert", LOGITS, ".", keep_no_head,
         "has no weights for 'classifier.bias, classifier.weight' of BertForSequenceClassification; allowed: an output.kind",
     ),
     "a classifier of several labels": (
-        "hf:vit", IMAGE, "", lambda f: edit(f / "vit" / "config.json", problem_type="multi_label_classification"),
+        "vit", {}, "config.json", {"problem_type": "multi_label_classification"},
         "members.m.model: found 'hf:vit', whose problem_type is 'multi_label_classification', for task 'classification'; allowed",
     ),
-    "probabilities": ("hf:vit", IMAGE, 'output = { kind = "probabilities" }', lambda _: None, "the model gives logits"),
-    "no weights": ("hf:vit", IMAGE, "", lambda f: (f / "vit" / "model.safetensors").unlink(), "which has no weights"),
-    "cut weights": (
-        "hf:vit", IMAGE, "",
-        lambda f: (f / "vit" / "model.safetensors").write_bytes((f / "vit" / "model.safetensors").read_bytes()[:-9]),
-        "which transformers",
-    ),
+    "probabilities": ("vit", PROBABILITIES, "", None, "the model gives logits"),
+    "no weights": ("vit", {}, "model.safetensors", None, "which has no weights"),
+    "cut weights": ("vit", {}, "model.safetensors", cut, "which transformers"),
     "sentences through an unknown module": (
-        "hf:bert", TEXT, 'output = { kind = "embedding" }',
-        lambda f: (f / "bert" / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]'),
+        "bert", EMBEDDING, "modules.json", DENSE,
         "whose sentence-transformers files cannot be followed (modules.json: found ['Dense'])",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "given", "keys", "spoil", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("name", "output", "file", "change", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_directory_that_cannot_be_served_as_it_says_is_refused(
-    folder: Path, model: str, given: str, keys: str, spoil: Callable[[Path], object], message: str
+    folder: Path, name: str, output: dict[str, str], file: str, change: Change, message: str
 ) -> None:
-    spoil(folder)
-    task = "embedding" if model == "hf:bert" and "logits" not in keys else "classification"
+    path = folder / name / file
+    if isinstance(change, dict):
+        edit(path, **change)
+    elif isinstance(change, str):
+        path.write_text(change)
+    elif change is not None:
+        change(path)
+    elif file:
+        path.unlink()
+    task = "embedding" if name == "bert" and output != LOGITS else "classification"
+    keys = f'output = {{ kind = "{output["kind"]}" }}' if output else ""
     with pytest.raises(InvalidEnsemble, match=re.escape(message)) as refusal:
-        load(write_member(folder, model, given, keys, task))
+        load(write_member(folder, f"hf:{name}", TEXT if name in ("bert", "clip", "siglip") else IMAGE, keys, task))
     assert len(str(refusal.value)) < 1500
 
 

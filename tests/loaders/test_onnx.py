@@ -1,19 +1,15 @@
 """ONNX: graphs whose answers one can check by eye, and members that are served with them."""
 
 import hashlib
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import onnx
+import onnx.parser
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 from torch import Tensor
 
 from tests.models import chance, number, write_members
@@ -24,40 +20,40 @@ from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.loaders import LoadedModel
 from twinfer_server.trust import Trust
 
-Inputs = dict[str, tuple[int, Sequence[str | int]]]
+HEAD = '<ir_version: 9, opset_import: ["": 17, "ai.onnx.ml": 3]> '
+OPINION = """(float[samples, 1] x) => (float[samples, classes] logits, float[samples, same] same) {
+    negative = Neg(x)
+    logits = Concat<axis = 1>(x, negative)
+    same = Identity(x)
+}"""
+"""Gives x and -x as `logits`, and x itself as `same`."""
+SUM = """=> (float[samples, one] sum) <int64[1] thousand = {1000}, int64[1] axes = {1}> {
+    masked = Mul(input_ids, attention_mask)
+    typed = Mul(token_type_ids, thousand)
+    all = Add(masked, typed)
+    total = ReduceSum(all, axes)
+    sum = Cast<to = 1>(total)
+}"""
+"""Sums the ids times the mask, plus 1000 for every token type."""
+UNMASKED = """=> (float[samples, tokens] sum) {
+    all = Add(input_ids, token_type_ids)
+    sum = Cast<to = 1>(all)
+}"""
+SORTER = """(float[samples, 1] x) => (string[samples] label, float[samples, 2] scores, seq(map(int64, float[])) map)
+<string[2] names = {"yes", "no"}> {
+    negative = Neg(x)
+    scores = Concat<axis = 1>(x, negative)
+    best = ArgMax<axis = 1, keepdims = 0>(scores)
+    label = Gather(names, best)
+    map = ai.onnx.ml.ZipMap<classlabels_int64s = [0, 1]>(scores)
+}"""
+"""Gives, as scikit-learn's converters do, the names of the best classes, x and -x, and these in a map."""
 
 
-def save_graph(path: Path, nodes: Sequence[onnx.NodeProto], inputs: Inputs, outputs: Sequence[str]) -> None:
-    """Write a model of these nodes; `inputs` are types and shapes, the outputs are float32 [samples, anything]."""
-    takes = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
-    gives = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["samples", None]) for name in outputs]
-    graph = helper.make_graph(nodes, "graph", takes, gives)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-
-
-def save_opinion(path: Path) -> None:
-    """Write the model that gives x and -x as `logits`, and x itself as `same`."""
-    nodes = [
-        helper.make_node("Neg", ["x"], ["negative"]),
-        helper.make_node("Concat", ["x", "negative"], ["logits"], axis=1),
-        helper.make_node("Identity", ["x"], ["same"]),
-    ]
-    save_graph(path, nodes, {"x": (TensorProto.FLOAT, ["samples", 1])}, ["logits", "same"])
-
-
-def save_text_model(path: Path, *names: str) -> None:
-    """Write a model that sums the ids times the mask, plus 1000 for every token type, with its inputs in this order."""
-    nodes = [
-        helper.make_node("Mul", ["input_ids", "attention_mask"], ["masked"]),
-        helper.make_node("Constant", [], ["thousand"], value=helper.make_tensor("t", TensorProto.INT64, [1], [1000])),
-        helper.make_node("Mul", ["token_type_ids", "thousand"], ["typed"]),
-        helper.make_node("Add", ["masked", "typed"], ["all"]),
-        helper.make_node("Constant", [], ["axes"], value=helper.make_tensor("a", TensorProto.INT64, [1], [1])),
-        helper.make_node("ReduceSum", ["all", "axes"], ["total"]),
-        helper.make_node("Cast", ["total"], ["sum"], to=TensorProto.FLOAT),
-    ]
-    kind = (TensorProto.INT64, ["samples", "tokens"])
-    save_graph(path, nodes, dict.fromkeys(names, kind), ["sum"])
+def save_graph(path: Path, text: str, *tokens: str) -> None:
+    """Write the model that onnx's own language says; `tokens` are the names of its inputs int64 [samples, tokens]."""
+    takes = f"({', '.join(f'int64[samples, tokens] {name}' for name in tokens)}) " if tokens else ""
+    onnx.save(onnx.parser.parse_model(f"{HEAD}{path.stem} {takes}{text}"), path)
 
 
 def describe_text(**keys: object) -> dict[str, object]:
@@ -76,9 +72,10 @@ def ask(model: LoadedModel, *arguments: Tensor) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
-    save_opinion(folder / "opinion.onnx")
-    save_text_model(folder / "text.onnx", "input_ids", "attention_mask", "token_type_ids")
-    save_text_model(folder / "mixed.onnx", "token_type_ids", "attention_mask", "input_ids")
+    save_graph(folder / "opinion.onnx", OPINION)
+    save_graph(folder / "text.onnx", SUM, "input_ids", "attention_mask", "token_type_ids")
+    save_graph(folder / "mixed.onnx", SUM, "token_type_ids", "attention_mask", "input_ids")
+    save_graph(folder / "unmasked.onnx", UNMASKED, "input_ids", "token_type_ids")
     (folder / "tokenizer.json").write_text("{}")
     (folder / "cut.onnx").write_bytes((folder / "opinion.onnx").read_bytes()[:-20])
     (folder / "empty.onnx").write_bytes(b"")
@@ -134,31 +131,9 @@ def test_a_graph_is_served_as_a_member_whose_output_is_picked_by_name(folder: Pa
         assert [member.loader for member in client.describe().members] == ["onnx", "onnx"]
 
 
-def save_sorter(path: Path) -> None:
-    """Write a classifier as scikit-learn's converters do: the names of the best classes, x and -x, and these in a map."""
-    nodes = [
-        helper.make_node("Neg", ["x"], ["negative"]),
-        helper.make_node("Concat", ["x", "negative"], ["scores"], axis=1),
-        helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0),
-        helper.make_node("Gather", ["names", "best"], ["label"]),
-        helper.make_node("ZipMap", ["scores"], ["map"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
-    ]
-    entry = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
-    gives = [
-        helper.make_tensor_value_info("label", TensorProto.STRING, ["samples"]),
-        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["samples", 2]),
-        helper.make_value_info("map", helper.make_sequence_type_proto(entry)),
-    ]
-    takes = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["samples", 1])]
-    names = onnx.numpy_helper.from_array(np.array(["yes", "no"], dtype=object), "names")
-    graph = helper.make_graph(nodes, "graph", takes, gives, [names])
-    versions = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=9), path)
-
-
 @pytest.mark.parametrize("select", ['"scores"', "1"], ids=["by name", "by position"])
 def test_outputs_beside_one_of_numbers_do_not_keep_it_from_being_served(tmp_path: Path, select: str) -> None:
-    save_sorter(tmp_path / "sorter.onnx")
+    save_graph(tmp_path / "sorter.onnx", SORTER)
     spec = write_members(tmp_path, {"sorter": "sorter.onnx"}) / "ensemble.toml"
     spec.write_text(spec.read_text().replace("[fusion]", f"[members.sorter.output]\nselect = {select}\n[fusion]"))
     with running(tmp_path) as server, Client(server.address) as client:
@@ -166,23 +141,15 @@ def test_outputs_beside_one_of_numbers_do_not_keep_it_from_being_served(tmp_path
 
 
 def test_an_output_of_strings_cannot_be_selected(tmp_path: Path) -> None:
-    save_sorter(tmp_path / "sorter.onnx")
-    folder = write_members(tmp_path, {"sorter": "sorter.onnx"})
-    with pytest.raises(
-        InvalidEnsemble, match=r"sorter\.output\.select: 0 finds no tensor; found outputs \['label', 'map', 'scores'\]"
-    ):
-        load_folder(folder)
+    save_graph(tmp_path / "sorter.onnx", SORTER)
+    message = r"sorter\.output\.select: 0 finds no tensor; found outputs \['label', 'map', 'scores'\]"
+    with pytest.raises(InvalidEnsemble, match=message):
+        load_folder(write_members(tmp_path, {"sorter": "sorter.onnx"}))
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        pytest.param("cut.onnx", "found 'cut.onnx', which ONNX Runtime", id="truncated"),
-        pytest.param("empty.onnx", "found 'empty.onnx', which ONNX Runtime", id="empty"),
-    ],
-)
-def test_what_is_no_graph_is_refused(folder: Path, name: str, message: str) -> None:
-    with pytest.raises(InvalidEnsemble, match=f"^members.vision.model: .*{re.escape(message)}"):
+@pytest.mark.parametrize("name", ["cut.onnx", "empty.onnx"])
+def test_what_is_no_graph_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(InvalidEnsemble, match=f"^members.vision.model: found '{name}', which ONNX Runtime"):
         load_source(name, folder)
 
 
@@ -194,9 +161,6 @@ def test_what_is_no_graph_is_refused(folder: Path, name: str, message: str) -> N
     ],
 )
 def test_inputs_that_do_not_fit_the_graph_are_refused(folder: Path, name: str, keys: dict[str, object], found: str) -> None:
-    add = [helper.make_node("Add", ["input_ids", "token_type_ids"], ["all"]), helper.make_node("Cast", ["all"], ["sum"], to=1)]
-    kind = (TensorProto.INT64, ["samples", "tokens"])
-    save_graph(folder / "unmasked.onnx", add, {"input_ids": kind, "token_type_ids": kind}, ["sum"])
     with pytest.raises(InvalidEnsemble, match=rf"model: found '{name}', whose inputs are '{found} tensors; allowed"):
         load_source(name, folder, input=describe_text(**keys))
 

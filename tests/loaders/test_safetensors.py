@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -14,20 +15,26 @@ from tests.sources import compute, load_source
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
 from twinfer_server.trust import Trust
 
-ARCHITECTURE = """
-import torch
-from torch import nn
 
 class Tied(nn.Module):
-    def __init__(self):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(3, 3, bias=False)
         self.outer = nn.Linear(3, 3, bias=False)
         self.outer.weight = self.inner.weight
         self.noise = nn.Dropout(0.9)
 
-    def forward(self, x):
-        return self.noise(self.outer(self.inner(x)))
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.noise(self.outer(self.inner(x)))
+        return answer
+
+
+ARCHITECTURE = f"""
+from torch import Tensor, nn
+
+{inspect.getsource(Tied)}
 
 def double():
     return Tied().double()
@@ -36,20 +43,6 @@ def function():
     return lambda x: x
 """
 PYTHON = "python:net.py:Tied"
-
-
-class Tied(nn.Module):
-    """The same again, for the test's own answer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3, 3, bias=False)
-        self.outer = nn.Linear(3, 3, bias=False)
-        self.outer.weight = self.inner.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.outer(self.inner(x))
-        return answer
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ from .picture import ALLOWED, Picture, check_size, read_picture
 SCALED_MARGINS = {"bilinear": 1.9, "bicubic": 2.0, "lanczos": 2.0, "hamming": 2.5}
 """A scaled JPEG is larger than what it is resized to by so much, or of photographs differs from one in full by more than 1/255 on
 average; the other ways, which look at pixels one by one, take it in full."""
-MIN_SCALED = 16
-"""Pixels; below it there is nothing to gain."""
 MAX_GROWTH = 16
 """A picture that is resized before it is cut may take so many times the member's pixels, or what any image may."""
 
@@ -57,15 +54,16 @@ class ImageInput:
     def prepare(self, decoded: Picture) -> Samples:
         """Convert, resize and place, each only where needed, to uint8 [1, height, width, channels]; raises InvalidInput."""
         picture = decoded if self._spec.channels == 3 else decoded.in_grey()
-        placement = _place(self._spec, picture.height, picture.width)
-        pixels = placement.height * placement.width
-        if pixels > max(self._max_pixels, MAX_GROWTH * math.prod(self._spec.size)):
-            found = f"an image of {picture.width} x {picture.height} pixels, {placement.width} x {placement.height} when resized"
+        height, width = _find_resized(self._spec, picture.height, picture.width)
+        if height * width > max(self._max_pixels, MAX_GROWTH * math.prod(self._spec.size)):
+            found = f"an image of {picture.width} x {picture.height} pixels, {width} x {height} when resized"
             raise refuse(self.name, found, f"at most {self._max_pixels} pixels")
-        resized = picture.resized(placement.height, placement.width, self._resampling)
-        laid = placement.lay(resized, (self._spec.size[0], self._spec.size[1]), self._spec.pad_color)
-        samples = laid if laid.shape[2] == self._spec.channels else laid.repeat(3, axis=2)
-        return (samples[np.newaxis],)
+        pixels = picture.resized(height, width, self._resampling)
+        if [height, width] != self._spec.size:
+            pixels = _lay(self._spec, pixels)
+        if pixels.shape[2] < self._spec.channels:
+            pixels = pixels.repeat(3, axis=2)
+        return (pixels[np.newaxis],)
 
     def example(self, seed: int, tokens: int) -> Samples:
         """Make a picture of noise."""
@@ -81,62 +79,49 @@ class ImageInput:
         return (pixels,)
 
 
-@dataclass(frozen=True, slots=True)
-class _Placement:
-    """Where a picture lies on the member's canvas: resized to `height` and `width`, its upper left corner at (`top`, `left`).
+def _find_resized(spec: ImageInputSpec, height: int, width: int) -> Size:
+    """Find the size to which a picture of `height` x `width` pixels is resized before it is cut or gets bars.
 
-    All in pixels. A corner below 0 lies outside: what is outside is cut off; where the picture does not reach, there are bars.
-    """
-
-    height: int
-    width: int
-    top: int = 0
-    left: int = 0
-
-    def lay(self, pixels: Array, size: Size, color: int) -> Array:
-        """Lay the resized picture, uint8 [height, width, channels], on a canvas of `size`, bars in grey of `color`."""
-        if (self.top, self.left, self.height, self.width) == (0, 0, *size):
-            return pixels
-        top, left = max(0, self.top), max(0, self.left)
-        visible = pixels[max(0, -self.top) :, max(0, -self.left) :][: size[0] - top, : size[1] - left]
-        canvas = np.full((*size, pixels.shape[2]), color, dtype=np.uint8)
-        canvas[top : top + visible.shape[0], left : left + visible.shape[1]] = visible
-        return canvas
-
-
-def _place(spec: ImageInputSpec, height: int, width: int) -> _Placement:
-    """Place a picture of `height` x `width` pixels as `spec.fit` says.
-
-    Sources: torchvision's `Resize`, whose longer edge is rounded down, and `CenterCrop`; for "pad" `LetterBox` of Ultralytics,
-    which scales until a pair of edges meets the canvas.
+    Sources: torchvision's `Resize`, whose longer edge is rounded down; for "pad" `LetterBox` of Ultralytics, which scales until a
+    pair of edges meets the canvas.
     """
     if spec.fit == "stretch":
-        return _Placement(*spec.size)
+        return spec.size[0], spec.size[1]
     if spec.fit == "pad":
         scale = min(spec.size[0] / height, spec.size[1] / width)
-        resized = [max(1, round(height * scale)), max(1, round(width * scale))]
-        if spec.pad_place == "corner":
-            return _Placement(*resized)
-    elif isinstance(spec.crop_from, list):
-        resized = spec.crop_from
-    else:
-        shorter = min(height, width)
-        resized = [int(spec.crop_from * height / shorter), int(spec.crop_from * width / shorter)]
-    return _Placement(*resized, *(_find_corner(spec, has, wanted) for has, wanted in zip(resized, spec.size, strict=True)))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    if isinstance(spec.crop_from, list):
+        return spec.crop_from[0], spec.crop_from[1]
+    shorter = min(height, width)
+    return int(spec.crop_from * height / shorter), int(spec.crop_from * width / shorter)
+
+
+def _lay(spec: ImageInputSpec, pixels: Array) -> Array:
+    """Lay a resized picture, uint8 [height, width, channels], on the member's canvas: cut off outside, with bars where it ends."""
+    top, left = (_find_corner(spec, has, wanted) for has, wanted in zip(pixels.shape[:2], spec.size, strict=True))
+    visible = pixels[max(0, -top) :, max(0, -left) :][: spec.size[0], : spec.size[1]]
+    canvas = np.full((*spec.size, pixels.shape[2]), spec.pad_color, dtype=np.uint8)
+    canvas[max(0, top) :, max(0, left) :][: visible.shape[0], : visible.shape[1]] = visible
+    return canvas
 
 
 def _find_corner(spec: ImageInputSpec, has: int, wanted: int) -> int:
-    """Find the corner of a picture that is `has` pixels long so that the canvas, `wanted` long, shows its middle."""
+    """Find the corner of a picture that is `has` pixels long on a canvas that is `wanted` long; below 0 it is cut off.
+
+    Source: torchvision's `CenterCrop`.
+    """
+    if spec.pad_place == "corner":
+        return 0
     if wanted > has:
         return (wanted - has) // 2
     return -((has - wanted) // 2 if spec.crop_offset == "floor" else round((has - wanted) / 2))
 
 
 def _find_min_size(spec: ImageInputSpec) -> Size:
-    """Find how large a scaled picture must be, at least, so that it is as good as the one in full."""
+    """Find how large a scaled JPEG must be, at least, so that it is as good as the one in full."""
     margin = SCALED_MARGINS.get(spec.resize)
     if margin is None or not spec.scaled_decoding:
         return IN_FULL
     resized = spec.crop_from if spec.fit == "crop" else spec.size
     height, width = resized if isinstance(resized, list) else (resized, resized)
-    return max(MIN_SCALED, math.ceil(margin * height)), max(MIN_SCALED, math.ceil(margin * width))
+    return math.ceil(margin * height), math.ceil(margin * width)

@@ -14,7 +14,6 @@ Decoded = TypeVar("Decoded")
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
-
 IN_FULL: Size = (2**31, 2**31)
 """More than any picture has: nothing of it may be left out."""
 
@@ -46,9 +45,9 @@ class BufferSpec:
 class InputKind(Protocol[Decoded]):
     """One input of one member: from what a caller sent to what the member is called with.
 
-    `name` is the input's name in requests; errors begin with it. `tensor_dtype` and `tensor_shape` (-1 where any size is
-    accepted) describe the ready tensors that it takes. A request gives the member up to `max_samples` samples. `min_size` is how
-    much of a picture the member needs to see, and may be decoded for it; (0, 0) for other kinds.
+    `name` is the input's name in requests. `tensor_dtype` and `tensor_shape` (-1: any size) describe the ready tensors that it
+    takes. A request gives the member up to `max_samples` samples. `min_size` is how much of a picture the member needs to see, and
+    may be decoded for it; (0, 0) for other kinds.
     """
 
     name: str
@@ -59,10 +58,9 @@ class InputKind(Protocol[Decoded]):
     min_size: Size
 
     def decode(self, value: RawInput, min_size: Size = IN_FULL) -> Decoded:
-        """Do the costly part, once per request even where several members take the input; raises InvalidInput.
+        """Do the costly part, once for all members that take the input, whatever their specs; raises InvalidInput.
 
-        The result fits every member that takes the input with this kind: nothing in it depends on this member's spec, and a
-        picture has at least `min_size`, which the most demanding of them needs.
+        A picture has at least `min_size`, which the most demanding of them needs.
         """
         ...
 
@@ -78,10 +76,7 @@ class InputKind(Protocol[Decoded]):
         ...
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Turn staged samples, on the device, into what the member is called with.
-
-        Tensor operations only, without waiting for the device, so that a CUDA graph can hold them.
-        """
+        """Turn staged samples into the member's arguments, on the device and without waiting for it: CUDA graphs hold this."""
         ...
 
 
@@ -96,6 +91,4 @@ def describe(value: RawInput) -> str:
         return f"{len(value)} bytes"
     if isinstance(value, str):
         return f"the text {quote(value)}"
-    if isinstance(value, tuple):
-        return f"{len(value)} texts"
-    return f"a tensor {value.dtype} {list(value.shape)}"
+    return f"{len(value)} texts" if isinstance(value, tuple) else f"a tensor {value.dtype} {list(value.shape)}"

@@ -23,9 +23,11 @@ from .kind import Size, refuse
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ALLOWED = f"an image as {', '.join(FORMATS)}, or a tensor uint8 [height, width, 1 or 3]"
-JPEGS = ("JPEG", "MPO")
-JPEG_SCALES = (8, 4, 2)
-"""What libjpeg-turbo decodes faster than the whole picture, as it has vector code for these; the largest first."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What brings a picture of each EXIF orientation upright."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,15 @@ class Picture:
         RGB is resized bilinearly by torch: the same formula, several times as fast, with coarser weights, so to within 1. (Of noise
         one value in ten million is off by 2.) Its bicubic resizing of uint8 is off by far more where contrasts are high.
         """
-        if self.pixels.shape[:2] == (height, width) and self.scale == 1:
-            return self.pixels
-        has_whole_edges = self.height % self.scale == 0 == self.width % self.scale
-        if self.pixels.shape[2] == 3 and how is Image.Resampling.BILINEAR and has_whole_edges:
-            return _resize_bilinearly(self.pixels, height, width)
-        image = Image.fromarray(self.pixels if self.pixels.shape[2] == 3 else self.pixels[:, :, 0])
+        pixels, is_rgb = self.pixels, self.pixels.shape[2] == 3
+        if pixels.shape[:2] == (height, width) and self.scale == 1:
+            return pixels
+        if is_rgb and how is Image.Resampling.BILINEAR and self.height % self.scale == 0 == self.width % self.scale:
+            writeable = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of memory that it must not write to
+            planes = torch.from_numpy(writeable).permute(2, 0, 1).unsqueeze(0)
+            planes = functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
+            return np.asarray(planes[0].permute(1, 2, 0))
+        image = Image.fromarray(pixels if is_rgb else pixels[:, :, 0])
         edges = (0, 0, self.width / self.scale, self.height / self.scale)
         return np.asarray(image.resize((width, height), how, edges)).reshape(height, width, -1)
 
@@ -74,22 +79,18 @@ def read_picture(name: str, content: bytes, max_pixels: int, min_size: Size) -> 
         raise refuse(name, "a larger image", f"at most {max_pixels} pixels") from None
     except Exception:  # Pillow's readers raise what the bytes make them stumble over, of any class
         raise refuse(name, f"{len(content)} bytes that are no image, or only its beginning", ALLOWED) from None
-    width, height = image.size
+    image_size = width, height = image.size
     check_size(name, width, height, max_pixels)
     if image.mode in ("I", "F"):
         raise refuse(name, f"32-bit pixels (mode {image.mode})", "8 or 16 bits per channel")
-    scale = _find_scale(image, min_size) if image.format in JPEGS else 1
     try:
-        if scale > 1:
-            image.draft(None, (width // scale, height // scale))
+        scale = _scale_down(image, min_size)
         image.load()
         orientation = _read_orientation(image)  # not before: Pillow turns a TIFF itself while loading
-        pixels = _turn_upright(_to_plain(image), orientation)
+        pixels = _to_plain(image.transpose(TURNS[orientation]) if orientation > 1 else image)
     except Exception as error:
         raise refuse(name, f"a truncated or damaged {image.format} ({error})", "a whole image") from None
-    if scale == 1:
-        return Picture(pixels, *pixels.shape[:2])
-    return Picture(pixels, *((width, height) if orientation >= 5 else (height, width)), scale)
+    return Picture(pixels, *(image_size if orientation >= 5 else image_size[::-1]), scale)
 
 
 def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
@@ -98,19 +99,17 @@ def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         raise refuse(name, f"an image of {width} x {height} pixels", f"at most {max_pixels} pixels")
 
 
-def _find_scale(image: Image.Image, min_size: Size) -> int:
-    """Find the largest scale at which a JPEG still has `min_size`; 1 if it is to be decoded in full.
+def _scale_down(image: Image.Image, min_size: Size) -> int:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size where that is at least `min_size`; return 2, 4, 8, or 1 for in full.
 
     One that will be turned has no part of a pixel at its edge, which would then be the wrong edge.
     """
     width, height = image.size
     orientation = _read_orientation(image)
-    least_height, least_width = min_size[::-1] if orientation >= 5 else min_size
-    for scale in JPEG_SCALES:
-        is_enough = height >= scale * least_height and width >= scale * least_width
-        if is_enough and (orientation == 1 or height % scale == 0 == width % scale):
-            return scale
-    return 1
+    if orientation > 1 and (width % 8 or height % 8):
+        return 1
+    drafted = image.draft(None, min_size if orientation >= 5 else min_size[::-1])
+    return round(width / drafted[1][2]) if drafted else 1
 
 
 def _read_orientation(image: Image.Image) -> int:
@@ -120,16 +119,6 @@ def _read_orientation(image: Image.Image) -> int:
     except Exception:  # a photograph with damaged EXIF is still a photograph
         return 1
     return orientation if orientation in range(1, 9) else 1
-
-
-def _turn_upright(pixels: Array, orientation: int) -> Array:
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def _to_plain(image: Image.Image) -> Array:
@@ -145,11 +134,3 @@ def _to_plain(image: Image.Image) -> Array:
     plain = image if image.mode == mode else image.convert(mode)
     # Not by NumPy's way to ask an image for its pixels, which copies them twice.
     return np.frombuffer(plain.tobytes(), dtype=np.uint8).reshape(plain.height, plain.width, -1)
-
-
-def _resize_bilinearly(pixels: Array, height: int, width: int) -> Array:
-    writeable = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of memory that it must not write to
-    planes = torch.from_numpy(writeable).permute(2, 0, 1).unsqueeze(0)
-    resized = functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
-    array: Array = resized[0].permute(1, 2, 0).numpy()
-    return array

@@ -23,9 +23,8 @@ class RequestProcessor:
     def __init__(self, spec: EnsembleSpec, inputs: Sequence[Sequence[InputKind[Any] | UpstreamInput]]) -> None:
         """Take the inputs of each member, in the members' order and in that in which a member is called with them."""
         self._spec = spec
-        self._inputs = [tuple(kinds) for kinds in inputs]
+        self._inputs = inputs
         self._names = list(spec.members)
-        self._fused = [name for name, member in spec.members.items() if member.output.kind != "features"]
         self._default_policy = Policy[spec.policy.upper()]
         self._takers: dict[str, list[tuple[int, InputKind[Any]]]] = {name: [] for _, name, _ in spec.walk_inputs()}
         """By input name, the members that take it, and how."""
@@ -40,27 +39,16 @@ class RequestProcessor:
         """By input name, how much of a picture the most demanding member needs to see."""
         self._required = {name for _, name, input_spec in spec.walk_inputs() if input_spec.required}
 
-    @property
-    def input_names(self) -> list[str]:
-        """The names of the inputs that a request may carry."""
-        return list(self._takers)
-
     def is_required(self, input_name: str, policy: Policy, needs: Collection[int]) -> bool:
         """Return whether a request under `policy` must carry the input; the fusion `needs` the members of these indexes."""
-        return (
-            policy is Policy.REQUIRE_ALL
-            or input_name in self._required
-            or any(index in needs for index, _ in self._takers[input_name])
-        )
+        takers = {index for index, _ in self._takers[input_name]}
+        return policy is Policy.REQUIRE_ALL or input_name in self._required or not takers.isdisjoint(needs)
 
     def check_served(self, name: str, version: int) -> None:
         """Raise UnknownEnsemble unless `name` and `version` mean this ensemble; empty and 0 do."""
-        spec = self._spec
-        if name not in ("", spec.name) or version not in (0, spec.version):
-            raise UnknownEnsemble(
-                f"ensemble {quote(name)} version {version} is not served; allowed: {spec.name!r} version {spec.version}, "
-                "or empty and 0"
-            )
+        if name not in ("", self._spec.name) or version not in (0, self._spec.version):
+            served = f"{self._spec.name!r} version {self._spec.version}, or empty and 0"
+            raise UnknownEnsemble(f"ensemble {quote(name)} version {version} is not served; allowed: {served}")
 
     def check(self, request: InferRequest, needs: Collection[int], classes: int) -> Policy:
         """Check everything in a request but the content of its inputs; return the policy that it is answered under.
@@ -69,38 +57,35 @@ class RequestProcessor:
         """
         self.check_served(request.ensemble, request.version)
         policy = request.policy or self._default_policy
-        if request.inputs.keys() != self._takers.keys():
-            self._check_names(request.inputs, policy, needs)
+        for name in request.inputs:
+            if name not in self._takers:
+                raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {list(self._takers)}")
+        missing = [name for name in self._takers if name not in request.inputs]
+        needed = [name for name in missing if self.is_required(name, policy, needs)]
+        if needed:
+            raise MissingInput(f"inputs: {needed} missing; required: they are needed under policy {policy.name}")
+        if not request.inputs:
+            raise MissingInput(f"inputs: none found; required: at least one of {list(self._takers)}")
         if not 0 <= request.top_k <= classes:
             allowed = f"0 to {classes}" if classes else "0: the task has no classes"
             raise InvalidOption(f"options.top_k: found {request.top_k}; allowed: {allowed}")
         return policy
 
-    def _check_names(self, found: Collection[str], policy: Policy, needs: Collection[int]) -> None:
-        """Refuse inputs that no member takes, and requests without those that are needed."""
-        for name in found:
-            if name not in self._takers:
-                raise UnknownInput(f"inputs[{quote(name)}]: no such input; allowed: {self.input_names}")
-        needed = [name for name in self._takers if name not in found and self.is_required(name, policy, needs)]
-        if needed:
-            raise MissingInput(f"inputs: {needed} missing; required: they are needed under policy {policy.name}")
-        if not found:
-            raise MissingInput(f"inputs: none found; required: at least one of {self.input_names}")
-
     def read_weights(self, overrides: Mapping[str, float]) -> NDArray[np.float64] | None:
         """Return a request's own weights, float64 [members], summing to 1; None where it brings none and the fusion's count."""
         if not overrides:
             return None
+        fused = [name for name, member in self._spec.members.items() if member.output.kind != "features"]
         for name, weight in overrides.items():
+            key = f"options.fusion_weights[{quote(name)}]"
             if name not in self._names:
-                raise UnknownMember(f"options.fusion_weights[{quote(name)}]: no such member; allowed: {self._names}")
-            if name not in self._fused:
-                allowed = f"members that are fused, {self._fused}"
-                raise InvalidOption(f"options.fusion_weights[{quote(name)}]: its output is of kind 'features'; allowed: {allowed}")
+                raise UnknownMember(f"{key}: no such member; allowed: {self._names}")
+            if name not in fused:
+                raise InvalidOption(f"{key}: its output is of kind 'features'; allowed: members that are fused, {fused}")
             if not 0 <= weight <= 1e9:  # also refuses NaN
-                raise InvalidOption(f"options.fusion_weights[{quote(name)}]: found {weight}; allowed: 0 to 1e9")
+                raise InvalidOption(f"{key}: found {weight}; allowed: 0 to 1e9")
         weights = np.array([overrides.get(name, 0.0) for name in self._names])
-        if not weights.sum() > 0:
+        if not weights.any():
             raise InvalidOption("options.fusion_weights: all are 0; allowed: at least one above 0")
         normalised: NDArray[np.float64] = weights / weights.sum()
         return normalised
@@ -128,15 +113,12 @@ class RequestProcessor:
                         parts[kind.name] = kind.prepare(decoded[kind.name])
                 elif kind.upstream in samples:
                     parts[kind.name] = (np.empty((len(samples[kind.upstream][0]), 0), dtype=np.float32),)
-            if len(parts) == len(kinds):
-                samples[index] = self._join(index, parts)
+            if len(parts) < len(kinds):
+                continue
+            counts = {name: len(part[0]) for name, part in parts.items()}
+            if len(set(counts.values())) > 1:
+                raise InvalidInput(f"inputs: found {counts} samples for member {self._names[index]!r}; allowed: as many of each")
+            samples[index] = tuple(itertools.chain.from_iterable(parts.values()))
         if not samples:
             raise MissingInput(f"inputs: no member has all its inputs; found {sorted(request.inputs)}, allowed: all of a member's")
         return samples
-
-    def _join(self, index: int, parts: Mapping[str, Samples]) -> Samples:
-        """Put a member's inputs next to each other; raises InvalidInput where some have more samples than others."""
-        counts = {name: len(part[0]) for name, part in parts.items()}
-        if len(set(counts.values())) > 1:
-            raise InvalidInput(f"inputs: found {counts} samples for member {self._names[index]!r}; allowed: as many of each")
-        return tuple(itertools.chain.from_iterable(parts.values()))

@@ -33,34 +33,31 @@ class TensorInput:
         # As the dtype has them: 0.1 in float32 is a little more than 0.1.
         self._least = -math.inf if spec.min is None else float(self._dtype.type(spec.min))
         self._most = math.inf if spec.max is None else float(self._dtype.type(spec.max))
-        self._has_range = (spec.min, spec.max) != (None, None)
+        ends = (("at least", spec.min, self._least), ("at most", spec.max, self._most))
+        self._range = " and ".join(f"{name} {self._dtype.type(end)!s}" for name, said, end in ends if said is not None)
+        several = ", ".join([f"1 to {spec.max_samples}", *map(str, spec.shape)])
+        self._allowed = f"a tensor {spec.dtype} {spec.shape}" + (f" or [{several}]" if spec.max_samples > 1 else "")
 
     def decode(self, value: RawInput, min_size: Size = IN_FULL) -> Array:
         """Check that it is a tensor; each member checks its dtype and shape. Raises InvalidInput."""
         if isinstance(value, (bytes, str, tuple)):
-            raise refuse(self.name, describe(value), f"a tensor {self.tensor_dtype} {list(self.tensor_shape)}")
+            raise refuse(self.name, describe(value), self._allowed)
         return value
 
     def prepare(self, decoded: Array) -> Samples:
-        """Check dtype, rank, shape and values, and return [samples, *shape]; raises InvalidInput."""
-        if decoded.dtype != self._dtype:
-            raise refuse(self.name, f"dtype {decoded.dtype}", self.tensor_dtype)
-        rank = len(self.tensor_shape)
-        has_several = self.max_samples > 1 and decoded.ndim == rank + 1
-        if decoded.ndim != rank and not has_several:
-            ranks = f"rank {rank} (shape {list(self.tensor_shape)})"
-            several = f", or {rank + 1}: [samples, *shape]" if self.max_samples > 1 else ""
-            raise refuse(self.name, f"rank {decoded.ndim} (shape {list(decoded.shape)})", ranks + several)
+        """Check dtype, shape and values, and return [samples, *shape]; raises InvalidInput."""
+        has_several = self.max_samples > 1 and decoded.ndim == len(self.tensor_shape) + 1
         samples = decoded if has_several else decoded[np.newaxis]
-        if samples.shape[1:] != self.tensor_shape:
-            allowed = [f"1 to {self.max_samples}", *map(str, self.tensor_shape)] if has_several else map(str, self.tensor_shape)
-            raise refuse(self.name, f"shape {list(decoded.shape)}", f"[{', '.join(allowed)}]")
-        if not 1 <= len(samples) <= self.max_samples:
-            raise refuse(self.name, f"{len(samples)} samples", f"1 to {self.max_samples}")
-        if self._dtype.kind == "f" and np.count_nonzero(np.isfinite(samples)) != samples.size:
+        is_expected = decoded.dtype == self._dtype and samples.shape[1:] == self.tensor_shape
+        if not is_expected or not 1 <= len(samples) <= self.max_samples:
+            raise refuse(self.name, describe(decoded), self._allowed)
+        if self._dtype.kind == "f" and not np.isfinite(samples).all():
             raise refuse(self.name, "NaN or an infinity", "finite numbers")
-        if self._has_range:
-            self._check_range(samples.min(), samples.max())
+        if self._range:
+            least, most = samples.min(), samples.max()
+            is_below = least.item() < self._least
+            if is_below or most.item() > self._most:
+                raise refuse(self.name, f"the number {least if is_below else most!s}", self._range)
         return (samples,)
 
     def example(self, seed: int, tokens: int) -> Samples:
@@ -74,7 +71,7 @@ class TensorInput:
             return ((nearest + random.standard_normal(size)).clip(self._least, self._most).astype(self._dtype),)
         least = self._least if math.isfinite(self._least) else nearest
         most = self._most if math.isfinite(self._most) else nearest + 1
-        if self._has_range and seed < 2:
+        if self._range and seed < 2:
             return (np.full(size, least if seed else most).astype(self._dtype),)
         return (random.integers(int(least), int(most), size, endpoint=True).astype(self._dtype),)
 
@@ -82,22 +79,12 @@ class TensorInput:
         """Return the staged tensor: [samples, *shape] of the spec's dtype."""
         return (staged[0],)
 
-    def _check_range(self, least: np.generic, most: np.generic) -> None:
-        is_below = least.item() < self._least
-        if is_below or most.item() > self._most:
-            ends = (("at least", self._least), ("at most", self._most))
-            allowed = " and ".join(f"{name} {self._dtype.type(end)!s}" for name, end in ends if math.isfinite(end))
-            raise refuse(self.name, f"the number {least if is_below else most!s}", allowed)
-
 
 class UpstreamInput:
-    """An output of another member of the same batch, copied on the device: one sample for each of that member's.
-
-    `upstream` is that member's index, and `select` the output's name or position there.
-    """
+    """An output of another member of the same batch, copied on the device: one sample for each of that member's."""
 
     def __init__(self, name: str, upstream: int, select: int | str, shape: tuple[int, ...], max_samples: int) -> None:
-        """Take samples float32 of `shape`; of one request the upstream member has up to `max_samples`."""
+        """Take samples float32 of `shape` from the member of the index `upstream`: its output of the name or position `select`."""
         self.name = name
         self.upstream = upstream
         self.select = select

@@ -97,10 +97,10 @@ class TextInput:
         return ids, mask, *(types.to(torch.int64) for types in staged[2:])
 
     def _tokenize(self, texts: tuple[str, ...]) -> list[Encoding]:
-        if self._spec.pair and len(texts) != 2:
-            raise refuse(self.name, describe(texts), "2 texts, the first and the second of a pair")
-        if not self._spec.pair and len(texts) > self.max_samples:
-            raise refuse(self.name, f"{len(texts)} texts", f"1 to {self.max_samples}")
+        is_allowed = len(texts) == 2 if self._spec.pair else len(texts) <= self.max_samples
+        if not is_allowed:
+            allowed = "2 texts, the first and the second of a pair" if self._spec.pair else f"1 to {self.max_samples}"
+            raise refuse(self.name, describe(texts), allowed)
         inputs: list[str | tuple[str, ...]] = [texts] if self._spec.pair else [*texts]
         try:
             # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
@@ -115,23 +115,20 @@ class TextInput:
         return encodings
 
     def _read_ids(self, ids: Array) -> list[list[int]]:
-        """Return the ids, and behind them the types where the member takes them."""
+        """Return the ready ids, and behind them the types where the member takes them."""
         rank = len(self.tensor_shape)
         if ids.dtype not in (np.int32, np.int64) or ids.ndim != rank or (rank == 2 and len(ids) != 2):
             raise refuse(self.name, describe(ids), self._allowed)
         ready = np.atleast_2d(ids)
         if not 1 <= ready.shape[1] <= self._spec.max_tokens:
             raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self._spec.max_tokens}")
-        self._check_range("token id", ready[0], self._vocabulary - 1, ", the tokenizer's vocabulary")
-        for types in ready[1:]:
-            self._check_range("token type", types, 1, "")
         values: list[list[int]] = ready.tolist()
+        lasts = (("id", self._vocabulary - 1, ", the tokenizer's vocabulary"), ("type", 1, ""))
+        for line, (what, last, reason) in zip(values, lasts, strict=False):
+            outside = [value for value in line if not 0 <= value <= last]
+            if outside:
+                raise refuse(self.name, f"token {what} {outside[0]}", f"0 to {last}{reason}")
         return values
-
-    def _check_range(self, what: str, values: Array, highest: int, reason: str) -> None:
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > highest:
-            raise refuse(self.name, f"{what} {low if low < 0 else high}", f"0 to {highest}{reason}")
 
 
 def _pad(samples: Sequence[Sequence[int]], tokens: int, fill: int) -> NDArray[np.int32]:

@@ -20,16 +20,14 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import find_directory, find_file
 from .model import LoadedModel, count_bytes, list_tensors
 from .pooling import Pooling, embed, find_pooling
-from .source import Source, hash_file, outline
+from .source import TEXT, Source, hash_file
 
 PICKLE = "pytorch_model.bin"
-ARGUMENTS = {"image": ("pixel_values",), "text": ("input_ids", "attention_mask", "token_type_ids")}
-"""What the model calls the tensors that an input of each kind gives, as many as there are."""
 UNREAD_MASKS = "sdpa_with_unread_masks"
 
 
 class NamedArguments(nn.Module):
-    """A model that is called by position, with the names of its arguments."""
+    """A model that is called by position, and whose features are pooled where it has no head."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], pooling: Pooling | None) -> None:
         """Name the arguments of `model`."""
@@ -63,18 +61,15 @@ def load_huggingface(source: Source) -> LoadedModel:
     # What it would report is checked below.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with _copy_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory) as weights:
-        try:
-            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-            model, found = getattr(transformers, name).from_pretrained(
-                weights, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
-                trust_remote_code=False, use_safetensors=not is_pickle,
-            )  # fmt: skip
-        except Exception as error:  # of any class, for its files make it stumble anywhere
-            raise source.refuse(
-                f"which transformers {transformers.__version__} cannot load as {name} ({outline(error)})",
-                "a directory that model.save_pretrained has written, for an architecture of transformers",
-            ) from error
+    cannot_load = f"which transformers {transformers.__version__} cannot load as {name}"
+    allowed = "a directory that model.save_pretrained has written, for an architecture of transformers"
+    copying = _copy_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory)
+    with copying as weights, source.reading(cannot_load, allowed):
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model, found = getattr(transformers, name).from_pretrained(
+            weights, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
+            trust_remote_code=False, use_safetensors=not is_pickle,
+        )  # fmt: skip
     _leave_masks_unread(transformers, model)
     pooling = find_pooling(source, directory, model) if name == "AutoModel" else None
     may_miss = ("pooler.",) if pooling and pooling.method != "pooler" else ()
@@ -102,9 +97,9 @@ def _name_arguments(source: Source) -> tuple[str, ...]:
     names: list[str] = []
     for name, spec in source.spec.input.items():
         if spec.kind == "text":
-            names += ARGUMENTS["text"][: 1 + spec.mask + spec.token_types]
+            names += TEXT[: 1 + spec.mask + spec.token_types]
         else:
-            names += ARGUMENTS.get(spec.kind, (name,))  # a tensor has the name of the model's argument
+            names.append("pixel_values" if spec.kind == "image" else name)
     return tuple(names)
 
 

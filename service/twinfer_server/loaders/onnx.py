@@ -13,33 +13,27 @@ from torch import Tensor
 
 from ..errors import quote
 from .model import LoadedModel
-from .source import Source, hash_file, outline
+from .source import TEXT, Source, hash_file
 
-TEXT = ("input_ids", "attention_mask", "token_type_ids")
-"""What exported text models call the tensors of a text, as many as there are; in whatever order, for exporters differ."""
 TOKEN_TYPES = TEXT[2]
 """0 wherever a text stands alone, and so in a member that does not bring it."""
-NUMBERS = {
-    f"tensor({name})"
-    for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float", "double")
-}
-"""The outputs that are fetched; strings, maps and sequences are no output that a member could have."""
 
 
 class OnnxModel:
     """A session that takes tensors by position and returns its outputs by name; safe to call from several threads.
 
-    An output that is no tensor of numbers is None: it keeps its position, and cannot be selected.
+    An output that is no tensor of numbers (strings, maps, sequences) is None: it keeps its position, and cannot be selected.
     """
 
-    def __init__(self, session: Any, names: Sequence[str], device: torch.device) -> None:
+    def __init__(self, session: Any, names: Sequence[str], lacks_types: bool, device: torch.device) -> None:
         """Take over a session; its arguments are for the graph's inputs of these names, outputs go to `device`."""
         self._session = session
         self._device = device
         self._names = names
-        self._lacks_types = TOKEN_TYPES not in names and TOKEN_TYPES in _list_inputs(session)
-        self._outputs: dict[str, Tensor | None] = dict.fromkeys(node.name for node in session.get_outputs())
-        self._fetched = [node.name for node in session.get_outputs() if node.type in NUMBERS]
+        self._lacks_types = lacks_types
+        types = {node.name: str(node.type) for node in session.get_outputs()}
+        self._outputs: dict[str, Tensor | None] = dict.fromkeys(types)
+        self._fetched = [name for name, kind in types.items() if kind.startswith("tensor(") and kind != "tensor(string)"]
 
     def __call__(self, *arguments: Tensor) -> dict[str, Tensor | None]:
         """Compute, and return what the graph gives."""
@@ -62,23 +56,18 @@ def load_onnx(source: Source) -> LoadedModel:
     options.log_severity_level = 3  # what matters is raised
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other members want the cores
-    try:
+    with source.reading(f"which ONNX Runtime {onnxruntime.__version__} cannot read", "an ONNX model"):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of classes of its own
-        found = f"which ONNX Runtime {onnxruntime.__version__} cannot read ({outline(error)})"
-        raise source.refuse(found, "an ONNX model") from error
-    model = OnnxModel(session, _name_arguments(source, _list_inputs(session)), source.device)
+    inputs = [node.name for node in session.get_inputs()]
+    names = _name_arguments(source, inputs)
+    model = OnnxModel(session, names, TOKEN_TYPES in inputs and TOKEN_TYPES not in names, source.device)
     return LoadedModel(model, "onnx", path.stat().st_size, hash_file(path), is_capturable=False)
-
-
-def _list_inputs(session: Any) -> list[str]:
-    return [node.name for node in session.get_inputs()]
 
 
 def _name_arguments(source: Source, names: Sequence[str]) -> list[str]:
     """Find the graph's input, one of `names`, for each of the member's tensors; raises InvalidEnsemble where they do not match.
 
-    A text's tensors go by their usual names where the graph has those, everything else by position.
+    A text's tensors go by their usual names where the graph has those, in any order; everything else by position.
     """
     wanted: list[str] = []
     for spec in source.spec.input.values():

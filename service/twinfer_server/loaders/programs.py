@@ -5,12 +5,12 @@ kind of device; the archive's table of contents tells them apart. `.pt` and `.ts
 """
 
 import io
+import itertools
 import json
 import logging
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .model import LoadedModel, count_bytes, list_tensors
-from .source import Source, outline
+from .source import Source
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -30,8 +30,7 @@ SCRIPT_FOLDER = "/code/"
 CUDA_RUNNERS = 2
 """As many as a member may have batches on a GPU at once. A runner is free again only when the GPU is done, and a call without one
 waits for that, on the launch thread. They share their weights."""
-
-DEPRECATED = "%s is TorchScript, which PyTorch has deprecated; it is served, but save it with torch.export some day"
+CANNOT_READ = f"which torch {torch.__version__} cannot read"
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +41,15 @@ def load_pt2(source: Source) -> LoadedModel:
     Raises UntrustedCode before anything in the file is parsed, and InvalidEnsemble.
     """
     content, digest = source.read_program()
-    if _has_entry(content, COMPILED_FOLDER):
+    entries = _list_entries(content)
+    if any(COMPILED_FOLDER in name for name in entries):
         return _load_compiled(source, content, digest)
     from torch.export.passes import move_to_device_pass  # here, for the compiled packages that do without torch.export
 
-    try:
-        if not zipfile.is_zipfile(io.BytesIO(content)):  # else torch logs a traceback before it gives up
+    with source.reading(CANNOT_READ, "a program saved by torch.export.save"):
+        if not entries:  # torch would log a traceback before it gives up
             raise ValueError("it is no archive")
         program = move_to_device_pass(torch.export.load(io.BytesIO(content)), source.device)
-    except Exception as error:  # torch raises whatever the archive makes it stumble over
-        raise source.refuse(
-            f"which torch {torch.__version__} cannot read ({outline(error)})", "a program saved by torch.export.save"
-        ) from error
     _refuse_training(program, source)
     module = program.module(check_guards=False)  # keeps the mode it was exported in; its .eval() only raises
     module.requires_grad_(False)
@@ -66,8 +62,8 @@ def load_pt2(source: Source) -> LoadedModel:
 def load_torchscript(source: Source) -> LoadedModel:
     """Load a TorchScript module onto the device, in evaluation mode; raises UntrustedCode and InvalidEnsemble."""
     content, digest = source.read_program()
-    try:
-        if not _has_entry(content, SCRIPT_FOLDER):
+    with source.reading(CANNOT_READ, "a module saved by torch.jit.save, or better a .pt2 of torch.export.save"):
+        if not any(SCRIPT_FOLDER in name for name in _list_entries(content)):
             raise ValueError("it holds no TorchScript; torch.save writes weights or pickled objects, not models")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # said below, in the log
@@ -75,27 +71,10 @@ def load_torchscript(source: Source) -> LoadedModel:
         module.eval()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-    except Exception as error:  # torch raises whatever the archive makes it stumble over
-        raise source.refuse(
-            f"which torch {torch.__version__} cannot read ({outline(error)})",
-            "a module saved by torch.jit.save, or better a .pt2 of torch.export.save",
-        ) from error
-    logger.warning(DEPRECATED, source.spec.model)
+    logger.warning(
+        "%s is TorchScript, which PyTorch has deprecated; it is served, but save it with torch.export some day", source.spec.model
+    )
     return LoadedModel(module, "torchscript", count_bytes(list_tensors(module)), digest)
-
-
-def open_package(content: bytes, runners: int) -> Callable[..., object]:
-    """Return a function on tensors that computes a compiled package, in so many threads at once; raises what torch does.
-
-    By torch's runner itself: `torch._inductor.aoti_load_package` would load the whole compiler, for seconds, with some 80 MB, has
-    no setting for runners, and reads the form of the outputs again at every call.
-    """
-    with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
-        file.write(content)
-        file.flush()
-        loader = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", False, runners, -1)
-    form = pytree.treespec_loads(loader.get_call_spec()[1])
-    return lambda *arguments: pytree.tree_unflatten(loader.boxed_run(list(arguments)), form)
 
 
 def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
@@ -115,35 +94,38 @@ def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
         if "AVX512" in instructions and torch.backends.cpu.get_cpu_capability() != "AVX512":
             # It would end the process with SIGILL.
             raise source.refuse(f"compiled for a processor with {instructions}", "a package compiled on a machine like this one")
-    try:
-        package = open_package(content, CUDA_RUNNERS if kind == "cuda" else 1)
-    except Exception as error:
-        found = f"which torch {torch.__version__} cannot load ({outline(error)})"
-        raise source.refuse(found, "a package of torch._inductor.aoti_compile_and_package") from error
+    allowed = "a package of torch._inductor.aoti_compile_and_package"
+    with source.reading(CANNOT_READ, allowed), tempfile.NamedTemporaryFile(suffix=".pt2") as file:
+        file.write(content)
+        file.flush()
+        # By torch's runner itself: `torch._inductor.aoti_load_package` would load the whole compiler, for seconds, with some 80 MB,
+        # has no setting for runners, and reads the form of the outputs again at every call.
+        runners = CUDA_RUNNERS if kind == "cuda" else 1
+        loader = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", False, runners, -1)
+        form = pytree.treespec_loads(loader.get_call_spec()[1])
+
+    def compute(*arguments: Tensor) -> object:
+        return pytree.tree_unflatten(loader.boxed_run(list(arguments)), form)
+
     size = sum(entry.file_size for entry in entries if entry.filename.endswith((".so", ".bin")) or "/weights/" in entry.filename)
-    return LoadedModel(package, "aotinductor", size, digest, is_capturable=False)
+    return LoadedModel(compute, "aotinductor", size, digest, is_capturable=False)
 
 
-def _has_entry(content: bytes, part: str) -> bool:
-    """Return whether an archive has an entry with this part in its name, by its table of contents; nothing of it runs."""
+def _list_entries(content: bytes) -> list[str]:
+    """Return the names in an archive's table of contents, none where it is no archive; nothing of it runs."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return any(part in name for name in archive.namelist())
+        return zipfile.ZipFile(io.BytesIO(content)).namelist()
     except zipfile.BadZipFile:
-        return False
+        return []
 
 
 def _refuse_training(program: "ExportedProgram", source: Source) -> None:
     """Refuse a program that was exported in training mode: its dropout and statistics are on, and mix samples."""
-    for node in _walk_nodes(program):
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    for node in itertools.chain.from_iterable(graph.nodes for graph in graphs):
         schema = getattr(node.target, "_schema", None)
         for position, argument in enumerate(schema.arguments if schema else ()):
             value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
             if argument.name in ("train", "training") and value is True:
                 found = f"exported in training mode ({node.target} is training)"
                 raise source.refuse(found, "a model exported after model.eval()")
-
-
-def _walk_nodes(program: "ExportedProgram") -> Iterator[torch.fx.Node]:
-    for module in program.graph_module.modules():
-        yield from getattr(getattr(module, "graph", None), "nodes", ())

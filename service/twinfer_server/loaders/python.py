@@ -15,7 +15,7 @@ from types import ModuleType
 
 from torch import nn
 
-from ..errors import InvalidEnsemble, quote
+from ..errors import quote
 from .model import LoadedModel, count_bytes, list_tensors
 from .source import Source
 
@@ -29,29 +29,21 @@ def load_python(source: Source) -> LoadedModel:
 
 
 def make_python(source: Source, text: str, key: str) -> object:
-    """Return what `text` names, which stands at the member's `key`: the module that it finds, or what the factory gives.
+    """Return what `text`, of the member's `key`, names: a module, on the device and in evaluation mode, or what a factory gives.
 
-    A module is returned on the device and in evaluation mode. Raises UntrustedCode before anything runs, and InvalidEnsemble.
+    Raises UntrustedCode before anything runs, and InvalidEnsemble.
     """
     source.trust.admit_module(f"{source.key}.{key}", text)
     _, _, rest = text.partition(":")
     home, _, attribute = rest.rpartition(":")
     if not home or not attribute:
-        raise InvalidEnsemble(
-            f"{source.key}.{key}: found {quote(text)}; allowed: python:module:attribute, or python:file.py:attribute"
-        )
+        raise source.refuse("which names no attribute", "python:module:attribute, or python:file.py:attribute", key)
     path = source.find_file(home, key) if home.endswith(".py") else None
-    try:
+    with source.reading("which gives no model", "an nn.Module, or a callable without arguments that gives one", key):
         module = importlib.import_module(home) if path is None else _import_file(path)
         found = attrgetter(attribute)(module)
         model = found if isinstance(found, nn.Module) else found()
         return model.to(source.device).eval().requires_grad_(False) if isinstance(model, nn.Module) else model
-    except Exception as error:  # the operator's program runs here
-        raise source.refuse(
-            f"which gives no model ({type(error).__name__}: {error})",
-            "an nn.Module, or a callable without arguments that gives one",
-            key,
-        ) from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -4,14 +4,13 @@
 nothing.
 """
 
-from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
 from ..errors import InvalidEnsemble
 from .model import LoadedModel, count_bytes, list_tensors
 from .python import make_python
-from .source import Source, hash_file, outline
+from .source import Source, hash_file
 
 ALLOWED = '"python:file.py:attribute" (or python:module:attribute), or "timm:NAME"'
 
@@ -31,18 +30,14 @@ def load_safetensors(source: Source) -> LoadedModel:
     module = make_python(source, architecture, "architecture") if is_python else _make_timm(source, architecture)
     if not isinstance(module, nn.Module):
         raise source.refuse(f"which gives {type(module).__name__}", "what gives an nn.Module", "architecture")
-    try:
+    with source.reading(f"which does not fit {architecture}", "weights of that architecture"):
         load_model(module, path)  # strict; a tensor that several parameters share is in the file once
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise source.refuse(f"which does not fit {architecture} ({outline(error)})", "weights of that architecture") from error
     module = module.to(source.device).float().eval().requires_grad_(False)
     return LoadedModel(module, "safetensors", count_bytes(list_tensors(module)), "" if is_python else hash_file(path))
 
 
 def _make_timm(source: Source, architecture: str) -> nn.Module:
     timm = source.import_extra("timm", "timm")
-    try:
+    with source.reading(f"which timm {timm.__version__} cannot make", "timm:NAME", "architecture"):
         module: nn.Module = timm.create_model(architecture.removeprefix("timm:"), pretrained=False)
-    except Exception as error:  # a name that it does not know, in words of its own
-        raise source.refuse(f"which timm {timm.__version__} cannot make ({outline(error)})", "timm:NAME", "architecture") from error
     return module

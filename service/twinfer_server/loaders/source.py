@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import MemberSpec, find_file
 from ..trust import Trust
 
+TEXT = ("input_ids", "attention_mask", "token_type_ids")
+"""What text models call the tensors of a text, as many as there are."""
 MAX_ERROR_CHARS = 400
 
 
@@ -38,15 +42,21 @@ class Source:
         It is read once: what is hashed is what is loaded.
         """
         path = self.find_file()
-        try:
+        with self.reading("which cannot be read", "a file that the server may read"):
             content = path.read_bytes()
-        except OSError as error:
-            raise InvalidEnsemble(f"{self.key}.model: {error}") from None
         return content, self.trust.admit_bytes(f"{self.key}.model", path, content)
 
     def refuse(self, found: str, allowed: str, key: str = "model") -> InvalidEnsemble:
         """Make the error for a source that cannot be loaded: `found` says what about it."""
         return InvalidEnsemble(f"{self.key}.{key}: found {quote(getattr(self.spec, key))}, {found}; allowed: {allowed}")
+
+    @contextmanager
+    def reading(self, found: str, allowed: str, key: str = "model") -> Iterator[None]:
+        """Refuse the source, of which `found` is true, where the body raises: libraries raise anything that a file makes them."""
+        try:
+            yield
+        except Exception as error:
+            raise self.refuse(f"{found} ({type(error).__name__}: {outline(error)})", allowed, key) from error
 
     def import_extra(self, module: str, extra: str) -> Any:
         """Import a package that only some loaders need; raises InvalidEnsemble with the command that installs it."""
