@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.fusions import EQUAL, Example, draw_boxes
-from twinfer_server.fusion import best_boxes, measure_overlaps, pack_detections, renormalise, weighted_boxes_fusion
+from twinfer_server.fusion import pack_detections, renormalise
+from twinfer_server.fusion.detection import best_boxes, measure_overlaps, weighted_boxes_fusion
 from twinfer_server.spec import OutputSpec
 
 FEWER = settings(max_examples=40)

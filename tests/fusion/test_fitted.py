@@ -149,4 +149,5 @@ def test_a_fusion_is_built_with_what_was_fitted() -> None:
     state = build_fusion(SPEC, [(5,), (5,)], FITTED).state_dict()
     torch.testing.assert_close(state["temperatures"], torch.tensor([1.25, 0.8]))
     assert state["sharpness"] == 0.5
-    assert set(EXAMPLES["stacking for classification"].build().state_dict()) == {"temperatures", "head.out.weight", "head.out.bias"}
+    head = EXAMPLES["stacking for classification"].build().state_dict()
+    assert set(head) == {"temperatures", "judge.out.weight", "judge.out.bias"}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tests.fusions import BOTH, CLASSES, EQUAL, EXAMPLES, Example, assert_same, make_requests, pick
-from twinfer_server.fusion import FusionResult, log_opinion_pool, measure_disagreement, renormalise
+from twinfer_server.fusion import FusionResult, log_opinion_pool, renormalise
+from twinfer_server.fusion.pools import measure_disagreement
 
 FEW = settings(max_examples=15)
 every_fusion = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import erf, expit, log_softmax, logit, softmax
 
 from tests.fusions import Example, draw_weights, example_head
-from twinfer_server.fusion import StackingHead, measure_disagreement, sharpen, stacking_features
+from twinfer_server.fusion import StackingHead, sharpen, stacking_features
+from twinfer_server.fusion.pools import measure_disagreement
 from twinfer_server.spec import Task
 
 LOGITS = st.floats(-15, 15, width=32)

@@ -16,7 +16,7 @@ from scipy.special import softmax
 from scipy.stats import entropy, rankdata
 
 from tests.fusions import EQUAL, Example, draw_weights
-from twinfer_server.fusion import Pool, log_opinion_pool, maximum, measure_disagreement, reciprocal_rank, weighted_mean
+from twinfer_server.fusion.pools import Pool, log_opinion_pool, maximum, measure_disagreement, reciprocal_rank, weighted_mean
 
 Floats = NDArray[np.float64]
 Reference = Callable[[Floats, Floats], Floats]

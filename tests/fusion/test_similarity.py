@@ -14,7 +14,8 @@ from scipy.special import expit, softmax
 
 from tests.fusions import BOTH, EQUAL, Example
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import Fusion, FusionResult, build_fusion, measure_cosines
+from twinfer_server.fusion import Fusion, FusionResult, build_fusion
+from twinfer_server.fusion.similarity import measure_cosines
 
 FEATURES = 4
 MATCH = Example("cosine", "similarity", ((FEATURES,), (FEATURES,)), several=3, options={"scale": 7.0, "bias": -0.5})

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from tests.fusions import Example, draw_weights
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import FusionResult, build_fusion, concatenation, mean_tensor
+from twinfer_server.fusion import FusionResult, build_fusion
+from twinfer_server.fusion.tensors import concatenation, mean_tensor
 
 FEATURES = st.floats(-100, 100, width=32).filter(lambda value: value == 0 or abs(value) > 0.01)
 

@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..spec import OutputSpec
-from .fusion import TINY, Fusion, FusionResult
+from .fusion import TINY, Fusion
 
-MAX_BOXES = 100
-IOU = 0.55
-"""What `ensemble-boxes` begins with."""
 _SHAPES = "boxes [samples, boxes, 4], with scores [samples, boxes, classes], or scores and labels [samples, boxes]"
 
 
@@ -117,19 +114,14 @@ def weighted_boxes_fusion(boxes: Sequence[Tensor], weights: Tensor, iou: float, 
 class DetectionFusion(Fusion):
     """Fuses the boxes of several detectors, or those of one that overlap."""
 
-    def __init__(
-        self, fused_members: Sequence[int], *, iou: float = IOU, min_score: float = 0.0, max_boxes: int = MAX_BOXES
-    ) -> None:  # fmt: skip
+    def __init__(self, fused_members: Sequence[int], iou: float, min_score: float, max_boxes: int) -> None:
         """Merge boxes from an overlap of `iou`; those below `min_score` are not looked at."""
         super().__init__(fused_members)
         self.iou, self.min_score, self.max_boxes = iou, min_score, max_boxes
 
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> FusionResult:
-        """Fuse the members' boxes; see `Fusion.forward`."""
-        inputs = self.gather_inputs(outputs, weights, samples)
-        boxes = [self._drop_boxes(value) for value in inputs.values]
-        prediction = weighted_boxes_fusion(boxes, inputs.weights, self.iou, self.max_boxes)
-        return self.make_result(inputs, weights.shape[1], prediction)
+    def fuse(self, values: Sequence[Tensor], weights: Tensor, counts: Tensor) -> Tensor:
+        """Merge the members' boxes; see `Fusion.fuse`."""
+        return weighted_boxes_fusion([self._drop_boxes(boxes) for boxes in values], weights, self.iou, self.max_boxes)
 
     def member_prediction(self, member: int, output: Tensor) -> Tensor:
         """Return the member's own best boxes, float32 [requests, max_boxes, 6]."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidEnsemble
 from ..spec import find_file
-from .fusion import TINY, Fusion, FusionResult
+from .fusion import TINY, Fusion
 
 
 def mean_tensor(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -48,20 +48,16 @@ def concatenation(embeddings: Sequence[Tensor], weights: Tensor) -> Tensor:
     lengths = torch.stack([measure_length(embedding) for embedding in embeddings], dim=-1)
     scales = (weights.sqrt() / lengths).float().t().unsqueeze(-1)
     absent = weights.t().unsqueeze(-1).logical_not()
-    parts = [
-        (embedding * scale).masked_fill(is_absent, 0.0)
-        for embedding, scale, is_absent in zip(embeddings, scales.unbind(), absent.unbind(), strict=True)
-    ]
-    return torch.cat(parts, dim=-1)
+    scaled = [embedding * scale for embedding, scale in zip(embeddings, scales, strict=True)]
+    return torch.cat([part.masked_fill(absent[member], 0.0) for member, part in enumerate(scaled)], dim=-1)
 
 
 class TensorFusion(Fusion):
-    """Fuses tensors of one shape."""
+    """Fuses tensors of one shape by their mean."""
 
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> FusionResult:
-        """Average the members' tensors; see `Fusion.forward`."""
-        inputs = self.gather_inputs(outputs, weights, samples)
-        return self.make_result(inputs, weights.shape[1], mean_tensor(inputs.values, inputs.weights))
+    def fuse(self, values: Sequence[Tensor], weights: Tensor, counts: Tensor) -> Tensor:
+        """Average the members' tensors; see `Fusion.fuse`."""
+        return mean_tensor(values, weights)
 
 
 class ConcatenationFusion(Fusion):
@@ -76,13 +72,10 @@ class ConcatenationFusion(Fusion):
         self.register_buffer("weight", projection["weight"] if projection else None)
         self.register_buffer("bias", projection.get("bias") if projection else None)
 
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> FusionResult:
-        """Concatenate the members' embeddings; see `Fusion.forward`."""
-        inputs = self.gather_inputs(outputs, weights, samples)
-        prediction = concatenation(inputs.values, inputs.weights)
-        if self.weight is not None:
-            prediction = nn.functional.linear(prediction, self.weight, self.bias)
-        return self.make_result(inputs, weights.shape[1], prediction)
+    def fuse(self, values: Sequence[Tensor], weights: Tensor, counts: Tensor) -> Tensor:
+        """Concatenate the members' embeddings; see `Fusion.fuse`."""
+        fused = concatenation(values, weights)
+        return fused if self.weight is None else nn.functional.linear(fused, self.weight, self.bias)
 
 
 def read_projection(folder: Path | None, name: str, features: int) -> dict[str, Tensor]:
