@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import InvalidEnsemble, quote
-from .directory import MULTI_LABEL, PREFIX, find_directory, has_several_labels, name_classes, read_config
+from .directory import MULTI_LABEL, PREFIX, find_directory, has_several_labels, name_classes, read_json
 from .ensemble import EnsembleSpec
 from .files import Fault
 
@@ -90,7 +90,7 @@ def check_classes(folder: Path, spec: EnsembleSpec, labels: Sequence[str]) -> No
         if not member.model.startswith(PREFIX) or member.output.kind not in ("logits", "detections"):
             continue
         found = f"members.{name}.model: found {quote(member.model)}"
-        config = read_config(find_directory(folder, member.model))
+        config = read_json(find_directory(folder, member.model) / "config.json")
         if spec.task == "classification" and has_several_labels(config):
             raise InvalidEnsemble(
                 f"{found}, whose problem_type is {MULTI_LABEL!r}, for task {spec.task!r}; "
