@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.fusions import EQUAL, Example, draw_boxes
 from twinfer_server.fusion import pack_detections, renormalise
-from twinfer_server.fusion.detection import best_boxes, measure_overlaps, weighted_boxes_fusion
+from twinfer_server.fusion.detection import measure_overlaps, weighted_boxes_fusion
 from twinfer_server.spec import OutputSpec
 
 FEWER = settings(max_examples=40)
@@ -91,23 +91,6 @@ def test_what_only_one_of_two_detectors_sees_is_half_as_certain() -> None:
     torch.testing.assert_close(found, one)  # the other was not asked
 
 
-def test_boxes_of_other_classes_are_left_alone() -> None:
-    boxes = torch.tensor([[[0.1, 0.1, 0.5, 0.5, 0.8, 0.0], [0.1, 0.1, 0.5, 0.5, 0.7, 1.0]]])
-    torch.testing.assert_close(weighted_boxes_fusion([boxes], torch.ones(1, 1), 0.5, 2), boxes)
-
-
-@pytest.mark.parametrize("max_boxes", [1, 3, 50])
-def test_the_best_come_first_and_empty_places_last(max_boxes: int) -> None:
-    boxes = draw_boxes(2, 6, torch.Generator().manual_seed(0))
-    shuffled = boxes[:, [3, 1, 5, 0, 4, 2]]
-    shuffled[0, 2] = 0.0
-    found = best_boxes(shuffled, max_boxes)
-    assert found.shape == (2, max_boxes, 6)
-    torch.testing.assert_close(found[1, :6], boxes[1, :max_boxes])
-    torch.testing.assert_close(found[0, :5], boxes[0, :5][:max_boxes])
-    assert not found[0, 5:].any()
-
-
 @given(seed=st.integers(0, 1000))
 def test_overlaps_equal_counted_cells(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -168,10 +151,6 @@ def test_every_format_gives_the_same_box(boxes: list[float], keys: dict[str, Any
 def test_the_best_class_of_a_box_counts(scores: list[float], kind: str, score: float, label: int) -> None:
     packed = pack_detections(RELATIVE, torch.tensor([[scores]]).float(), None, make_spec(score_kind=kind), SIZE)
     assert packed[0, 0, 4:].tolist() == pytest.approx([score, label])
-
-
-def test_one_score_for_a_box_and_no_labels_mean_one_class() -> None:
-    assert pack_detections(RELATIVE, SCORES, None, make_spec(), SIZE)[0, 0, 5] == 0
 
 
 @given(seed=st.integers(0, 10_000), samples=st.integers(1, 3), boxes=st.integers(1, 6))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.fusions import EXAMPLES, Example, example_head
+from tests.fusions import Example, example_head
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import FITTED_FILE, Fitted, build_fusion, read_fitted, read_fitted_method, use_fitted, write_fitted
+from twinfer_server.fusion import FITTED_FILE, Fitted, read_fitted, read_fitted_method, use_fitted, write_fitted
 
 DIGESTS = {"left": hashlib.sha256(b"left").hexdigest(), "right": ""}
 FITTED = Fitted("log_opinion_pool", DIGESTS, {"left": 0.7, "right": 0.3}, {"left": 1.25, "right": 0.8}, gate=0.9, sharpness=0.5)
@@ -143,11 +143,3 @@ def test_fitted_numbers_count_where_the_spec_has_none() -> None:
     own = Example("log_opinion_pool", "classification", options={"weights": {"left": 1.0, "right": 1.0}}).spec
     assert use_fitted(own, FITTED).member_weights() == [0.5, 0.5]
     assert use_fitted(own, FITTED).fusion.temperatures == FITTED.temperatures
-
-
-def test_a_fusion_is_built_with_what_was_fitted() -> None:
-    state = build_fusion(SPEC, [(5,), (5,)], FITTED).state_dict()
-    torch.testing.assert_close(state["temperatures"], torch.tensor([1.25, 0.8]))
-    assert state["sharpness"] == 0.5
-    head = EXAMPLES["stacking for classification"].build().state_dict()
-    assert set(head) == {"temperatures", "judge.out.weight", "judge.out.bias"}

@@ -116,11 +116,6 @@ def test_texts_of_the_ensemble_make_do_without_the_other_member() -> None:
     assert fused.weights.tolist() == [[1.0, 0.0]]
 
 
-def test_a_members_own_prediction_is_its_embedding() -> None:
-    embeddings = torch.randn(3, FEATURES)
-    assert torch.equal(MATCH.build().member_prediction(1, embeddings), embeddings)
-
-
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
