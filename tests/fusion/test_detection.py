@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.fusions import EQUAL, Example, draw_boxes
+from tests.fusions import Example, draw_boxes
 from twinfer_server.fusion import pack_detections, renormalise
 from twinfer_server.fusion.detection import measure_overlaps, weighted_boxes_fusion
 from twinfer_server.spec import OutputSpec
@@ -73,22 +73,6 @@ def test_equals_the_package_over_the_present_members(seed: int, requests: int, m
     order = torch.from_numpy(np.random.default_rng(seed).permutation(requests))
     permuted = weighted_boxes_fusion([one[order] for one in boxes], weights[order], iou, MAX_BOXES)
     torch.testing.assert_close(permuted, found[order])
-
-
-def test_two_detectors_and_one_object() -> None:
-    """Edges are the mean by score, the score is the mean score: eq. 1 to 3 of Solovyev, Wang & Gabruseva 2021."""
-    one = torch.tensor([[[0.1, 0.1, 0.5, 0.5, 0.8, 2.0]]])
-    other = torch.tensor([[[0.1, 0.2, 0.5, 0.5, 0.4, 2.0]]])
-    found = weighted_boxes_fusion([one, other], EQUAL, 0.55, 1)
-    torch.testing.assert_close(found, torch.tensor([[[0.1, (0.8 * 0.1 + 0.4 * 0.2) / 1.2, 0.5, 0.5, 0.6, 2.0]]]))
-
-
-def test_what_only_one_of_two_detectors_sees_is_half_as_certain() -> None:
-    one, nothing = torch.tensor([[[0.1, 0.1, 0.5, 0.5, 0.8, 2.0]]]), torch.zeros(1, 1, 6)
-    found = weighted_boxes_fusion([one, nothing], EQUAL, 0.55, 1)
-    assert found[0, 0, 4].item() == pytest.approx(0.4)
-    found = weighted_boxes_fusion([one, nothing * torch.nan], torch.tensor([[1.0, 0.0]]), 0.55, 1)
-    torch.testing.assert_close(found, one)  # the other was not asked
 
 
 @given(seed=st.integers(0, 1000))

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -45,21 +43,6 @@ def test_what_is_written_is_read_again(fitted: Fitted, tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors[name], fitted.tensors[name]) for name in fitted.tensors)
     assert read_fitted_method(tmp_path) == fitted.method
     assert [path.name for path in tmp_path.iterdir()] == [FITTED_FILE]
-
-
-@given(
-    weights=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-    temperatures=st.tuples(st.floats(0.001, 1000), st.floats(0.001, 1000)),
-    gate=st.none() | st.floats(0, 1),
-)
-def test_numbers_survive_to_the_last_bit(
-    tmp_path_factory: pytest.TempPathFactory, weights: tuple[float, float], temperatures: tuple[float, float], gate: float | None
-) -> None:
-    folder = tmp_path_factory.mktemp("fitted")
-    shares, warmth = dict(zip(DIGESTS, weights, strict=True)), dict(zip(DIGESTS, temperatures, strict=True))
-    fitted = replace(FITTED, weights=shares, temperatures=warmth, gate=gate)
-    write_fitted(folder, fitted)
-    assert vars_of(read_fitted(folder, SPEC, DIGESTS)) == vars_of(fitted)
 
 
 def test_any_reader_of_safetensors_finds_the_numbers_in_the_metadata_and_the_same_fit_writes_the_same_bytes(tmp_path: Path) -> None:

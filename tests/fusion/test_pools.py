@@ -104,20 +104,6 @@ def test_every_pool_keeps_what_the_members_share(pool: Pool, left: list[float], 
     np.testing.assert_allclose(pooled.exp().numpy(), [expected], rtol=1.3e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("pool", "expected"),
-    [
-        pytest.param(weighted_mean, [0.495, 0.01, 0.495], id="the mean keeps both first choices"),
-        pytest.param(log_opinion_pool, [0.0, 1.0, 0.0], id="the product is certain of what neither believes"),
-        pytest.param(maximum, [0.99 / 1.99, 0.01 / 1.99, 0.99 / 1.99], id="the maximum keeps both first choices"),
-    ],
-)
-def test_zadehs_two_doctors(pool: Pool, expected: list[float]) -> None:
-    """Two doctors, each sure of another diagnosis, agree that the third has one chance in a hundred (Zadeh 1984)."""
-    logits = torch.tensor([[[0.99, 0.01, 0.0]], [[0.0, 0.01, 0.99]]]).log()
-    torch.testing.assert_close(pool(logits, EQUAL).exp(), torch.tensor([expected]))
-
-
 @given(data=st.data(), requests=st.integers(1, 4), members=st.integers(1, 3), classes=st.integers(2, 6), k=st.floats(0.5, 100))
 def test_reciprocal_ranks_equal_the_plain_reference(
     data: st.DataObject, requests: int, members: int, classes: int, k: float
@@ -142,6 +128,11 @@ def test_the_constant_is_the_files(options: dict[str, float], k: float) -> None:
     logits, weights = [torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[2.0, 3.0, 1.0]])], torch.tensor([[0.75, 0.25]])
     fused = Example("reciprocal_rank", "classification", ((3,), (3,)), options=options).fuse(logits, weights)
     torch.testing.assert_close(fused.prediction, reciprocal_rank(torch.stack(logits), weights, k).exp())
+
+
+def test_the_mean_keeps_probabilities_too_small_for_fp32() -> None:
+    pooled = weighted_mean(torch.tensor([[[0.0, -200.0]], [[0.0, -300.0]]]), EQUAL)
+    torch.testing.assert_close(pooled, torch.tensor([[0.0, math.log(0.5) - 200.0]]))
 
 
 LOGITS = st.floats(-30, 30, width=32)

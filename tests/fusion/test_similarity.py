@@ -77,14 +77,6 @@ def test_a_picture_among_three_texts() -> None:
     torch.testing.assert_close(fused.prediction, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_pair_is_judged_by_itself_where_the_file_says_sigmoid() -> None:
-    """SigLIP's probability of a pair, with the scale and bias that it begins its training with: sigmoid(10 cosine - 10)."""
-    options = {"activation": "sigmoid", "scale": 10.0, "bias": -10.0}
-    example = Example("cosine", "similarity", ((2,), (2,)), options=options)
-    fused = example.fuse([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])])
-    torch.testing.assert_close(fused.prediction, torch.tensor([[[0.6, 1 / (1 + math.exp(4))]]]))
-
-
 @pytest.mark.parametrize("size", [1e-25, 1e25], ids=["squares that underflow", "squares that overflow"])
 def test_the_cosine_survives_any_length(size: float) -> None:
     cosines = measure_cosines(torch.tensor([[3.0, 4.0]]) * size, torch.tensor([[[4.0, 3.0], [3.0, 4.0]]]) / size)

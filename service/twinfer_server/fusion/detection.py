@@ -64,7 +64,8 @@ def measure_overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
     sides = torch.minimum(one[..., 2:4], other[..., 2:4]) - torch.maximum(one[..., :2], other[..., :2])
     shared = sides.clamp_min(0.0).prod(-1)
-    return shared / (_area(one) + _area(other) - shared).clamp_min(TINY)
+    area, other_area = ((box[..., 2:4] - box[..., :2]).prod(-1) for box in (one, other))
+    return shared / (area + other_area - shared).clamp_min(TINY)
 
 
 def best_boxes(boxes: Tensor, count: int) -> Tensor:
@@ -78,7 +79,7 @@ def weighted_boxes_fusion(boxes: Sequence[Tensor], weights: Tensor, iou: float, 
     """Merge boxes of one class that overlap by more than `iou` into one that lies between them, by score and weight.
 
     boxes: one float32 [requests, boxes of the member, 6] per member; of each the best `max_boxes` are looked at.
-    weights: float32 [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
+    weights: as `Fusion.fuse` has them.
     Returns float32 [requests, max_boxes, 6], highest score first.
     Boxes come in the order of w_m s, and each joins the merged box that it overlaps most, or begins a new one. Its edges are
     sum(w_m s x) / sum(w_m s), its score is sum(w_m s) / n * min(n, members there), at most 1; n boxes have joined it.
@@ -135,7 +136,3 @@ class DetectionFusion(Fusion):
 
 def _reorder(boxes: Tensor, order: Tensor) -> Tensor:
     return boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 6))
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:4] - boxes[..., :2]).prod(-1)

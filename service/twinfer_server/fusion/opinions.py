@@ -42,10 +42,9 @@ def stacking_features(logits: Tensor, present: Tensor) -> Tensor:
     """Write out the members' opinions as the head takes them, in training and in serving alike.
 
     logits: float [members, requests, classes], calibrated; or [members, requests, labels, 2], no and yes, for multi_label.
-    present: bool [requests, members]; what an absent member's part of `logits` holds means nothing.
+    present: bool [requests, members].
     Returns float [requests, members * (outputs + 1)]: member by member the log-probabilities of the classes, or the log odds of
-    the labels, clamped to MIN_FEATURE (log odds from above, too) and 0 where it is absent; then for each member 1 or 0, whether
-    it is present.
+    the labels, clamped to MIN_FEATURE (log odds from above, too) and 0 where it is absent; then 1 or 0, whether it is present.
     """
     opinions = logits.log_softmax(-1)
     if opinions.ndim == 4:

@@ -155,9 +155,8 @@ def _check_kinds(spec: EnsembleSpec) -> None:
     for name in fused:
         output = spec.members[name].output
         if output.kind not in KINDS[spec.task]:
-            raise InvalidEnsemble(
-                f"members.{name}.output.kind: found {output.kind!r}; allowed for task {spec.task!r}: {allowed}, or 'features'"
-            )
+            found = f"members.{name}.output.kind: found {output.kind!r}"
+            raise InvalidEnsemble(f"{found}; allowed for task {spec.task!r}: {allowed}, or 'features'")
         images = sum(isinstance(input_spec, ImageInputSpec) for input_spec in spec.members[name].input.values())
         if output.kind == "detections" and output.box_units == "pixels" and images != 1:
             found = f"'pixels' of a member with {images} images"
@@ -178,13 +177,11 @@ def _check_samples(spec: EnsembleSpec, names: Sequence[str]) -> None:
                 has_several = input_spec.member in several
             else:
                 has_several = not isinstance(input_spec, ImageInputSpec) and input_spec.max_samples > 1
+            if has_several and name in names:
+                allowed = f"one, for {spec.fusion.method!r} fuses one output of this member for a request"
+                raise InvalidEnsemble(f"members.{name}.input.{key}: found several samples for a request; allowed: {allowed}")
             if has_several:
                 several.add(name)
-            if has_several and name in names:
-                raise InvalidEnsemble(
-                    f"members.{name}.input.{key}: found several samples for a request; allowed: one, "
-                    f"for {spec.fusion.method!r} fuses one output of this member for a request"
-                )
 
 
 def _check_shapes(task: Task, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:

@@ -16,8 +16,7 @@ from .fusion import TINY, Fusion
 def mean_tensor(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Average the members' tensors, element by element.
 
-    tensors: one float32 [requests, *shape] per member, all of one shape.
-    weights: float32 [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
+    tensors: one float32 [requests, *shape] per member; weights as `Fusion.fuse` has them.
     Returns float32 [requests, *shape]: sum_m w_m x_m; 0 where all weights are 0.
     """
     shares = weights.t().reshape(len(tensors), len(weights), *[1] * (tensors[0].ndim - 1))
@@ -36,8 +35,7 @@ def measure_length(embedding: Tensor) -> Tensor:
 def concatenation(embeddings: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Put the members' unit vectors side by side, each scaled by the root of its weight.
 
-    embeddings: one float32 [requests, features of the member] per member.
-    weights: float32 [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
+    embeddings: one float32 [requests, features of the member] per member; weights as `Fusion.fuse` has them.
     Returns float32 [requests, sum of the members' features], of unit length; an absent member's part is 0, and so is a zero
     vector's, which has no direction (the whole is then shorter than 1).
     The cosine of two results with the same weights is the weighted mean of the members' cosines; where the weights differ,

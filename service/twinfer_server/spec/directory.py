@@ -105,13 +105,11 @@ def _read_image(table: Mapping[str, Any], directory: Path, config: Mapping[str, 
         transformers = importlib.import_module("transformers")
         backends = importlib.import_module("transformers.image_processing_backends")
     except ImportError as error:
-        raise ValueError(
-            f"transformers, which reads the image processor, cannot be imported ({error}); pip install 'twinfer[hf]'"
-        ) from None
+        why = f"transformers, which reads the image processor, cannot be imported ({error})"
+        raise ValueError(f"{why}; pip install 'twinfer[hf]'") from None
+    options = {"backend": "pil", "local_files_only": True, "trust_remote_code": False}
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            directory, backend="pil", local_files_only=True, trust_remote_code=False
-        )
+        processor = transformers.AutoImageProcessor.from_pretrained(directory, **options)
     except Exception as error:  # whatever its JSON makes it stumble over
         raise ValueError(f"no image processor in {quote(directory.name)} ({error}); allowed: a preprocessor_config.json") from None
     facts = processor.to_dict()
@@ -158,9 +156,8 @@ def _read_text(table: Mapping[str, Any], folder: Path, directory: Path, config: 
     """Read the tokenizer's files; a tokenizer and a length they need not have where the table has its own."""
     path = directory / "tokenizer.json"
     if "tokenizer" not in table and not path.is_file():
-        raise ValueError(
-            f"no tokenizer.json in {quote(directory.name)}; allowed: what the save_pretrained of an AutoTokenizer writes"
-        )
+        allowed = "what the save_pretrained of an AutoTokenizer writes"
+        raise ValueError(f"no tokenizer.json in {quote(directory.name)}; allowed: {allowed}")
     tokenizer = read_json(path, is_optional=True)
     facts = read_json(directory / "tokenizer_config.json", is_optional=True)
     sentences = read_json(directory / "sentence_bert_config.json", is_optional=True)

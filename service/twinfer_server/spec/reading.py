@@ -81,9 +81,8 @@ def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
 def check_classes(folder: Path, spec: EnsembleSpec, labels: Sequence[str]) -> None:
     """Refuse a classifier of several labels where a sample has one class, and the ensemble's classes in another order.
 
-    No shape of an output shows either; the members' Hugging Face directories do. `labels` are the ensemble's; every member is
-    compared with them and with the members before it. Names that the other has not say nothing about the order, for people call a
-    class as they like. Raises InvalidEnsemble.
+    The members' Hugging Face directories show both. Every member is compared with `labels`, the ensemble's, and with the members
+    before it; names that the other has not say nothing about the order. Raises InvalidEnsemble.
     """
     orders: dict[str, Sequence[str]] = {quote(spec.labels): labels}
     for name, member in spec.members.items():
@@ -92,10 +91,8 @@ def check_classes(folder: Path, spec: EnsembleSpec, labels: Sequence[str]) -> No
         found = f"members.{name}.model: found {quote(member.model)}"
         config = read_json(find_directory(folder, member.model) / "config.json")
         if spec.task == "classification" and has_several_labels(config):
-            raise InvalidEnsemble(
-                f"{found}, whose problem_type is {MULTI_LABEL!r}, for task {spec.task!r}; "
-                "allowed: task 'multi_label', or a model that gives a sample one class"
-            )
+            allowed = "task 'multi_label', or a model that gives a sample one class"
+            raise InvalidEnsemble(f"{found}, whose problem_type is {MULTI_LABEL!r}, for task {spec.task!r}; allowed: {allowed}")
         names = name_classes(config)
         for source, order in orders.items():
             if (index := _find_mismatch(names, order)) is not None:
