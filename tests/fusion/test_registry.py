@@ -36,10 +36,8 @@ MISFITS: dict[str, tuple[EnsembleSpec, str]] = {
     ),
     "a method for another task": (
         Example("maximum", "embedding").spec,
-        (
-            "fusion.method: found 'maximum', a method for task 'classification' or 'multi_label'; "
-            "allowed for task 'embedding': 'concatenation'"
-        ),
+        "fusion.method: found 'maximum', a method for task 'classification' or 'multi_label'; "
+        "allowed for task 'embedding': 'concatenation'",
     ),
     "weights for a method that takes none": (
         Example("maximum", "classification", options={"weights": {"left": 1.0}}).spec,
@@ -59,10 +57,7 @@ MISFITS: dict[str, tuple[EnsembleSpec, str]] = {
     ),
     "an embedding to classify with": (
         Example("weighted_mean", "classification", kinds=("embedding", "logits")).spec,
-        (
-            "members.left.output.kind: found 'embedding'; "
-            "allowed for task 'classification': 'logits', 'probabilities', or 'features'"
-        ),
+        "members.left.output.kind: found 'embedding'; allowed for task 'classification': 'logits', 'probabilities', or 'features'",
     ),
     "logits to embed with": (
         Example("concatenation", "embedding", kinds=("embedding", "logits")).spec,
@@ -145,10 +140,8 @@ BAD_OUTPUTS: dict[str, tuple[Example, str]] = {
     ),
     "a head for other classes": (
         Example("stacking", "classification", ((3,), (3,)), fitted=EXAMPLES["stacking for classification"].fitted),
-        (
-            "fusion.fitted: the head's tensors are {'out.weight': [5, 12], 'out.bias': [5]}; "
-            "allowed: {'out.weight': [3, 8], 'out.bias': [3]}; fit again, or remove fitted from [fusion]"
-        ),
+        "fusion.fitted: the head's tensors are {'out.weight': [5, 12], 'out.bias': [5]}; "
+        "allowed: {'out.weight': [3, 8], 'out.bias': [3]}; fit again, or remove fitted from [fusion]",
     ),
 }
 

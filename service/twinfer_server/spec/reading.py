@@ -95,15 +95,9 @@ def check_classes(folder: Path, spec: EnsembleSpec, labels: Sequence[str]) -> No
             raise InvalidEnsemble(f"{found}, whose problem_type is {MULTI_LABEL!r}, for task {spec.task!r}; allowed: {allowed}")
         names = name_classes(config)
         for source, order in orders.items():
-            if (index := _find_mismatch(names, order)) is not None:
+            folded, expected = ([name.casefold() for name in some] for some in (names, order))
+            if sorted(folded) == sorted(expected) and folded != expected:
+                index = next(at for at, name in enumerate(folded) if name != expected[at])
                 allowed = f"{quote(order[index])}, for {source} has the same classes in another order"
                 raise InvalidEnsemble(f"{found}, whose class {index} is {quote(names[index])}; allowed: {allowed}")
         orders[f"members.{name}"] = names
-
-
-def _find_mismatch(names: Sequence[str], order: Sequence[str]) -> int | None:
-    """Return the first class in which two orders of the same names differ; None where they do not, or the names are others."""
-    one, other = ([name.casefold() for name in some] for some in (names, order))
-    if sorted(one) != sorted(other):
-        return None
-    return next((index for index, name in enumerate(one) if name != other[index]), None)
