@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.fusions import EQUAL, Example, draw_boxes
-from twinfer_server.fusion import best_boxes, measure_overlaps, pack_detections, renormalise, weighted_boxes_fusion
+from tests.fusions import Example, draw_boxes
+from twinfer_server.fusion import pack_detections, renormalise
+from twinfer_server.fusion.detection import measure_overlaps, weighted_boxes_fusion
 from twinfer_server.spec import OutputSpec
 
 FEWER = settings(max_examples=40)
@@ -72,39 +73,6 @@ def test_equals_the_package_over_the_present_members(seed: int, requests: int, m
     order = torch.from_numpy(np.random.default_rng(seed).permutation(requests))
     permuted = weighted_boxes_fusion([one[order] for one in boxes], weights[order], iou, MAX_BOXES)
     torch.testing.assert_close(permuted, found[order])
-
-
-def test_two_detectors_and_one_object() -> None:
-    """Edges are the mean by score, the score is the mean score: eq. 1 to 3 of Solovyev, Wang & Gabruseva 2021."""
-    one = torch.tensor([[[0.1, 0.1, 0.5, 0.5, 0.8, 2.0]]])
-    other = torch.tensor([[[0.1, 0.2, 0.5, 0.5, 0.4, 2.0]]])
-    found = weighted_boxes_fusion([one, other], EQUAL, 0.55, 1)
-    torch.testing.assert_close(found, torch.tensor([[[0.1, (0.8 * 0.1 + 0.4 * 0.2) / 1.2, 0.5, 0.5, 0.6, 2.0]]]))
-
-
-def test_what_only_one_of_two_detectors_sees_is_half_as_certain() -> None:
-    one, nothing = torch.tensor([[[0.1, 0.1, 0.5, 0.5, 0.8, 2.0]]]), torch.zeros(1, 1, 6)
-    found = weighted_boxes_fusion([one, nothing], EQUAL, 0.55, 1)
-    assert found[0, 0, 4].item() == pytest.approx(0.4)
-    found = weighted_boxes_fusion([one, nothing * torch.nan], torch.tensor([[1.0, 0.0]]), 0.55, 1)
-    torch.testing.assert_close(found, one)  # the other was not asked
-
-
-def test_boxes_of_other_classes_are_left_alone() -> None:
-    boxes = torch.tensor([[[0.1, 0.1, 0.5, 0.5, 0.8, 0.0], [0.1, 0.1, 0.5, 0.5, 0.7, 1.0]]])
-    torch.testing.assert_close(weighted_boxes_fusion([boxes], torch.ones(1, 1), 0.5, 2), boxes)
-
-
-@pytest.mark.parametrize("max_boxes", [1, 3, 50])
-def test_the_best_come_first_and_empty_places_last(max_boxes: int) -> None:
-    boxes = draw_boxes(2, 6, torch.Generator().manual_seed(0))
-    shuffled = boxes[:, [3, 1, 5, 0, 4, 2]]
-    shuffled[0, 2] = 0.0
-    found = best_boxes(shuffled, max_boxes)
-    assert found.shape == (2, max_boxes, 6)
-    torch.testing.assert_close(found[1, :6], boxes[1, :max_boxes])
-    torch.testing.assert_close(found[0, :5], boxes[0, :5][:max_boxes])
-    assert not found[0, 5:].any()
 
 
 @given(seed=st.integers(0, 1000))
@@ -167,10 +135,6 @@ def test_every_format_gives_the_same_box(boxes: list[float], keys: dict[str, Any
 def test_the_best_class_of_a_box_counts(scores: list[float], kind: str, score: float, label: int) -> None:
     packed = pack_detections(RELATIVE, torch.tensor([[scores]]).float(), None, make_spec(score_kind=kind), SIZE)
     assert packed[0, 0, 4:].tolist() == pytest.approx([score, label])
-
-
-def test_one_score_for_a_box_and_no_labels_mean_one_class() -> None:
-    assert pack_detections(RELATIVE, SCORES, None, make_spec(), SIZE)[0, 0, 5] == 0
 
 
 @given(seed=st.integers(0, 10_000), samples=st.integers(1, 3), boxes=st.integers(1, 6))

@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.fusions import EXAMPLES, Example, example_head
+from tests.fusions import Example, example_head
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import FITTED_FILE, Fitted, build_fusion, read_fitted, read_fitted_method, use_fitted, write_fitted
+from twinfer_server.fusion import FITTED_FILE, Fitted, read_fitted, read_fitted_method, use_fitted, write_fitted
 
 DIGESTS = {"left": hashlib.sha256(b"left").hexdigest(), "right": ""}
 FITTED = Fitted("log_opinion_pool", DIGESTS, {"left": 0.7, "right": 0.3}, {"left": 1.25, "right": 0.8}, gate=0.9, sharpness=0.5)
@@ -45,21 +43,6 @@ def test_what_is_written_is_read_again(fitted: Fitted, tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors[name], fitted.tensors[name]) for name in fitted.tensors)
     assert read_fitted_method(tmp_path) == fitted.method
     assert [path.name for path in tmp_path.iterdir()] == [FITTED_FILE]
-
-
-@given(
-    weights=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-    temperatures=st.tuples(st.floats(0.001, 1000), st.floats(0.001, 1000)),
-    gate=st.none() | st.floats(0, 1),
-)
-def test_numbers_survive_to_the_last_bit(
-    tmp_path_factory: pytest.TempPathFactory, weights: tuple[float, float], temperatures: tuple[float, float], gate: float | None
-) -> None:
-    folder = tmp_path_factory.mktemp("fitted")
-    shares, warmth = dict(zip(DIGESTS, weights, strict=True)), dict(zip(DIGESTS, temperatures, strict=True))
-    fitted = replace(FITTED, weights=shares, temperatures=warmth, gate=gate)
-    write_fitted(folder, fitted)
-    assert vars_of(read_fitted(folder, SPEC, DIGESTS)) == vars_of(fitted)
 
 
 def test_any_reader_of_safetensors_finds_the_numbers_in_the_metadata_and_the_same_fit_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -143,10 +126,3 @@ def test_fitted_numbers_count_where_the_spec_has_none() -> None:
     own = Example("log_opinion_pool", "classification", options={"weights": {"left": 1.0, "right": 1.0}}).spec
     assert use_fitted(own, FITTED).member_weights() == [0.5, 0.5]
     assert use_fitted(own, FITTED).fusion.temperatures == FITTED.temperatures
-
-
-def test_a_fusion_is_built_with_what_was_fitted() -> None:
-    state = build_fusion(SPEC, [(5,), (5,)], FITTED).state_dict()
-    torch.testing.assert_close(state["temperatures"], torch.tensor([1.25, 0.8]))
-    assert state["sharpness"] == 0.5
-    assert set(EXAMPLES["stacking for classification"].build().state_dict()) == {"temperatures", "head.out.weight", "head.out.bias"}

@@ -4,15 +4,13 @@ import copy
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from tests.fusions import BOTH, CLASSES, EQUAL, EXAMPLES, Example, assert_same, make_requests, pick
-from twinfer_server.fusion import FusionResult, log_opinion_pool, measure_disagreement, renormalise
+from twinfer_server.fusion import FusionResult, renormalise
 
 FEW = settings(max_examples=15)
 every_fusion = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
@@ -21,16 +19,6 @@ PROBABILITIES = ("probabilities", "probabilities")
 
 def pool(method: str = "log_opinion_pool", *kinds: str, classes: int = CLASSES) -> Example:
     return Example(method, "classification", ((classes,),) * 2, kinds)
-
-
-def test_an_answer_holds_prediction_weights_disagreement_and_presence() -> None:
-    outputs = [torch.randn(1, CLASSES, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    fused = pool().fuse(outputs, torch.tensor([[3.0, 1.0]]))
-    shares = torch.tensor([[0.75, 0.25]])
-    torch.testing.assert_close(fused.weights, shares)
-    torch.testing.assert_close(fused.prediction, log_opinion_pool(torch.stack(outputs), shares).exp())
-    torch.testing.assert_close(fused.disagreement, measure_disagreement(torch.stack(outputs), shares))
-    assert fused.present.tolist() == [[True, True]]
 
 
 @every_fusion
@@ -61,12 +49,6 @@ def test_an_output_that_is_not_finite_is_left_out_of_its_request(example: Exampl
     assert fused.disagreement[0].isnan()
     assert_same(fused, example.fuse(outputs, EQUAL, samples * torch.tensor([[1, 0], [1, 1]], dtype=torch.int32)))
     assert fused.prediction.isfinite().all()
-
-
-@every_fusion
-def test_presence_may_be_told_by_flags(example: Example) -> None:
-    outputs, weights, samples = make_requests(example, 4)
-    assert_same(example.fuse(outputs, weights, samples > 0), example.fuse(outputs, weights, (samples > 0).to(torch.int32)))
 
 
 @pytest.mark.parametrize(
@@ -103,12 +85,6 @@ def test_members_that_only_give_features_are_not_fused(example: Example) -> None
     fused = more.fuse([torch.full((4, 3, 4), math.nan), *outputs], pad(weights, (1, 0), value=0.5), pad(samples, (1, 0), value=1))
     expected = example.fuse(outputs, weights, samples)
     assert_same(fused, replace(expected, weights=pad(expected.weights, (1, 0)), present=pad(expected.present, (1, 0))))
-
-
-def test_probabilities_and_logits_fuse_alike() -> None:
-    logits = [torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    mixed = pool("log_opinion_pool", "logits", "probabilities").fuse([logits[0], logits[1].softmax(-1)])
-    assert_same(mixed, pool().fuse(logits))
 
 
 def test_probabilities_that_contradict_each_other_still_have_a_pool() -> None:
@@ -169,12 +145,3 @@ def test_a_copy_for_late_requests_answers_the_same_and_leaves_its_inputs_as_they
 def test_weights_are_renormalised_over_the_present(weights: list[float], present: list[bool], expected: list[float]) -> None:
     shares = renormalise(torch.tensor([weights]), torch.tensor([present]))
     torch.testing.assert_close(shares, torch.tensor([expected]))
-
-
-@given(data=st.data(), shape=st.tuples(st.integers(1, 8), st.integers(1, 5)))
-def test_weights_sum_to_one_and_the_absent_weigh_exactly_zero(data: st.DataObject, shape: tuple[int, int]) -> None:
-    weights = data.draw(arrays.arrays(np.float32, shape, elements=st.floats(0, 1, width=32)))
-    present = data.draw(arrays.arrays(np.bool_, shape))
-    shares = renormalise(torch.from_numpy(weights), torch.from_numpy(present)).numpy()
-    assert not shares[~present].any()
-    np.testing.assert_allclose(shares.sum(-1), present.any(-1), rtol=1e-6)

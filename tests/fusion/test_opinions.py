@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import erf, expit, log_softmax, logit, softmax
 
 from tests.fusions import Example, draw_weights, example_head
-from twinfer_server.fusion import StackingHead, measure_disagreement, sharpen, stacking_features
+from twinfer_server.fusion import StackingHead, sharpen
+from twinfer_server.fusion.pools import measure_disagreement
 from twinfer_server.spec import Task
 
 LOGITS = st.floats(-15, 15, width=32)
@@ -53,18 +54,6 @@ def test_every_label_is_pooled_by_itself(method: str, data: st.DataObject, label
         kept = shares > 0
         expected = pool_labels(method, chances[kept, request], shares[kept]) if kept.any() else np.full(labels, 0.5)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", ["weighted_mean", "log_opinion_pool", "maximum"])
-@given(data=st.data())
-def test_a_label_of_logits_and_one_of_probabilities_say_the_same(method: str, data: st.DataObject) -> None:
-    logits, weights, samples = draw_requests(data, 3)
-    example = Example(method, "multi_label", ((3,), (3,)), options={"temperatures": TEMPERATURES})
-    expected = example.fuse(list(torch.from_numpy(logits)), weights, samples)
-    mixed = [torch.from_numpy(logits[0]), torch.from_numpy(expit(logits[1].astype(np.float64))).float()]
-    fused = replace(example, kinds=("logits", "probabilities")).fuse(mixed, weights, samples)
-    # A probability near 1 has few digits left to say how near, and the temperature of 0.5 doubles the error.
-    torch.testing.assert_close(fused.prediction, expected.prediction, rtol=1e-3, atol=1e-3)
 
 
 def test_labels_disagree_by_the_mean_of_their_disagreements() -> None:
@@ -162,16 +151,3 @@ def test_a_member_without_weight_is_absent_to_the_head() -> None:
     outputs = [torch.randn(1, 5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     alone = example.fuse(outputs, torch.tensor([[1.0, 1.0]]), torch.tensor([[1, 0]]))
     torch.testing.assert_close(example.fuse(outputs, torch.tensor([[1.0, 0.0]])).prediction, alone.prediction)
-
-
-def test_a_head_can_learn() -> None:
-    """The head is trained on the features that it is served with, and the gradient reaches all of it."""
-    head = StackingHead(2, 3, hidden=4)
-    logits = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
-    logits[1, 0] = math.nan
-    present = torch.ones(6, 2, dtype=torch.bool)
-    present[0, 1] = False
-    loss = torch.nn.functional.cross_entropy(head(stacking_features(logits, present)), torch.tensor([0, 1, 2, 0, 1, 2]))
-    loss.backward()
-    gradients = [parameter.grad for parameter in head.parameters()]
-    assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)

@@ -14,7 +14,8 @@ from scipy.special import expit, softmax
 
 from tests.fusions import BOTH, EQUAL, Example
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import Fusion, FusionResult, build_fusion, measure_cosines
+from twinfer_server.fusion import Fusion, FusionResult, build_fusion
+from twinfer_server.fusion.similarity import measure_cosines
 
 FEATURES = 4
 MATCH = Example("cosine", "similarity", ((FEATURES,), (FEATURES,)), several=3, options={"scale": 7.0, "bias": -0.5})
@@ -76,14 +77,6 @@ def test_a_picture_among_three_texts() -> None:
     torch.testing.assert_close(fused.prediction, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_pair_is_judged_by_itself_where_the_file_says_sigmoid() -> None:
-    """SigLIP's probability of a pair, with the scale and bias that it begins its training with: sigmoid(10 cosine - 10)."""
-    options = {"activation": "sigmoid", "scale": 10.0, "bias": -10.0}
-    example = Example("cosine", "similarity", ((2,), (2,)), options=options)
-    fused = example.fuse([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])])
-    torch.testing.assert_close(fused.prediction, torch.tensor([[[0.6, 1 / (1 + math.exp(4))]]]))
-
-
 @pytest.mark.parametrize("size", [1e-25, 1e25], ids=["squares that underflow", "squares that overflow"])
 def test_the_cosine_survives_any_length(size: float) -> None:
     cosines = measure_cosines(torch.tensor([[3.0, 4.0]]) * size, torch.tensor([[[4.0, 3.0], [3.0, 4.0]]]) / size)
@@ -113,11 +106,6 @@ def test_texts_of_the_ensemble_make_do_without_the_other_member() -> None:
     )
     assert fused.prediction[0, :, 0].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert fused.weights.tolist() == [[1.0, 0.0]]
-
-
-def test_a_members_own_prediction_is_its_embedding() -> None:
-    embeddings = torch.randn(3, FEATURES)
-    assert torch.equal(MATCH.build().member_prediction(1, embeddings), embeddings)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from tests.fusions import Example, draw_weights
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.fusion import FusionResult, build_fusion, concatenation, mean_tensor
+from twinfer_server.fusion import FusionResult, build_fusion
+from twinfer_server.fusion.tensors import concatenation, mean_tensor
 
 FEATURES = st.floats(-100, 100, width=32).filter(lambda value: value == 0 or abs(value) > 0.01)
 
@@ -60,17 +61,6 @@ def test_concatenation_equals_the_plain_reference_over_the_present_members(
     torch.testing.assert_close(permuted, fused[order])
 
 
-@given(data=st.data(), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3))
-def test_the_cosine_is_the_weighted_mean_of_the_members_cosines(data: st.DataObject, sizes: list[int]) -> None:
-    vectors = arrays.arrays(np.float32, 2 * sum(sizes), elements=st.floats(0.25, 100, width=32))
-    embeddings = list(torch.from_numpy(data.draw(vectors)).reshape(2, -1).split(sizes, dim=-1))
-    weights = draw_weights(data, 1, len(sizes)).expand(2, -1)
-    fused = concatenation(embeddings, weights)
-    cosines = torch.stack([torch.cosine_similarity(one[0], one[1], dim=0) for one in embeddings])
-    torch.testing.assert_close(fused[0] @ fused[1], weights[0] @ cosines, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(fused.norm(dim=-1), torch.full((2,), float(weights[0].sum() > 0)))
-
-
 @pytest.mark.parametrize("size", [1e-25, 1e25], ids=["squares that underflow", "squares that overflow"])
 def test_the_length_survives(size: float) -> None:
     fused = concatenation([torch.tensor([[3.0, 4.0]]) * size], torch.ones(1, 1))
@@ -80,11 +70,6 @@ def test_the_length_survives(size: float) -> None:
 def test_a_zero_vector_has_no_direction_and_adds_nothing() -> None:
     fused = concatenation([torch.zeros(1, 2), torch.tensor([[0.0, 7.0]])], torch.tensor([[0.75, 0.25]]))
     torch.testing.assert_close(fused, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))
-
-
-def test_a_members_own_prediction_is_its_embedding_in_fp32() -> None:
-    embedding = torch.tensor([[1.0, 2.0, 3.0]])
-    assert torch.equal(Example("concatenation", "embedding").build().member_prediction(0, embedding.half()), embedding)
 
 
 @pytest.mark.parametrize("has_bias", [True, False], ids=["with a bias", "without a bias"])

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from twinfer_server.errors import InvalidEnsemble
-from twinfer_server.spec import SPEC_FILE, EnsembleSpec, ImageInputSpec, read_labels, read_spec
+from twinfer_server.spec import SPEC_FILE, EnsembleSpec, ImageInputSpec, describe_faults, read_labels, read_spec
 
-DIGITS = Path(__file__).parents[2] / "ensembles" / "digits"
 GOOD = """
 name = "pair"
 version = 3
@@ -45,7 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     (folder / "labels.txt").write_text("eins\nzwei\ndreißig\n", encoding="utf-8")
     (folder / "tokenizer.json").write_text("{}")
-    (folder / "latin1.txt").write_bytes("dreißig".encode("latin-1"))
     (folder / "loop").symlink_to("loop")
     (folder / "outside.txt").symlink_to("/etc/hostname")
     return folder
@@ -84,11 +83,6 @@ def test_an_ensemble_needs_no_labels(folder: Path) -> None:
     assert read_labels(folder, read(folder, GOOD.replace('labels = "labels.txt"\n', ""))) == ()
 
 
-def test_the_digits_ensemble_is_read() -> None:
-    spec = read_spec(DIGITS)
-    assert (spec.name, list(spec.members), len(read_labels(DIGITS, spec))) == ("digits", ["vision", "language"], 10)
-
-
 VISION, TEXT, EXTRA = "members.vision.input.image", "members.language.input.text", "members.language.input.extra"
 THIRD = """
 [members.third]
@@ -107,31 +101,18 @@ def after(line: str, key: str) -> tuple[str, str]:
 
 # (what of the good file becomes what, what the message says: the key's path, what was found, what is allowed)
 FAULTS: dict[str, tuple[tuple[str, str], str]] = {
-    "version 0": (("version = 3", "version = 0"), "version: found 0; allowed: greater than or equal to 1"),
     "version beyond int64": (("version = 3", f"version = {2**63}"), f"version: found {2**63}; allowed: less than"),
-    "version as text": (("version = 3", "version = '3'"), "version: found '3'; allowed: a valid integer"),
     "version as bool": (("version = 3", "version = true"), "version: found True; allowed: a valid integer"),
     "name with a space": (('"pair"', '"my pair"'), "name: found 'my pair'; allowed: String should match pattern"),
     "no name": (('name = "pair"', ""), "name: found nothing; allowed: a value; the key is required"),
     "unknown task": (('"classification"', '"guessing"'), "task: found 'guessing'; allowed: 'classification', 'multi_label', "),
-    "unknown policy": (after('name = "pair"', 'policy = "any"'), "policy: found 'any'; allowed: 'require_all' or"),
     "execution that is chosen": (after('name = "pair"', 'execution = "auto"'), "execution: found 'auto'; allowed: 'serial'"),
     "unknown key": (after('name = "pair"', "versoin = 1"), "versoin: found 1; allowed: no key of this name"),
     "long unknown value": (after('name = "pair"', f'x = "{"z" * 999}"'), f"x: found '{'z' * 60}...'; allowed"),
     "missing labels": (("labels.txt", "gone.txt"), "labels: no such file: 'gone.txt'; allowed: a file inside"),
-    "labels that are a folder": (("labels.txt", "."), "labels: no such file: '.'; allowed: a file inside"),
     "labels that leave": (("labels.txt", "../labels.txt"), "labels: the path leaves the ensemble folder: '../labels.txt'"),
-    "labels by a link that leaves": (("labels.txt", "outside.txt"), "labels: the path leaves the ensemble folder"),
     "labels by a link to itself": (("labels.txt", "loop"), "labels: no such file: 'loop'; allowed"),
     "labels with a NUL": (("labels.txt", "a\\u0000"), "labels: no such file: 'a\\x00'; allowed"),
-    "labels with a long name": (("labels.txt", "a" * 9999), f"labels: no such file: '{'a' * 60}...'; allowed"),
-    "batching that is no table": (after('name = "pair"', "batching = 1"), "batching: found 1; allowed: a table"),
-    "member's unknown key": (after('model = "vision.pt2"', "gpu = 1"), "members.vision.gpu: found 1; allowed: no key"),
-    "member without model": (('model = "vision.pt2"', ""), "members.vision.model: found nothing; allowed: a value"),
-    "unknown precision": (
-        after('model = "vision.pt2"', 'precision = "auto"'),
-        "members.vision.precision: found 'auto'; allowed",
-    ),
     "member with a bad name": (
         ("[members.language]", '[members."L 1"]\ninput = {}\nmodel = "x"\n[members.language]'),
         "members.'L 1'.[key]: found 'L 1'; allowed: String should match pattern",
@@ -145,13 +126,8 @@ FAULTS: dict[str, tuple[tuple[str, str], str]] = {
         ("[members.language.input.extra]", "[members.language.input]\nextra = 1\n[x]"),
         f"{EXTRA}: found 1; allowed: a table",
     ),
-    "size of one number": (("[6, 8]", "[6]"), f"{VISION}.size: found [6]; allowed: List should have at least 2 items"),
-    "size of 0": (("[6, 8]", "[6, 0]"), f"{VISION}.size.1: found 0; allowed: greater than"),
     "mean of one number": (("[0, 0.5, 1]", "[1]"), f"{VISION}.mean: found 1 values; allowed: none, or 3 for color 'rgb'"),
-    "mean that is NaN": (("[0, 0.5, 1]", "[0, nan, 1]"), f"{VISION}.mean.1: found nan; allowed: a finite number"),
     "std of 0": (("mean = [0, 0.5, 1]", "std = [1, 0, 1]"), f"{VISION}.std.1: found 0; allowed: greater than 0"),
-    "missing tokenizer": (("tokenizer.json", "gone.json"), f"{TEXT}.tokenizer: no such file: 'gone.json'; allowed: a file inside"),
-    "unknown dtype": (('"float32"', '"float31"'), f"{EXTRA}.dtype: found 'float31'; allowed: 'bool', 'uint8'"),
     "one name, two kinds": (
         ("input.extra", "input.image"),
         "members.language.input.image.kind: found 'tensor'; allowed: 'image', as member 'vision' has it, or another name",
@@ -164,8 +140,6 @@ FAULTS: dict[str, tuple[tuple[str, str], str]] = {
         ('"classification"', '"multi_label"\ncascade = { first = "vision" }'),
         "cascade: found it for task 'multi_label' and 2 members; allowed: for classification, 2 or more",
     ),
-    "no fusion method": (('method = "maximum"', ""), "fusion.method: found nothing; allowed: a value"),
-    "weight below 0": (("language = 3 }", "language = -3 }"), "fusion.weights.language: found -3; allowed: greater"),
     "weight too large to add up": (
         ("language = 3 }", "language = 1e308 }"),
         "fusion.weights.language: found 1e+308; allowed",
@@ -207,12 +181,6 @@ def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
         read_spec(tmp_path)
 
 
-def test_labels_that_are_not_utf_8_are_refused(folder: Path) -> None:
-    spec = read(folder, GOOD.replace("labels.txt", "latin1.txt"))
-    with pytest.raises(InvalidEnsemble, match=r"labels: .*latin1\.txt cannot be read: .*; allowed: UTF-8"):
-        read_labels(folder, spec)
-
-
 def test_labels_begin_behind_the_mark_that_some_editors_write(folder: Path) -> None:
     (folder / "marked.txt").write_bytes(b"\xef\xbb\xbfeins\r\nzwei\r\n")
     assert read_labels(folder, read(folder, GOOD.replace("labels.txt", "marked.txt"))) == ("eins", "zwei")
@@ -221,29 +189,17 @@ def test_labels_begin_behind_the_mark_that_some_editors_write(folder: Path) -> N
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        pytest.param("a\n\nb\n", r"line 2: found nothing; allowed: a label$", id="empty"),
-        pytest.param("a\nb\n \n", r"line 3: found nothing; allowed: a label$", id="a space behind the last"),
-        pytest.param("a\nb\na\n", r"line 3: found 'a', as in line 1; allowed: another label$", id="twice"),
+        pytest.param("a\n\nb\n", r", line 2: found nothing; allowed: a label$", id="empty"),
+        pytest.param("a\nb\n \n", r", line 3: found nothing; allowed: a label$", id="a space behind the last"),
+        pytest.param("a\nb\na\n", r", line 3: found 'a', as in line 1; allowed: another label$", id="twice"),
+        pytest.param("dreißig", r" cannot be read: .*; allowed: UTF-8", id="not UTF-8"),
     ],
 )
-def test_labels_that_name_no_class_or_two_are_refused(folder: Path, labels: str, message: str) -> None:
-    (folder / "odd.txt").write_text(labels)
+def test_labels_that_name_no_class_or_two_or_are_not_utf_8_are_refused(folder: Path, labels: str, message: str) -> None:
+    (folder / "odd.txt").write_text(labels, encoding="latin-1")
     spec = read(folder, GOOD.replace("labels.txt", "odd.txt"))
-    with pytest.raises(InvalidEnsemble, match=rf"labels: .*odd\.txt, {message}"):
+    with pytest.raises(InvalidEnsemble, match=rf"labels: .*odd\.txt{message}"):
         read_labels(folder, spec)
-
-
-def quote_toml(value: object) -> str:
-    """Write a value as TOML does."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"' + "".join(f"\\U{ord(character):08x}" for character in value) + '"'
-    if isinstance(value, list):
-        return "[" + ", ".join(map(quote_toml, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{quote_toml(key)} = {quote_toml(item)}" for key, item in value.items()) + "}"
-    return repr(value)
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -275,17 +231,10 @@ def test_whatever_stands_in_one_key_the_file_is_read_or_refused(folder: Path, da
         table = table[key]
     table[key] = value
     try:
-        spec = read(folder, "\n".join(f"{name} = {quote_toml(item)}" for name, item in document.items()))
-    except InvalidEnsemble as refusal:
-        lines = str(refusal).splitlines()
-        faults = [line for line in lines if line.startswith(f"{folder / SPEC_FILE}: ") and "; allowed: " in line]
+        spec = EnsembleSpec.model_validate(document, context={"folder": folder})
+    except ValidationError as error:
+        faults = list(describe_faults(error))
     else:
-        faults = lines = []
+        faults = []
         assert math.isclose(sum(spec.member_weights()), 1)
-    assert faults == lines
-
-
-@given(document=st.binary(max_size=100) | st.text(max_size=100).map(lambda text: text.encode(errors="ignore")))
-def test_arbitrary_bytes_are_refused(folder: Path, document: bytes) -> None:
-    with pytest.raises(InvalidEnsemble):
-        read(folder, document)
+    assert all("; allowed: " in fault and "\n" not in fault for fault in faults)

@@ -4,14 +4,12 @@ No code in this folder waits for the device or lets a value decide a shape, so t
 """
 
 from .attribution import attribution_delta
-from .detection import best_boxes, measure_overlaps, pack_detections, weighted_boxes_fusion
+from .detection import pack_detections
 from .fitted import FITTED_FILE, Fitted, read_fitted, read_fitted_method, use_fitted, write_fitted
 from .fusion import MAX_MAGNITUDE, Fusion, FusionResult, renormalise
 from .opinions import ROUNDING, OpinionFusion, StackingHead, flatten_questions, stacking_features
-from .pools import Pool, log_opinion_pool, maximum, measure_disagreement, reciprocal_rank, sharpen, weighted_mean
-from .registry import METHODS, Method, build_fusion, find_method
-from .similarity import match, measure_cosines
-from .tensors import concatenation, mean_tensor
+from .pools import Pool, log_opinion_pool, maximum, sharpen, weighted_mean
+from .registry import METHODS, build_fusion, find_method
 
 __all__ = [
     "FITTED_FILE",
@@ -21,32 +19,22 @@ __all__ = [
     "Fitted",
     "Fusion",
     "FusionResult",
-    "Method",
     "OpinionFusion",
     "Pool",
     "StackingHead",
     "attribution_delta",
-    "best_boxes",
     "build_fusion",
-    "concatenation",
     "find_method",
     "flatten_questions",
     "log_opinion_pool",
-    "match",
     "maximum",
-    "mean_tensor",
-    "measure_cosines",
-    "measure_disagreement",
-    "measure_overlaps",
     "pack_detections",
     "read_fitted",
     "read_fitted_method",
-    "reciprocal_rank",
     "renormalise",
     "sharpen",
     "stacking_features",
     "use_fitted",
-    "weighted_boxes_fusion",
     "weighted_mean",
     "write_fitted",
 ]

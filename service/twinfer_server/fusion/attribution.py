@@ -1,7 +1,5 @@
 """Attribution: how far apart two fused predictions are, such as one with and one without a member."""
 
-from collections.abc import Callable, Mapping
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,38 +23,24 @@ def attribution_delta(task: Task, one: Tensor, other: Tensor) -> Tensor:
     their probabilities. Embeddings: half of 1 less the cosine. Boxes: the part of all scores that belongs to boxes without a box of
     their class over them in the other. Tensors: the distance of the two over the sum of their lengths.
     """
-    return _MEASURES[task](one, other).float().clamp(0.0, 1.0)  # rounding may step over the edge
-
-
-def _compare_classes(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).abs().sum(-1) / 2
-
-
-def _compare_labels(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).abs().mean(-1)
-
-
-def _compare_embeddings(one: Tensor, other: Tensor) -> Tensor:
-    return (1 - measure_cosines(one, other.unsqueeze(1)).squeeze(-1)) / 2
-
-
-def _compare_similarities(one: Tensor, other: Tensor) -> Tensor:
-    """Average over the entries that either has: [requests, compared, 2], 0 where nothing is."""
-    length = max(one.shape[1], other.shape[1])
-    one, other = (functional.pad(values, (0, 0, 0, length - values.shape[1])) for values in (one, other))
-    is_used = ((one != 0) | (other != 0)).any(-1)
-    return (one - other)[..., 1].abs().sum(-1) / is_used.sum(-1).clamp_min(1)
-
-
-def _compare_boxes(one: Tensor, other: Tensor) -> Tensor:
-    lone = _lone_scores(one, other) + _lone_scores(other, one)
-    return lone / (one[..., 4].sum(-1) + other[..., 4].sum(-1)).clamp_min(TINY)
-
-
-def _compare_tensors(one: Tensor, other: Tensor) -> Tensor:
-    one, other = one.reshape(len(one), -1).double(), other.reshape(len(other), -1).double()
-    distance: Tensor = torch.linalg.vector_norm(one - other, dim=-1)
-    return distance / (measure_length(one) + measure_length(other))
+    if task == "classification":
+        delta = (one - other).abs().sum(-1) / 2
+    elif task == "multi_label":
+        delta = (one - other).abs().mean(-1)
+    elif task == "embedding":
+        delta = (1 - measure_cosines(one, other.unsqueeze(1)).squeeze(-1)) / 2
+    elif task == "similarity":
+        length = max(one.shape[1], other.shape[1])
+        one, other = (functional.pad(values, (0, 0, 0, length - values.shape[1])) for values in (one, other))
+        is_used = ((one != 0) | (other != 0)).any(-1)
+        delta = (one - other)[..., 1].abs().sum(-1) / is_used.sum(-1).clamp_min(1)
+    elif task == "detection":
+        scores = one[..., 4].sum(-1) + other[..., 4].sum(-1)
+        delta = (_lone_scores(one, other) + _lone_scores(other, one)) / scores.clamp_min(TINY)
+    else:
+        one, other = one.reshape(len(one), -1).double(), other.reshape(len(other), -1).double()
+        delta = torch.linalg.vector_norm(one - other, dim=-1) / (measure_length(one) + measure_length(other))
+    return delta.float().clamp(0.0, 1.0)  # rounding may step over the edge
 
 
 def _lone_scores(boxes: Tensor, others: Tensor) -> Tensor:
@@ -64,13 +48,3 @@ def _lone_scores(boxes: Tensor, others: Tensor) -> Tensor:
     is_over = measure_overlaps(boxes, others) >= SAME_BOX
     is_over &= (boxes[..., 5].unsqueeze(-1) == others[..., 5].unsqueeze(-2)) & (others[..., 4] > 0).unsqueeze(-2)
     return boxes[..., 4].masked_fill(is_over.any(-1), 0.0).sum(-1)
-
-
-_MEASURES: Mapping[Task, Callable[[Tensor, Tensor], Tensor]] = {
-    "classification": _compare_classes,
-    "multi_label": _compare_labels,
-    "embedding": _compare_embeddings,
-    "similarity": _compare_similarities,
-    "detection": _compare_boxes,
-    "tensor": _compare_tensors,
-}

@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..spec import OutputSpec
-from .fusion import TINY, Fusion, FusionResult
+from .fusion import TINY, Fusion
 
-MAX_BOXES = 100
-IOU = 0.55
-"""What `ensemble-boxes` begins with."""
 _SHAPES = "boxes [samples, boxes, 4], with scores [samples, boxes, classes], or scores and labels [samples, boxes]"
 
 
@@ -67,7 +64,8 @@ def measure_overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
     sides = torch.minimum(one[..., 2:4], other[..., 2:4]) - torch.maximum(one[..., :2], other[..., :2])
     shared = sides.clamp_min(0.0).prod(-1)
-    return shared / (_area(one) + _area(other) - shared).clamp_min(TINY)
+    area, other_area = ((box[..., 2:4] - box[..., :2]).prod(-1) for box in (one, other))
+    return shared / (area + other_area - shared).clamp_min(TINY)
 
 
 def best_boxes(boxes: Tensor, count: int) -> Tensor:
@@ -81,7 +79,7 @@ def weighted_boxes_fusion(boxes: Sequence[Tensor], weights: Tensor, iou: float, 
     """Merge boxes of one class that overlap by more than `iou` into one that lies between them, by score and weight.
 
     boxes: one float32 [requests, boxes of the member, 6] per member; of each the best `max_boxes` are looked at.
-    weights: float32 [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
+    weights: as `Fusion.fuse` has them.
     Returns float32 [requests, max_boxes, 6], highest score first.
     Boxes come in the order of w_m s, and each joins the merged box that it overlaps most, or begins a new one. Its edges are
     sum(w_m s x) / sum(w_m s), its score is sum(w_m s) / n * min(n, members there), at most 1; n boxes have joined it.
@@ -117,19 +115,14 @@ def weighted_boxes_fusion(boxes: Sequence[Tensor], weights: Tensor, iou: float, 
 class DetectionFusion(Fusion):
     """Fuses the boxes of several detectors, or those of one that overlap."""
 
-    def __init__(
-        self, fused_members: Sequence[int], *, iou: float = IOU, min_score: float = 0.0, max_boxes: int = MAX_BOXES
-    ) -> None:  # fmt: skip
+    def __init__(self, fused_members: Sequence[int], iou: float, min_score: float, max_boxes: int) -> None:
         """Merge boxes from an overlap of `iou`; those below `min_score` are not looked at."""
         super().__init__(fused_members)
         self.iou, self.min_score, self.max_boxes = iou, min_score, max_boxes
 
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> FusionResult:
-        """Fuse the members' boxes; see `Fusion.forward`."""
-        inputs = self.gather_inputs(outputs, weights, samples)
-        boxes = [self._drop_boxes(value) for value in inputs.values]
-        prediction = weighted_boxes_fusion(boxes, inputs.weights, self.iou, self.max_boxes)
-        return self.make_result(inputs, weights.shape[1], prediction)
+    def fuse(self, values: Sequence[Tensor], weights: Tensor, counts: Tensor) -> Tensor:
+        """Merge the members' boxes; see `Fusion.fuse`."""
+        return weighted_boxes_fusion([self._drop_boxes(boxes) for boxes in values], weights, self.iou, self.max_boxes)
 
     def member_prediction(self, member: int, output: Tensor) -> Tensor:
         """Return the member's own best boxes, float32 [requests, max_boxes, 6]."""
@@ -143,7 +136,3 @@ class DetectionFusion(Fusion):
 
 def _reorder(boxes: Tensor, order: Tensor) -> Tensor:
     return boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 6))
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:4] - boxes[..., :2]).prod(-1)

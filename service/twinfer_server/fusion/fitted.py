@@ -63,17 +63,15 @@ def read_fitted(folder: Path, spec: EnsembleSpec, digests: Mapping[str, str]) ->
     """
     path = folder / (spec.fusion.fitted or FITTED_FILE)
     fitted = _read(path)
-    if fitted.method != spec.fusion.method:
-        raise InvalidEnsemble(
-            f"fusion.method: found {spec.fusion.method!r}, but {path} was fitted for {quote(fitted.method)}; "
-            f"allowed: the same method; {REMEDY}"
-        )
-    if set(fitted.digests) != set(spec.members):
-        found, allowed = sorted(fitted.digests), sorted(spec.members)
-        raise InvalidEnsemble(f"{path}: digests: found the members {found}; allowed: {allowed}; {REMEDY}")
+    method, members = spec.fusion.method, sorted(spec.members)
+    if fitted.method != method:
+        found = f"found {method!r}, but {path} was fitted for {quote(fitted.method)}"
+        raise InvalidEnsemble(f"fusion.method: {found}; allowed: the same method; {REMEDY}")
+    if sorted(fitted.digests) != members:
+        raise InvalidEnsemble(f"{path}: digests: found the members {sorted(fitted.digests)}; allowed: {members}; {REMEDY}")
     for key, numbers in (("weights", fitted.weights), ("temperatures", fitted.temperatures)):
-        if unknown := set(numbers) - set(spec.members):
-            raise InvalidEnsemble(f"{path}: {key}: found {sorted(unknown)}; allowed: {sorted(spec.members)}; {REMEDY}")
+        if unknown := set(numbers) - set(members):
+            raise InvalidEnsemble(f"{path}: {key}: found {sorted(unknown)}; allowed: {members}; {REMEDY}")
     for name, digest in fitted.digests.items():
         if digest != digests[name]:
             raise InvalidEnsemble(

@@ -1,9 +1,7 @@
 """The module that turns member outputs into the fused output: the same on the device and, for late requests, on the CPU."""
 
-from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +9,6 @@ from torch import Tensor, nn
 MAX_MAGNITUDE = 1e30
 """An output beyond it counts as not finite: differences of such numbers overflow fp32."""
 TINY = torch.finfo(torch.float32).tiny
-
-Values = TypeVar("Values", Tensor, tuple[Tensor, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +35,8 @@ class FusionResult:
         return self.prediction, self.weights, self.disagreement, self.present
 
     def first(self, requests: int) -> "FusionResult":
-        """Return what it says about the first so many requests."""
+        """Return the result of the first so many requests."""
         return FusionResult(*(part[:requests] for part in self.parts()))
-
-
-@dataclass(frozen=True, slots=True)
-class MemberInputs(Generic[Values]):
-    """What the fused members bring for some requests, one column for each in the order of `Fusion.fused_members`.
-
-    values: one float32 [requests, ...] per fused member, as `Fusion.member_input` returns it; of opinions they are one tensor,
-        [fused members, requests, ...]. An absent member's part may hold anything.
-    weights: float32 [requests, fused members]; 0 for the absent, summing to 1 over the present, all 0 where none is.
-    counts: int32 [requests, fused members]; how many samples a member has for the request, 0 for the absent.
-    present: bool [requests, fused members].
-    """
-
-    values: Values
-    weights: Tensor
-    counts: Tensor
-    present: Tensor
 
 
 class Fusion(nn.Module):
@@ -73,7 +52,6 @@ class Fusion(nn.Module):
         self.fused_members = tuple(fused_members)
         self.needs = frozenset(needs)
 
-    @abstractmethod
     def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> FusionResult:
         """Fuse the members' outputs, request by request, over the members that are present and finite.
 
@@ -83,6 +61,27 @@ class Fusion(nn.Module):
         weights: float32 [requests, members], finite, at least 0; renormalised here.
         samples: int32 (or bool) [requests, members]; how many samples each member has for the request, 0 where it is absent.
         """
+        counts = self._fused_columns(samples.to(torch.int32))
+        values = [self.read_output(outputs[member], counts[:, at]) for at, member in enumerate(self.fused_members)]
+        counts = counts * torch.stack([is_finite(value) for value in values], dim=-1)
+        shares = renormalise(self._fused_columns(weights), counts > 0)
+        disagreement = shares.new_full(shares.shape[:1], torch.nan)
+        return self._make_result(self.fuse(values, shares, counts), shares, disagreement, counts > 0, weights.shape[1])
+
+    def read_output(self, output: Tensor, count: Tensor) -> Tensor:
+        """Return what is fused of a member's output, float32 [requests, ...]; count: int32 [requests], its samples for each.
+
+        A request's part that holds NaN, an infinity or more than MAX_MAGNITUDE counts as absent.
+        """
+        return output.float()
+
+    def fuse(self, values: Sequence[Tensor], weights: Tensor, counts: Tensor) -> Tensor:
+        """Return the prediction from what `read_output` returned for the fused members; an absent one's part may be anything.
+
+        weights: float32 [requests, fused members]; 0 for the absent, summing to 1 over the present, all 0 where none is.
+        counts: int32 [requests, fused members]; the samples, 0 for the absent.
+        """
+        raise NotImplementedError
 
     def member_prediction(self, member: int, output: Tensor) -> Tensor:
         """Return a member's own calibrated prediction for its output, float [requests, ...], in the form of the task's.
@@ -99,28 +98,10 @@ class Fusion(nn.Module):
         """Return how many entries of the prediction belong to a request with so many samples by member; None: all of them."""
         return None
 
-    def member_input(self, member: int, output: Tensor, count: Tensor) -> Tensor:
-        """Return what is fused of a member's output, float32 [requests, ...]; count: int32 [requests], its samples for each.
-
-        A request's part that holds NaN, an infinity or more than MAX_MAGNITUDE counts as absent.
-        """
-        return output.float()
-
-    def gather_inputs(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> MemberInputs[tuple[Tensor, ...]]:
-        """Gather what the fused members bring; arguments as in `forward`."""
-        counts = self._fused_columns(samples.to(torch.int32))
-        values = tuple(self.member_input(member, outputs[member], counts[:, at]) for at, member in enumerate(self.fused_members))
-        counts = counts * torch.stack([is_finite(value) for value in values], dim=-1)
-        present = counts > 0
-        return MemberInputs(values, renormalise(self._fused_columns(weights), present), counts, present)
-
-    def make_result(
-        self, inputs: MemberInputs[Any], members: int, prediction: Tensor, disagreement: Tensor | None = None
+    def _make_result(
+        self, prediction: Tensor, weights: Tensor, disagreement: Tensor, present: Tensor, members: int
     ) -> FusionResult:  # fmt: skip
-        """Make the result for an ensemble of `members`; without `disagreement`, float32 [requests], it is NaN."""
-        if disagreement is None:
-            disagreement = inputs.weights.new_full(inputs.weights.shape[:1], torch.nan)
-        weights, present = self._all_columns(inputs.weights, members), self._all_columns(inputs.present, members)
+        weights, present = self._all_columns(weights, members), self._all_columns(present, members)
         return FusionResult(prediction, weights, disagreement, present)
 
     def _fused_columns(self, values: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
 """The ways to make one distribution out of several over the same classes, and how far those lie apart.
 
+All functions take
+    logits: float [members, requests, classes], before softmax; -inf rules a class out;
+    weights: float [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0;
+and a pool returns log-probabilities, float [requests, classes], uniform where all weights are 0.
+
 All put a constant in an absent member's part by selecting, never by multiplying: 0 times NaN is NaN. That constant
-is finite, for a request without any member would be nothing but -inf and normalise to NaN. A logit of -inf rules its
-class out.
+is finite, for a request without any member would be nothing but -inf and normalise to NaN.
 """
 
 from collections.abc import Callable
@@ -12,7 +16,7 @@ import torch
 from torch import Tensor
 
 Pool = Callable[[Tensor, Tensor], Tensor]
-"""(logits float [members, requests, classes], weights float [requests, members]) -> log-probabilities [requests, classes]."""
+"""From logits and weights to log-probabilities."""
 
 RANK_CONSTANT = 60.0
 """What Cormack et al. have found to do well."""
@@ -25,9 +29,6 @@ MIN_ENTROPY = 1e-10
 def weighted_mean(logits: Tensor, weights: Tensor) -> Tensor:
     """Average the members' probabilities: the linear opinion pool.
 
-    logits: float [members, requests, classes], before softmax.
-    weights: float [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
-    Returns float [requests, classes], log-probabilities; uniform where all weights are 0.
     p = sum_m w_m p_m, summed as logarithms so that small probabilities do not underflow.
     A mean of logits and a product of distributions are not this pool but special cases of `log_opinion_pool`.
     Source: Stone 1961, "The opinion pool"; Genest & Zidek 1986 (the linear opinion pool).
@@ -44,9 +45,6 @@ def weighted_mean(logits: Tensor, weights: Tensor) -> Tensor:
 def log_opinion_pool(logits: Tensor, weights: Tensor) -> Tensor:
     """Multiply the members' distributions, each to the power of its weight, and renormalise.
 
-    logits: float [members, requests, classes], before softmax.
-    weights: float [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
-    Returns float [requests, classes], log-probabilities; uniform where all weights are 0.
     log p = sum_m w_m log p_m - log Z, and logits do for log p_m, since Z takes up what each lacks. A class that any
     member with weight rules out is ruled out; members that rule out all classes between them have no pool: NaN.
     Special cases: the softmax of the mean logits is this pool with equal weights. The product of experts (Hinton 2002)
@@ -60,11 +58,7 @@ def log_opinion_pool(logits: Tensor, weights: Tensor) -> Tensor:
 def maximum(logits: Tensor, weights: Tensor) -> Tensor:
     """Take, for each class, the largest probability that any present member gives it, and renormalise.
 
-    logits: float [members, requests, classes], before softmax.
-    weights: float [requests, members]; 0 for an absent member. Only that counts: the rule knows no weights, and a probability
-    scaled by a weight is no longer one to compare.
-    Returns float [requests, classes], log-probabilities; uniform where all weights are 0.
-    p = max_m p_m / Z.
+    p = max_m p_m / Z. Of weights only 0 counts: a probability scaled by a weight is no longer one to compare.
     Source: Kittler, Hatef, Duin & Matas 1998, "On combining classifiers" (the max rule, equal priors).
     """
     absent = weights.t().unsqueeze(-1).logical_not()
@@ -74,11 +68,8 @@ def maximum(logits: Tensor, weights: Tensor) -> Tensor:
 def reciprocal_rank(logits: Tensor, weights: Tensor, k: float = RANK_CONSTANT) -> Tensor:
     """Score every class by its ranks among the members' classes, whatever their probabilities, and normalise the scores.
 
-    logits: float [members, requests, classes], before softmax.
-    weights: float [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
-    k: how little the first ranks stand out.
-    Returns float [requests, classes], the logarithms of scores that sum to 1; uniform where all weights are 0.
-    score = sum_m w_m / (k + rank_m), ranks from 1; of equal logits the class with the lower index ranks first.
+    score = sum_m w_m / (k + rank_m), ranks from 1; of equal logits the class with the lower index ranks first. A larger k makes the
+    first ranks stand out less.
     Source: Cormack, Clarke & Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods".
     """
     order = logits.argsort(dim=-1, descending=True, stable=True)
@@ -91,11 +82,9 @@ def reciprocal_rank(logits: Tensor, weights: Tensor, k: float = RANK_CONSTANT) -
 def sharpen(log_probabilities: Tensor, weights: Tensor, sharpness: Tensor) -> Tensor:
     """Make a pooled distribution surer, or less sure, by how many members it comes from.
 
-    log_probabilities: float [requests, classes].
-    weights: float [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
-    sharpness: float, a scalar; 0 leaves the distribution as it is.
-    Returns float [requests, classes], log-probabilities: p^e / Z with e = 1 + sharpness (n - 1), where n = 1 / sum_m w_m^2 is how
-    many equal members the weights amount to. So a lone member's distribution stays what it is.
+    log_probabilities: float [requests, classes], and so is what is returned.
+    p^e / Z with e = 1 + sharpness (n - 1), where n = 1 / sum_m w_m^2 is how many equal members the weights amount to. So a lone
+    member's distribution stays what it is, and so does every one at sharpness 0, a scalar.
     Pools whose weights sum to 1 are less sure than the evidence of several members allows; with calibrated members that err
     independently, equal weights in a logarithmic pool and sharpness 1 give the product of their distributions: Bayes' rule.
     Source: Ranjan & Gneiting 2010, "Combining probability forecasts"; Satopää et al. 2014, "Combining multiple probability
@@ -109,8 +98,6 @@ def sharpen(log_probabilities: Tensor, weights: Tensor, sharpness: Tensor) -> Te
 def measure_disagreement(logits: Tensor, weights: Tensor) -> Tensor:
     """Divide the generalised Jensen-Shannon divergence of the members' distributions by its bound, the weights' entropy.
 
-    logits: float [members, requests, classes], before softmax.
-    weights: float [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
     Returns float32 [requests]: 0 where all say the same, 1 where they are certain of different classes, NaN where fewer
     than two members have weight.
 

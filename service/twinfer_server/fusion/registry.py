@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..errors import InvalidEnsemble, quote
 from ..spec import EnsembleSpec, FusionSpec, ImageInputSpec, Task, UpstreamInputSpec
-from .detection import IOU, MAX_BOXES, DetectionFusion
+from .detection import DetectionFusion
 from .fitted import REMEDY, Fitted, use_fitted
 from .fusion import Fusion
-from .opinions import PoolFusion, StackingFusion, StackingHead
+from .opinions import OpinionFusion, StackingHead
 from .pools import Pool, log_opinion_pool, maximum, reciprocal_rank, weighted_mean
 from .similarity import SimilarityFusion
 from .tensors import ConcatenationFusion, TensorFusion, read_projection
@@ -114,17 +114,16 @@ def build_fusion(
         query = next((index for index, name in members.items() if name == fusion.query), fused[0])
         return _build_similarity(fusion, query, sum(fused) - query, sizes[0], cached_texts)
     if spec.task == "detection":
-        iou = IOU if fusion.iou is None else fusion.iou
-        return DetectionFusion(fused, iou=iou, min_score=fusion.min_score or 0.0, max_boxes=fusion.max_boxes or MAX_BOXES)
-    kinds = {index: spec.members[name].output.kind for index, name in members.items()}
-    temperatures = [fusion.temperatures.get(name, 1.0) for name in spec.members]
-    is_multi_label = spec.task == "multi_label"
-    if method.pool is None:
-        head = _load_head(fitted, len(members), sizes[0])
-        return StackingFusion(head, kinds, temperatures, is_multi_label=is_multi_label)
-    pool = method.pool if fusion.k is None else partial(reciprocal_rank, k=fusion.k)
-    sharpness = fitted.sharpness if fitted else 0.0
-    return PoolFusion(pool, kinds, temperatures, is_multi_label=is_multi_label, sharpness=sharpness)
+        iou = 0.55 if fusion.iou is None else fusion.iou  # what `ensemble-boxes` begins with
+        return DetectionFusion(fused, iou, fusion.min_score or 0.0, fusion.max_boxes or 100)
+    judge: Pool | StackingHead | None = method.pool if fusion.k is None else partial(reciprocal_rank, k=fusion.k)
+    return OpinionFusion(
+        judge or _load_head(fitted, len(members), sizes[0]),
+        {index: spec.members[name].output.kind for index, name in members.items()},
+        [fusion.temperatures.get(name, 1.0) for name in spec.members],
+        is_multi_label=spec.task == "multi_label",
+        sharpness=fitted.sharpness if fitted else 0.0,
+    )
 
 
 def _build_similarity(fusion: FusionSpec, query: int, other: int, features: int, texts: Tensor | None) -> Fusion:
@@ -132,18 +131,15 @@ def _build_similarity(fusion: FusionSpec, query: int, other: int, features: int,
         raise InvalidEnsemble(f"fusion.texts: found {fusion.texts!r} {'without' if texts is None else 'with'} embeddings of texts")
     if texts is not None and (texts.shape[1:] != (features,) or not texts.isfinite().all()):
         raise InvalidEnsemble(f"fusion.texts: embedded as {list(texts.shape)}; allowed: finite numbers, [texts, {features}]")
-    return SimilarityFusion(
-        query, other, scale=100.0 if fusion.scale is None else fusion.scale, bias=fusion.bias or 0.0,
-        activation=fusion.activation or "softmax", texts=texts,
-    )  # fmt: skip
+    is_softmax, scale = fusion.activation != "sigmoid", fusion.scale or 100.0
+    return SimilarityFusion(query, other, scale=scale, bias=fusion.bias or 0.0, is_softmax=is_softmax, texts=texts)
 
 
 def _load_head(fitted: Fitted | None, members: int, outputs: int) -> StackingHead:
     if fitted is None:
         raise InvalidEnsemble("fusion.fitted: found nothing; allowed: what `twinfer fit` has written, 'stacking' is learnt")
     head = StackingHead(members, outputs, fitted.hidden)
-    expected = {name: list(tensor.shape) for name, tensor in head.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in fitted.tensors.items()}
+    expected, found = ({name: list(one.shape) for name, one in state.items()} for state in (head.state_dict(), fitted.tensors))
     if found != expected:
         raise InvalidEnsemble(f"fusion.fitted: the head's tensors are {found}; allowed: {expected}; {REMEDY}")
     head.load_state_dict(dict(fitted.tensors))
@@ -159,9 +155,8 @@ def _check_kinds(spec: EnsembleSpec) -> None:
     for name in fused:
         output = spec.members[name].output
         if output.kind not in KINDS[spec.task]:
-            raise InvalidEnsemble(
-                f"members.{name}.output.kind: found {output.kind!r}; allowed for task {spec.task!r}: {allowed}, or 'features'"
-            )
+            found = f"members.{name}.output.kind: found {output.kind!r}"
+            raise InvalidEnsemble(f"{found}; allowed for task {spec.task!r}: {allowed}, or 'features'")
         images = sum(isinstance(input_spec, ImageInputSpec) for input_spec in spec.members[name].input.values())
         if output.kind == "detections" and output.box_units == "pixels" and images != 1:
             found = f"'pixels' of a member with {images} images"
@@ -182,13 +177,11 @@ def _check_samples(spec: EnsembleSpec, names: Sequence[str]) -> None:
                 has_several = input_spec.member in several
             else:
                 has_several = not isinstance(input_spec, ImageInputSpec) and input_spec.max_samples > 1
+            if has_several and name in names:
+                allowed = f"one, for {spec.fusion.method!r} fuses one output of this member for a request"
+                raise InvalidEnsemble(f"members.{name}.input.{key}: found several samples for a request; allowed: {allowed}")
             if has_several:
                 several.add(name)
-            if has_several and name in names:
-                raise InvalidEnsemble(
-                    f"members.{name}.input.{key}: found several samples for a request; allowed: one, "
-                    f"for {spec.fusion.method!r} fuses one output of this member for a request"
-                )
 
 
 def _check_shapes(task: Task, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import InvalidEnsemble
 from ..spec import find_file
-from .fusion import TINY, Fusion, FusionResult
+from .fusion import TINY, Fusion
 
 
 def mean_tensor(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Average the members' tensors, element by element.
 
-    tensors: one float32 [requests, *shape] per member, all of one shape.
-    weights: float32 [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
+    tensors: one float32 [requests, *shape] per member; weights as `Fusion.fuse` has them.
     Returns float32 [requests, *shape]: sum_m w_m x_m; 0 where all weights are 0.
     """
     shares = weights.t().reshape(len(tensors), len(weights), *[1] * (tensors[0].ndim - 1))
@@ -36,8 +35,7 @@ def measure_length(embedding: Tensor) -> Tensor:
 def concatenation(embeddings: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Put the members' unit vectors side by side, each scaled by the root of its weight.
 
-    embeddings: one float32 [requests, features of the member] per member.
-    weights: float32 [requests, members]; 0 for an absent member; each request's sum to 1, or are all 0.
+    embeddings: one float32 [requests, features of the member] per member; weights as `Fusion.fuse` has them.
     Returns float32 [requests, sum of the members' features], of unit length; an absent member's part is 0, and so is a zero
     vector's, which has no direction (the whole is then shorter than 1).
     The cosine of two results with the same weights is the weighted mean of the members' cosines; where the weights differ,
@@ -48,20 +46,16 @@ def concatenation(embeddings: Sequence[Tensor], weights: Tensor) -> Tensor:
     lengths = torch.stack([measure_length(embedding) for embedding in embeddings], dim=-1)
     scales = (weights.sqrt() / lengths).float().t().unsqueeze(-1)
     absent = weights.t().unsqueeze(-1).logical_not()
-    parts = [
-        (embedding * scale).masked_fill(is_absent, 0.0)
-        for embedding, scale, is_absent in zip(embeddings, scales.unbind(), absent.unbind(), strict=True)
-    ]
-    return torch.cat(parts, dim=-1)
+    scaled = [embedding * scale for embedding, scale in zip(embeddings, scales, strict=True)]
+    return torch.cat([part.masked_fill(absent[member], 0.0) for member, part in enumerate(scaled)], dim=-1)
 
 
 class TensorFusion(Fusion):
-    """Fuses tensors of one shape."""
+    """Fuses tensors of one shape by their mean."""
 
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> FusionResult:
-        """Average the members' tensors; see `Fusion.forward`."""
-        inputs = self.gather_inputs(outputs, weights, samples)
-        return self.make_result(inputs, weights.shape[1], mean_tensor(inputs.values, inputs.weights))
+    def fuse(self, values: Sequence[Tensor], weights: Tensor, counts: Tensor) -> Tensor:
+        """Average the members' tensors; see `Fusion.fuse`."""
+        return mean_tensor(values, weights)
 
 
 class ConcatenationFusion(Fusion):
@@ -76,13 +70,10 @@ class ConcatenationFusion(Fusion):
         self.register_buffer("weight", projection["weight"] if projection else None)
         self.register_buffer("bias", projection.get("bias") if projection else None)
 
-    def forward(self, outputs: Sequence[Tensor], weights: Tensor, samples: Tensor) -> FusionResult:
-        """Concatenate the members' embeddings; see `Fusion.forward`."""
-        inputs = self.gather_inputs(outputs, weights, samples)
-        prediction = concatenation(inputs.values, inputs.weights)
-        if self.weight is not None:
-            prediction = nn.functional.linear(prediction, self.weight, self.bias)
-        return self.make_result(inputs, weights.shape[1], prediction)
+    def fuse(self, values: Sequence[Tensor], weights: Tensor, counts: Tensor) -> Tensor:
+        """Concatenate the members' embeddings; see `Fusion.fuse`."""
+        fused = concatenation(values, weights)
+        return fused if self.weight is None else nn.functional.linear(fused, self.weight, self.bias)
 
 
 def read_projection(folder: Path | None, name: str, features: int) -> dict[str, Tensor]:

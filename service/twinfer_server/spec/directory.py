@@ -23,11 +23,7 @@ SIGMOID_DETECTORS = {
 """Model types whose detection heads score every class by itself."""
 SOFTMAX_DETECTORS = {"detr", "table-transformer", "yolos"}
 """Model types whose detection heads have a last class for "nothing"."""
-KIND_OF_HEAD = {
-    "ForImageClassification": "logits",
-    "ForSequenceClassification": "logits",
-    "ForObjectDetection": "detections",
-}
+KIND_OF_HEAD = {"ForImageClassification": "logits", "ForSequenceClassification": "logits", "ForObjectDetection": "detections"}
 """The outputs of architectures that end so."""
 KEYS = {
     "image": ("size", "color", "resize", "scaled_decoding", "mean", "std"),
@@ -40,11 +36,6 @@ def find_directory(folder: Path, model: str) -> Path:
     """Return the directory that `hf:DIR` names; raises ValueError unless it and its config.json are inside the folder."""
     name = model.removeprefix(PREFIX)
     return find_file(folder, str(Path(name) / "config.json")).parent
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read the model's configuration; raises ValueError where that is no JSON object."""
-    return _read_json(directory / "config.json")
 
 
 def find_output_kind(config: Mapping[str, Any]) -> str:
@@ -74,7 +65,7 @@ def name_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
 def complete_member(member: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Fill in what a member's table leaves out and its directory says; raises ValueError, with what would be right."""
     directory = find_directory(folder, member["model"])
-    config = read_config(directory)
+    config = read_json(directory / "config.json")
     completed = dict(member) | {"output": _complete_output(member.get("output", {}), config)}
     inputs = member.get("input")
     if isinstance(inputs, dict):
@@ -114,22 +105,17 @@ def _read_image(table: Mapping[str, Any], directory: Path, config: Mapping[str, 
         transformers = importlib.import_module("transformers")
         backends = importlib.import_module("transformers.image_processing_backends")
     except ImportError as error:
-        raise ValueError(
-            f"transformers, which reads the image processor, cannot be imported ({error}); pip install 'twinfer[hf]'"
-        ) from None
+        why = f"transformers, which reads the image processor, cannot be imported ({error})"
+        raise ValueError(f"{why}; pip install 'twinfer[hf]'") from None
+    options = {"backend": "pil", "local_files_only": True, "trust_remote_code": False}
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            directory, backend="pil", local_files_only=True, trust_remote_code=False
-        )
+        processor = transformers.AutoImageProcessor.from_pretrained(directory, **options)
     except Exception as error:  # whatever its JSON makes it stumble over
         raise ValueError(f"no image processor in {quote(directory.name)} ({error}); allowed: a preprocessor_config.json") from None
     facts = processor.to_dict()
     found: dict[str, Any] = {"color": "gray" if config.get("num_channels") == 1 else "rgb"}
     if "size" not in table:
-        steps = ("_preprocess", "resize", "center_crop", "rescale", "normalize")
-        if any(getattr(type(processor), step) is not getattr(backends.PilBackend, step) for step in steps):
-            raise _no_geometry(f"{type(processor).__name__} has steps of its own")
-        found |= _read_geometry(facts)
+        found |= _read_geometry(processor, facts, backends.PilBackend)
     if facts.get("do_flip_channel_order"):
         raise ValueError("the image processor turns RGB into BGR; allowed: RGB")
     # The member's pixels are scaled to 0..1, the processor's by its own factor.
@@ -143,38 +129,38 @@ def _read_image(table: Mapping[str, Any], directory: Path, config: Mapping[str, 
     return found
 
 
-def _read_geometry(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _read_geometry(processor: Any, facts: Mapping[str, Any], backend: Any) -> dict[str, Any]:
+    """Return what says how the processor resizes; raises ValueError where the file's keys cannot say it."""
     size, crop = facts.get("size") or {}, facts.get("crop_size") or {}
-    if facts.get("do_pad"):
-        raise _no_geometry("the image processor pads")
-    if not facts.get("do_resize"):
-        raise _no_geometry("the image processor does not resize")
     sides = [size["height"], size["width"]] if set(size) == {"height", "width"} else None
-    if facts.get("do_center_crop"):
-        edge = size["shortest_edge"] if set(size) == {"shortest_edge"} else None
-        if set(crop) != {"height", "width"} or not (sides or edge):
-            raise _no_geometry(f"the image processor resizes to {size} and crops to {crop}")
-        cut = {"fit": "crop", "resize_to": sides or edge, "crop_offset": "floor"}
-        return {"size": [crop["height"], crop["width"]]} | cut
-    if not sides:
-        raise _no_geometry(f"the image processor resizes to {size}")
-    return {"size": sides}
-
-
-def _no_geometry(found: str) -> ValueError:
-    return ValueError(f"{found}; allowed: one height and width. Else write size = [height, width] into the ensemble's file")
+    resize_to = size["shortest_edge"] if set(size) == {"shortest_edge"} else sides
+    steps = ("_preprocess", "resize", "center_crop", "rescale", "normalize")
+    if any(getattr(type(processor), step) is not getattr(backend, step) for step in steps):
+        found = f"{type(processor).__name__} has steps of its own"
+    elif facts.get("do_pad"):
+        found = "the image processor pads"
+    elif not facts.get("do_resize"):
+        found = "the image processor does not resize"
+    elif not facts.get("do_center_crop"):
+        if sides:
+            return {"size": sides}
+        found = f"the image processor resizes to {size}"
+    elif set(crop) == {"height", "width"} and resize_to:
+        return {"size": [crop["height"], crop["width"]], "fit": "crop", "resize_to": resize_to, "crop_offset": "floor"}
+    else:
+        found = f"the image processor resizes to {size} and crops to {crop}"
+    raise ValueError(f"{found}; allowed: one height and width. Else write size = [height, width] into the ensemble's file")
 
 
 def _read_text(table: Mapping[str, Any], folder: Path, directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Read the tokenizer's files; a tokenizer and a length they need not have where the table has its own."""
     path = directory / "tokenizer.json"
     if "tokenizer" not in table and not path.is_file():
-        raise ValueError(
-            f"no tokenizer.json in {quote(directory.name)}; allowed: what the save_pretrained of an AutoTokenizer writes"
-        )
-    tokenizer = _read_json(path, is_optional=True)
-    facts = _read_json(directory / "tokenizer_config.json", is_optional=True)
-    sentences = _read_json(directory / "sentence_bert_config.json", is_optional=True)
+        allowed = "what the save_pretrained of an AutoTokenizer writes"
+        raise ValueError(f"no tokenizer.json in {quote(directory.name)}; allowed: {allowed}")
+    tokenizer = read_json(path, is_optional=True)
+    facts = read_json(directory / "tokenizer_config.json", is_optional=True)
+    sentences = read_json(directory / "sentence_bert_config.json", is_optional=True)
     if sentences.get("do_lower_case"):
         raise ValueError("sentence_bert_config.json: do_lower_case is true; allowed: false, and a tokenizer that does it")
     config = config | config.get("text_config", {}) if isinstance(config.get("text_config"), dict) else config
@@ -212,7 +198,8 @@ def _find_pad_id(tokenizer: Mapping[str, Any], token: object, configured: object
     return configured if isinstance(configured, int) and configured >= 0 else 0
 
 
-def _read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
+def read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
+    """Read a JSON object, empty where an optional file is missing; raises ValueError."""
     if is_optional and not path.is_file():
         return {}
     try:

@@ -93,7 +93,13 @@ class EnsembleSpec(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for key, names in self._named_members():
+        named: dict[str, Iterable[str]] = {
+            "fusion.weights": self.fusion.weights,
+            "fusion.temperatures": self.fusion.temperatures,
+            "fusion.query": [self.fusion.query] if self.fusion.query else [],
+            "cascade.first": [self.cascade.first] if self.cascade else [],
+        }
+        for key, names in named.items():
             if unknown := set(names) - set(self.members):
                 raise Fault(key, sorted(unknown), f"the members {sorted(self.members)}")
         if self.fusion.weights and not math.fsum(self.fusion.weights.values()) > 0:
@@ -109,12 +115,6 @@ class EnsembleSpec(Strict):
             if isinstance(spec, TensorInputSpec) and isinstance(first, TensorInputSpec) and spec.sample != first.sample:
                 raise Fault(key, spec.sample, f"{first.sample}, {allowed}")
         return self
-
-    def _named_members(self) -> Iterator[tuple[str, Iterable[str]]]:
-        yield "fusion.weights", self.fusion.weights
-        yield "fusion.temperatures", self.fusion.temperatures
-        yield "fusion.query", [self.fusion.query] if self.fusion.query else []
-        yield "cascade.first", [self.cascade.first] if self.cascade else []
 
     def walk_inputs(self) -> Iterator[tuple[str, str, RequestInputSpec]]:
         """Yield (member name, input name, input spec) of what requests bring, in the order of the file."""

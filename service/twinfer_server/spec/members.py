@@ -16,15 +16,8 @@ Sides = Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 class ImageInputSpec(Strict):
     """An image: decoded to uint8 [height, width, channels], resized; on the device scaled to 0..1 and normalised.
 
-    How the keys say what the usual training pipelines do:
-
-    - torchvision's `Resize(256)` and `CenterCrop(224)`: `size = [224, 224]`, `fit = "crop"`, `resize_to = 256`.
-    - torchvision's `Resize((224, 224))`: `size = [224, 224]` alone.
-    - Hugging Face's `do_resize` to {height, width}: `size` alone. With `do_center_crop`: `size` is the `crop_size`, `fit = "crop"`,
-      `resize_to` the {shortest_edge}, or [height, width]. Its crops round another way than torchvision's: `crop_offset = "floor"`.
-    - `resample`: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming.
-    - Another `rescale_factor` than 1/255: `mean` and `std` are those of the pipeline, each divided by 255 times that factor.
-    - The letterbox of the YOLO detectors: `fit = "pad"`, `pad_color = 114`.
+    torchvision's `Resize(256)` and `CenterCrop(224)` are `size = [224, 224]`, `fit = "crop"`, `resize_to = 256`; the letterbox of
+    the YOLO detectors is `fit = "pad"`, `pad_color = 114`. `hf:` members have their image processor's values.
     """
 
     kind: Literal["image"]
@@ -101,6 +94,17 @@ class TextInputSpec(Strict):
         return self
 
 
+def _describe_numbers(dtype: str, bound: float) -> str:
+    """Return which numbers a tensor of the dtype holds if `bound` is none of them; "" if it is one."""
+    if dtype == "bool":
+        return "none"
+    if dtype.startswith("float"):
+        most = float(np.finfo(dtype).max)  # Python's own numbers compare exactly
+        return "" if abs(bound) <= most else f"{-most} to {most}"
+    whole = np.iinfo(dtype)
+    return "" if bound.is_integer() and whole.min <= bound <= whole.max else f"a whole number, {whole.min} to {whole.max}"
+
+
 class TensorInputSpec(Strict):
     """A ready tensor: one sample of this dtype and shape, or [samples, *shape]."""
 
@@ -122,17 +126,8 @@ class TensorInputSpec(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for key, bound in (("min", self.min), ("max", self.max)):
-            if bound is None:
-                continue
-            if self.dtype == "bool":
-                raise Fault(key, f"{bound:.15g} for dtype 'bool'", "none")
-            is_whole = not self.dtype.startswith("float")
-            numbers = np.iinfo(self.dtype) if is_whole else np.finfo(self.dtype)
-            # Python's own numbers, which compare exactly.
-            least, most = (int(numbers.min), int(numbers.max)) if is_whole else (float(numbers.min), float(numbers.max))
-            if not least <= bound <= most or (is_whole and not bound.is_integer()):
-                kind = "a whole number, " if is_whole else ""
-                raise Fault(key, f"{bound:.15g} for dtype {self.dtype!r}", f"{kind}{least} to {most}")
+            if bound is not None and (allowed := _describe_numbers(self.dtype, bound)):
+                raise Fault(key, f"{bound:.15g} for dtype {self.dtype!r}", allowed)
         if self.min is not None and self.max is not None and self.min > self.max:
             raise Fault("min", f"{self.min:.15g} beside max = {self.max:.15g}", "a min that is not above max")
         return self

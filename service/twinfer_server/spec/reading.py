@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import InvalidEnsemble, quote
-from .directory import MULTI_LABEL, PREFIX, find_directory, has_several_labels, name_classes, read_config
+from .directory import MULTI_LABEL, PREFIX, find_directory, has_several_labels, name_classes, read_json
 from .ensemble import EnsembleSpec
 from .files import Fault
 
@@ -81,32 +81,23 @@ def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
 def check_classes(folder: Path, spec: EnsembleSpec, labels: Sequence[str]) -> None:
     """Refuse a classifier of several labels where a sample has one class, and the ensemble's classes in another order.
 
-    No shape of an output shows either; the members' Hugging Face directories do. `labels` are the ensemble's; every member is
-    compared with them and with the members before it. Names that the other has not say nothing about the order, for people call a
-    class as they like. Raises InvalidEnsemble.
+    The members' Hugging Face directories show both. Every member is compared with `labels`, the ensemble's, and with the members
+    before it; names that the other has not say nothing about the order. Raises InvalidEnsemble.
     """
     orders: dict[str, Sequence[str]] = {quote(spec.labels): labels}
     for name, member in spec.members.items():
         if not member.model.startswith(PREFIX) or member.output.kind not in ("logits", "detections"):
             continue
         found = f"members.{name}.model: found {quote(member.model)}"
-        config = read_config(find_directory(folder, member.model))
+        config = read_json(find_directory(folder, member.model) / "config.json")
         if spec.task == "classification" and has_several_labels(config):
-            raise InvalidEnsemble(
-                f"{found}, whose problem_type is {MULTI_LABEL!r}, for task {spec.task!r}; "
-                "allowed: task 'multi_label', or a model that gives a sample one class"
-            )
+            allowed = "task 'multi_label', or a model that gives a sample one class"
+            raise InvalidEnsemble(f"{found}, whose problem_type is {MULTI_LABEL!r}, for task {spec.task!r}; allowed: {allowed}")
         names = name_classes(config)
         for source, order in orders.items():
-            if (index := _find_mismatch(names, order)) is not None:
+            folded, expected = ([name.casefold() for name in some] for some in (names, order))
+            if sorted(folded) == sorted(expected) and folded != expected:
+                index = next(at for at, name in enumerate(folded) if name != expected[at])
                 allowed = f"{quote(order[index])}, for {source} has the same classes in another order"
                 raise InvalidEnsemble(f"{found}, whose class {index} is {quote(names[index])}; allowed: {allowed}")
         orders[f"members.{name}"] = names
-
-
-def _find_mismatch(names: Sequence[str], order: Sequence[str]) -> int | None:
-    """Return the first class in which two orders of the same names differ; None where they do not, or the names are others."""
-    one, other = ([name.casefold() for name in some] for some in (names, order))
-    if sorted(one) != sorted(other):
-        return None
-    return next((index for index, name in enumerate(one) if name != other[index]), None)
