@@ -120,7 +120,7 @@ def convert_to(model: LoadedModel, **keys: object) -> Converted:
     document = {"model": "x.pt2", "input": {"x": {"kind": "tensor", "dtype": "float32", "shape": [FEATURES]}}} | keys
     samples = make_samples()  # staging buffers are not made in inference mode either
     with torch.inference_mode():
-        return convert(MemberSpec.model_validate(document), model, samples, torch.device("cpu"), "members.x")
+        return convert(MemberSpec.model_validate(document), model, samples, "members.x")
 
 
 @pytest.mark.parametrize("module", [Perceptron(), Stubborn(), Convolution()], ids=lambda module: type(module).__name__)
@@ -158,7 +158,7 @@ def test_exported_programs_are_cast_whatever_dtypes_they_name(module: nn.Module)
 @pytest.mark.parametrize(
     ("keys", "model", "reason"),
     [
-        ({"precision": "tf32"}, load(Perceptron()), 'precision: found "tf32", refused: TF32 is .* allowed: "fp32"'),
+        ({"precision": "tf32"}, load(Perceptron()), 'precision: found "tf32", refused: TF32 products need .* allowed: "fp32"'),
         ({"precision": "fp8"}, load(Perceptron()), "precision: .*FP8 products need an NVIDIA GPU"),
         ({"precision": "int8_dynamic"}, load(nn.Identity()), "precision: .*it has no nn.Linear layers"),
         ({"precision": "int8_dynamic"}, load_program(Perceptron()), "precision: .*its layers are gone"),
