@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests.models import write_members
 from tests.servers import DIGITS
-from twinfer_server.commands import load_command
+from twinfer_server.cli import load_command
 from twinfer_server.profile.measure import Point, SetupProfile
 from twinfer_server.profile.report import Profile, summarise
 
@@ -53,7 +53,7 @@ def test_every_setup_has_its_figures_or_its_reason(pair: Path, tmp_path: Path) -
     setups = {setup["name"]: setup for setup in document["setups"]}
     assert set(setups) == {f"{one} {other}" for one in ("fp32", "bf16", "tf32") for other in ("eager", "tensorrt")}
     assert [name for name, setup in setups.items() if not setup["refused"]] == ["fp32 eager", "bf16 eager"]
-    assert setups["tf32 eager"]["refused"].startswith('members.one.precision: found "tf32", refused: TF32 is')
+    assert setups["tf32 eager"]["refused"].startswith('members.one.precision: found "tf32", refused: TF32 products')
     assert setups["fp32 tensorrt"]["refused"].startswith('members.one.acceleration: found "tensorrt", refused: TensorRT computes')
     for name in ("fp32 eager", "bf16 eager"):
         assert [point["batch_size"] for point in setups[name]["points"]] == [1, 2]
@@ -90,7 +90,7 @@ def test_rows_of_a_folder_are_compared_in_place_of_made_up_samples(monkeypatch: 
 def test_where_every_setup_is_refused_the_command_says_so_and_fails(pair: Path) -> None:
     printed, document = run(pair, "--precision", "tf32", "--picture", pair / "none.png", status=1)
     assert document["summary"][-1] == "Nothing could be measured: every precision and acceleration was refused."
-    assert "TF32 is a kind of product that NVIDIA GPUs have" in printed
+    assert "TF32 products need an NVIDIA GPU" in printed
     assert not (pair / "none.png").exists()
 
 
@@ -103,7 +103,7 @@ def test_where_every_setup_is_refused_the_command_says_so_and_fails(pair: Path) 
     ids=["a precision", "an acceleration"],
 )
 def test_a_name_that_there_is_not_is_refused_with_those_that_there_are(options: tuple[str, ...], error: str) -> None:
-    command = "from twinfer_server.commands import main; import sys; main(['profile', *sys.argv[1:]])"
+    command = "from twinfer_server.cli import main; import sys; main(['profile', *sys.argv[1:]])"
     done = subprocess.run([sys.executable, "-c", command, str(DIGITS), *options], capture_output=True, text=True)
     assert done.returncode == 1
     assert error in " ".join(done.stderr.split())
