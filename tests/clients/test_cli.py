@@ -71,7 +71,7 @@ def test_infer_sends_the_image_the_text_and_the_options(service: ScriptedService
     assert result.exit_code == 0, result.output
     inputs = {"image": pb.Input(image=b"an image"), "text": pb.Input(text="fve")}
     sent = {"policy": "POLICY_REQUIRE_ALL", "top_k": 2, "member_predictions": True}
-    assert service.requests == [pb.InferRequest(inputs=inputs, options=sent)]  # type: ignore[arg-type]
+    assert service.requests == [pb.InferRequest(inputs=inputs, options=sent)]
 
 
 def test_infer_prints_an_answer_for_people(service: ScriptedService) -> None:
