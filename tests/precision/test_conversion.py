@@ -183,8 +183,8 @@ def test_compiled_code_answers_as_fp32_does_at_every_size_in_every_thread() -> N
         torch.set_num_threads(1)
         batches = [torch.randn(samples, FEATURES) for samples in (1, 2, 5, 8, 16)]
         with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
-            pairs: Any = [(model.module(x), converted.model.module(x)) for x in batches]
-        return max((plain - compiled).abs().max().item() for plain, compiled in pairs)
+            pairs: list[Any] = [(model.module(x), converted.model.module(x)) for x in batches]
+        return max(float((plain - compiled).abs().max()) for plain, compiled in pairs)
 
     with ThreadPoolExecutor(1) as other:
         assert other.submit(compute).result() < 1e-5
