@@ -18,14 +18,17 @@ Requests = Iterator[pb.InferRequest]
 Replies = Iterator[pb.InferStreamResponse]
 StreamScript = Callable[[Requests, Context], Replies]
 
+
+def make_prediction(**chances: float) -> Any:
+    """Make a prediction of classes."""
+    index = {"five": 5, "six": 6}
+    return {"classification": {"classes": [{"index": index[k], "label": k, "probability": p} for k, p in chances.items()]}}
+
+
 ANSWER = pb.InferResponse(
     ensemble="digits",
     version=3,
-    prediction={
-        "classification": {
-            "classes": [{"index": 5, "label": "five", "probability": 0.75}, {"index": 6, "label": "six", "probability": 0.25}]
-        }
-    },
+    prediction=make_prediction(five=0.75, six=0.25),
     members=[
         {
             "name": "vision",
@@ -33,7 +36,7 @@ ANSWER = pb.InferResponse(
             "weight": 1.0,
             "device_time": {"nanos": 1_500_000},
             "solo_latency": {"nanos": 1_250_000},
-            "prediction": {"classification": {"classes": [{"index": 6, "label": "six", "probability": 0.5}]}},
+            "prediction": make_prediction(six=0.5),
         },
         {
             "name": "language",
@@ -44,14 +47,11 @@ ANSWER = pb.InferResponse(
     degraded=True,
     disagreement=0.125,
     timings={
-        "total": {"nanos": 2_000_000},
-        "buffer_wait": {"nanos": 500_000},
-        "batch_size": 4,
-        "overlap_ratio": 1.5,
+        "total": {"nanos": 2_000_000}, "buffer_wait": {"nanos": 500_000}, "batch_size": 4, "overlap_ratio": 1.5,
         "execution": "streams",
     },
     fusion_version=7,
-)
+)  # fmt: skip
 
 ENSEMBLE: dict[str, Any] = {
     "name": "digits",
@@ -135,12 +135,13 @@ class ScriptedService(ensemble_service_pb2_grpc.EnsembleServiceServicer):
 
     def InferStream(self, request_iterator: Iterator[pb.InferStreamRequest], context: Context) -> Replies:
         self.seconds_left.append(context.time_remaining())
-        return self.stream(self._remembered(request_iterator), context)
 
-    def _remembered(self, messages: Iterator[pb.InferStreamRequest]) -> Requests:
-        for message in messages:
-            self.requests.append(message.request)
-            yield message.request
+        def remember() -> Requests:
+            for message in request_iterator:
+                self.requests.append(message.request)
+                yield message.request
+
+        return self.stream(remember(), context)
 
     def GetEnsemble(self, request: pb.GetEnsembleRequest, context: Context) -> Any:
         self.seconds_left.append(context.time_remaining())

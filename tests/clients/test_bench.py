@@ -58,16 +58,9 @@ def test_the_figures_are_written_down_with_what_they_were_measured_with(address:
     written = json.loads(file.read_text())
     assert written["title"] == f"digits version 3 at {address}: Infer, one request"
     assert written["load"] == {
-        "target": address,
-        "method": "Infer",
-        "requests": 1,
-        "seconds": 0.2,
-        "warm_up_seconds": 0.0,
-        "timeout": 30.0,
-        "batch": 1,
-        "max_in_flight": 512,
-        "seed": 0,
-    }
+        "target": address, "method": "Infer", "requests": 1, "seconds": 0.2, "warm_up_seconds": 0.0, "timeout": 30.0, "batch": 1,
+        "max_in_flight": 512, "seed": 0,
+    }  # fmt: skip
     assert {"python", "twinfer", "grpcio"} <= written["client"]["versions"].keys()
     [point] = written["points"]
     assert (point["seconds"], point["is_complete"]) == (0.2, True)
@@ -89,34 +82,22 @@ def test_rows_of_a_folder_are_sent_to_a_real_server_in_turn(digits_server: Digit
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def with_a_bad_row(tmp_path: Path) -> list[str]:
+def test_a_failure_is_said_with_its_reason_and_exits_with_1_unless_put_up_with(address: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text\nthree\nbad\n")
-    return ["--data", str(tmp_path), "--concurrency", "1"]
-
-
-def test_a_failure_is_said_with_its_reason_and_exits_with_1(address: str, tmp_path: Path, with_a_bad_row: list[str]) -> None:
+    with_a_bad_row = ["--data", str(tmp_path), "--concurrency", "1"]
     result = bench(address, *QUICK, *with_a_bad_row, "--json", str(tmp_path / "figures.json"))
     assert result.exit_code == 1
     [point] = points(tmp_path / "figures.json")
     assert point["errors"].keys() == point["error_examples"].keys() == {"INVALID_INPUT"}
     assert abs(point["failed"] - point["answered"]) <= 1
     assert f"1 call: INVALID_INPUT, {point['failed']:,} times, such as: inputs['text']" in result.stderr
-
-
-def test_failures_may_be_put_up_with(address: str, with_a_bad_row: list[str]) -> None:
     assert bench(address, *QUICK, *with_a_bad_row, "--no-fail-on-errors").exit_code == 0
 
 
-def test_what_fails_without_any_load_is_said_at_once(address: str) -> None:
-    result = bench(address, "--text", "bad")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("INVALID_ARGUMENT (INVALID_INPUT)")
-
-
-def test_a_server_that_cannot_be_reached_is_said_at_once(refused_address: str) -> None:
-    result = bench(refused_address, "--timeout", "200ms")
-    assert (result.exit_code, result.stdout) == (1, "")
+def test_what_fails_without_any_load_is_said_at_once(address: str, refused_address: str) -> None:
+    refused, unreachable = bench(address, "--text", "bad"), bench(refused_address, "--timeout", "200ms")
+    assert [(result.exit_code, result.stdout) for result in (refused, unreachable)] == [(1, "")] * 2
+    assert refused.stderr.startswith("INVALID_ARGUMENT (INVALID_INPUT)")
 
 
 def test_an_interrupt_prints_what_was_measured_so_far(tmp_path: Path) -> None:

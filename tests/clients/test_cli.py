@@ -5,6 +5,7 @@ import importlib.util
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,24 +23,25 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer.v1 import error_pb2
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+
+
+def bee(chance: float) -> Any:
+    """Make the prediction of one label."""
+    return {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": chance}]}}
+
+
 EXPLAINED = pb.InferResponse(
     ensemble="digits",
-    prediction={"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": 0.75}]}},
+    prediction=bee(0.75),
     members=[
         {
-            "name": name,
-            "state": "MEMBER_STATE_OK",
-            "weight": weight,
-            "prediction": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": chance}]}},
-            "attribution": {
-                "delta": delta,
-                "without": {"multi_label": {"labels": [{"index": 1, "label": "bee", "probability": rest}]}},
-            },
+            "name": name, "state": "MEMBER_STATE_OK", "weight": weight, "prediction": bee(chance),
+            "attribution": {"delta": delta, "without": bee(rest)},
         }
         for name, weight, chance, delta, rest in (("vision", 0.25, 0.375, 0.125, 0.875), ("language", 0.75, 0.875, 0.375, 0.375))
     ],
     fusion_version=7,
-)
+)  # fmt: skip
 TENSOR = pb.InferResponse(
     prediction={"tensor": {"dtype": "DATA_TYPE_FP32", "shape": [2], "data": np.array([0.5, -2.0], "<f4").tobytes()}}
 )
@@ -49,28 +51,31 @@ def run(*arguments: str, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(app, arguments, input=stdin, env={"COLUMNS": "160", "NO_COLOR": "1"})
 
 
+def ask(service: ScriptedService, *options: str, text: str = "fve") -> Result:
+    """Run `twinfer infer` with a text."""
+    return run("infer", "--text", text, "--server", service.address, *options)
+
+
+def lines_of(result: Result) -> list[str]:
+    """Return what was printed, line by line, with single spaces."""
+    return [" ".join(line.split()) for line in result.stdout.splitlines()]
+
+
 # --- infer ------------------------------------------------------------------------------------------------------------
 
 
 def test_infer_sends_the_image_the_text_and_the_options(service: ScriptedService, tmp_path: Path) -> None:
     (tmp_path / "five.png").write_bytes(b"an image")
     options = ["--top-k", "2", "--policy", "require_all", "--timeout", "5s", "--members"]
-    result = run("infer", "--image", str(tmp_path / "five.png"), "--text", "fve", "--server", service.address, *options)
+    result = ask(service, "--image", str(tmp_path / "five.png"), *options)
     assert result.exit_code == 0, result.output
-    assert service.requests == [
-        pb.InferRequest(
-            inputs={
-                "image": pb.Input(image=b"an image"),
-                "text": pb.Input(text="fve"),
-            },
-            options={"policy": "POLICY_REQUIRE_ALL", "top_k": 2, "member_predictions": True},
-        )
-    ]
+    inputs = {"image": pb.Input(image=b"an image"), "text": pb.Input(text="fve")}
+    sent = {"policy": "POLICY_REQUIRE_ALL", "top_k": 2, "member_predictions": True}
+    assert service.requests == [pb.InferRequest(inputs=inputs, options=sent)]
 
 
 def test_infer_prints_an_answer_for_people(service: ScriptedService) -> None:
-    result = run("infer", "--text", "fve", "--server", service.address, "--members")
-    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    lines = lines_of(ask(service, "--members"))
     assert lines[:2] == ["five 0.7500", "degraded: language LATE"]
     assert "six 0.2500" in lines
     assert "vision OK 1.000 1.50 ms six 0.5000" in lines
@@ -83,7 +88,7 @@ def test_infer_prints_an_answer_for_people(service: ScriptedService) -> None:
 
 
 def test_infer_prints_one_json_object_for_programs(service: ScriptedService) -> None:
-    result = run("infer", "--text", "fve", "--server", service.address, "--json")
+    result = ask(service, "--json")
     answer = json.loads(result.stdout)
     assert (answer["label"], answer["probability"], answer["version"], answer["degraded"]) == ("five", 0.75, 3, True)
     assert answer["members"][0]["state"] == "OK"
@@ -95,21 +100,16 @@ def test_infer_prints_one_json_object_for_programs(service: ScriptedService) -> 
     assert result.stderr == ""
 
 
-def test_infer_explains_the_answer_member_by_member(service: ScriptedService) -> None:
+def test_infer_explains_the_answer_member_by_member_and_in_json(service: ScriptedService) -> None:
     service.script = lambda request, context: EXPLAINED
-    result = run("infer", "--text", "fve", "--server", service.address, "--explain")
-    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    lines = lines_of(ask(service, "--explain"))
     assert service.requests[0].options.explain
     assert lines[0] == "bee 0.7500"
     assert "member state weight device says delta without it" in lines
     assert "vision OK 0.250 bee 0.3750 0.1250 bee 0.8750" in lines
     assert "language OK 0.750 bee 0.8750 0.3750 bee 0.3750" in lines
     assert lines[-1] == "digits version 0, fusion version 7"
-
-
-def test_an_explained_answer_is_json_too(service: ScriptedService) -> None:
-    service.script = lambda request, context: EXPLAINED
-    answer = json.loads(run("infer", "--text", "fve", "--server", service.address, "--explain", "--json").stdout)
+    answer = json.loads(ask(service, "--explain", "--json").stdout)
     assert answer["fusion_version"] == 7
     assert answer["members"][0]["attribution"]["delta"] == 0.125
     assert answer["members"][0]["attribution"]["without"]["multi_label"]["labels"][0]["probability"] == 0.875
@@ -117,50 +117,34 @@ def test_an_explained_answer_is_json_too(service: ScriptedService) -> None:
 
 def test_a_tensor_is_base64_for_programs_and_its_first_numbers_for_people(service: ScriptedService) -> None:
     service.script = lambda request, context: TENSOR
-    answer = json.loads(run("infer", "--text", "fve", "--server", service.address, "--json").stdout)
+    answer = json.loads(ask(service, "--json").stdout)
     tensor = answer["prediction"]["tensor"]
     assert (tensor["dtype"], tensor["shape"]) == ("FP32", [2])
     assert np.frombuffer(base64.b64decode(tensor["data"]), "<f4").tolist() == [0.5, -2.0]
-    assert run("infer", "--text", "fve", "--server", service.address).stdout.startswith("tensor [2]: 0.5000, -2.0000\n")
+    assert ask(service).stdout.startswith("tensor [2]: 0.5000, -2.0000\n")
 
 
-def test_infer_reads_the_image_from_stdin(service: ScriptedService) -> None:
-    assert run("infer", "--image", "-", "--server", service.address, stdin=b"piped \xff").exit_code == 0
-    assert service.requests[0].inputs["image"].image == b"piped \xff"
-
-
-def test_infer_takes_any_input_by_its_name(service: ScriptedService, tmp_path: Path) -> None:
+def test_infer_takes_any_input_by_its_name_and_the_image_from_stdin_too(service: ScriptedService, tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", np.arange(4, dtype=np.uint8))
     (tmp_path / "left.png").write_bytes(b"left")
     named = ["title=a=b", f"left=@{tmp_path / 'left.png'}", f"pixels=@{tmp_path / 'pixels.npy'}"]
     inputs = [argument for item in named for argument in ("--input", item)]
-    assert run("infer", *inputs, "--server", service.address).exit_code == 0
+    assert run("infer", *inputs, "--image", "-", "--server", service.address, stdin=b"piped \xff").exit_code == 0
     sent = service.requests[0].inputs
     assert (sent["title"].text, sent["left"].image, sent["pixels"].tensor.data) == ("a=b", b"left", b"\0\1\2\3")
+    assert sent["image"].image == b"piped \xff"
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_call_exits_with_1_and_says_why(service: ScriptedService) -> None:
-    result = run("infer", "--text", "bad", "--server", service.address)
+def test_a_failed_call_exits_with_1_and_says_why_in_words_or_in_json(service: ScriptedService) -> None:
+    result = ask(service, text="bad")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "INVALID_ARGUMENT (INVALID_INPUT): inputs['text']: no\n"
-
-
-def test_a_failed_call_is_json_too(service: ScriptedService) -> None:
-    result = run("infer", "--text", "bad", "--server", service.address, "--json")
-    assert result.exit_code == 1
-    assert json.loads(result.stdout) == {
-        "error": {
-            "code": "INVALID_ARGUMENT",
-            "reason": "INVALID_INPUT",
-            "member": "",
-            "stage": "DECODE",
-            "text": "inputs['text']: no",
-        }
-    }
-    assert result.stderr == ""
+    result = ask(service, "--json", text="bad")
+    error = {"code": "INVALID_ARGUMENT", "reason": "INVALID_INPUT", "member": "", "stage": "DECODE", "text": "inputs['text']: no"}
+    assert (result.exit_code, json.loads(result.stdout), result.stderr) == (1, {"error": error}, "")
 
 
 @pytest.mark.parametrize(
@@ -186,23 +170,18 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments: list[str], s
     assert said in " ".join(result.stderr.replace("│", " ").split())
 
 
-@pytest.mark.parametrize(("text", "span"), [("5s", 5), ("250ms", 0.25), ("2m", 120), ("1.5", 1.5)])
-def test_a_span_is_read_with_its_unit(text: str, span: float) -> None:
-    assert seconds(text) == span
-
-
-@pytest.mark.parametrize("text", ["", "s", "-1s", "0", "nan", "inf", "5h", "1e999s"])
-def test_what_is_no_span_is_refused(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is not a span of time; allowed: 5s"):
-        seconds(text)
+def test_a_span_is_read_with_its_unit_and_what_is_none_is_refused() -> None:
+    assert [seconds(text) for text in ("5s", "250ms", "2m", "1.5")] == [5, 0.25, 120, 1.5]
+    for text in ("", "s", "-1s", "0", "nan", "inf", "5h", "1e999s"):
+        with pytest.raises(typer.BadParameter, match="is not a span of time; allowed: 5s"):
+            seconds(text)
 
 
 # --- describe ---------------------------------------------------------------------------------------------------------
 
 
 def test_describe_prints_the_ensemble_for_people(service: ScriptedService) -> None:
-    result = run("describe", "--server", service.address)
-    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    lines = lines_of(run("describe", "--server", service.address))
     assert lines[:4] == ["digits version 3", "classification into 2: zero, one", "policy best_effort", "execution serial"]
     assert "image image vision FP32 [1, 8, 8]" in lines
     assert "text text INT64 [-1] may be left out, at most 32 tokens" in lines

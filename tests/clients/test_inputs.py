@@ -116,31 +116,16 @@ def test_a_dtype_that_the_contract_lacks_is_refused_by_name() -> None:
 
 def test_every_option_is_sent() -> None:
     own: twinfer.requests.Options = {
-        "request_id": "r1",
-        "ensemble": "digits",
-        "version": 3,
-        "policy": "require_all",
-        "priority": "high",
-        "top_k": 2,
-        "member_predictions": True,
-        "explain": True,
-        "fusion_weights": {"vision": 1.0},
-    }
+        "request_id": "r1", "ensemble": "digits", "version": 3, "policy": "require_all", "priority": "high", "top_k": 2,
+        "member_predictions": True, "explain": True, "fusion_weights": {"vision": 1.0},
+    }  # fmt: skip
     assert make_request({"text": "fve"}, timeout=0.25, **own) == pb.InferRequest(
-        request_id="r1",
-        ensemble="digits",
-        version=3,
-        inputs={"text": pb.Input(text="fve")},
+        request_id="r1", ensemble="digits", version=3, inputs={"text": pb.Input(text="fve")},
         options={
-            "policy": "POLICY_REQUIRE_ALL",
-            "priority": "PRIORITY_HIGH",
-            "top_k": 2,
-            "member_predictions": True,
-            "explain": True,
-            "fusion_weights": {"vision": 1.0},
-            "timeout": {"nanos": 250_000_000},
+            "policy": "POLICY_REQUIRE_ALL", "priority": "PRIORITY_HIGH", "top_k": 2, "member_predictions": True, "explain": True,
+            "fusion_weights": {"vision": 1.0}, "timeout": {"nanos": 250_000_000},
         },
-    )
+    )  # fmt: skip
     fields = {*pb.InferRequest.DESCRIPTOR.fields_by_name, *pb.InferOptions.DESCRIPTOR.fields_by_name}
     assert own.keys() == set(twinfer.requests.Options.__annotations__) == fields - {"inputs", "options", "timeout"}
 

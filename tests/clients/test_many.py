@@ -37,20 +37,16 @@ def test_a_batch_is_one_call_with_an_outcome_per_request_in_their_order(caller: 
     assert [request.options.policy for request in service.requests] == [best_effort, best_effort, require_all]
 
 
-def test_a_batch_of_files_is_read_on_a_thread(caller: Caller, service: ScriptedService, tmp_path: Path) -> None:
-    (tmp_path / "five.png").write_bytes(b"pixels")
-    caller.call("infer_batch", service.address, [{"text": "0"}, {"image": tmp_path / "five.png"}])
-    assert service.requests[1].inputs["image"].image == b"pixels"
-
-
-def test_a_batch_over_the_limit_is_not_sent(caller: Caller, service: ScriptedService) -> None:
+def test_a_batch_over_the_limit_or_without_requests_is_not_sent_and_one_of_files_is(
+    caller: Caller, service: ScriptedService, refused_address: str, tmp_path: Path
+) -> None:
+    assert caller.call("infer_batch", refused_address, []) == []
     with pytest.raises(errors.MessageTooLarge, match="max_message_bytes"):
         caller.call("infer_batch", service.address, [{"image": bytes(20 * 2**20)}] * 2)
     assert service.requests == []
-
-
-def test_a_batch_without_requests_is_no_call(caller: Caller, refused_address: str) -> None:
-    assert caller.call("infer_batch", refused_address, []) == []
+    (tmp_path / "five.png").write_bytes(b"pixels")
+    caller.call("infer_batch", service.address, [{"text": "0"}, {"image": tmp_path / "five.png"}])
+    assert service.requests[1].inputs["image"].image == b"pixels"
 
 
 def test_a_batch_that_is_answered_in_part_is_an_error(caller: Caller) -> None:
@@ -124,15 +120,11 @@ def test_requests_carry_their_own_options_or_those_of_the_call(caller: Caller, s
     first, second = service.requests
     assert [outcome.request_id for outcome in outcomes] == ["0", "mine"]
     assert (first.options.timeout.seconds, first.options.policy) == (5, pb.POLICY_BEST_EFFORT)
-    assert second == own
-    assert own.request_id == "mine"
-
-
-def test_a_request_without_a_timeout_gets_the_clients(caller: Caller, service: ScriptedService) -> None:
-    request = make_request({"text": "0"})
-    caller.infer_many(service.address, [request])
-    assert service.requests[0].options.timeout.seconds == 30
-    assert request == make_request({"text": "0"})  # the caller's own message is left as it was
+    assert (second, own.request_id) == (own, "mine")
+    without_timeout = make_request({"text": "0"})
+    caller.infer_many(service.address, [without_timeout])
+    assert service.requests[2].options.timeout.seconds == 30  # the client's
+    assert without_timeout == make_request({"text": "0"})  # the caller's own message is left as it was
 
 
 def test_a_request_over_the_limit_is_an_outcome_of_its_own(caller: Caller, service: ScriptedService) -> None:
@@ -143,13 +135,12 @@ def test_a_request_over_the_limit_is_an_outcome_of_its_own(caller: Caller, servi
     assert len(service.requests) == 2
 
 
-def test_what_the_callers_requests_raise_comes_out_as_it_is(caller: Caller, service: ScriptedService, tmp_path: Path) -> None:
+def test_no_requests_are_no_outcomes_and_what_requests_raise_comes_out_as_it_is(
+    caller: Caller, service: ScriptedService, tmp_path: Path
+) -> None:
+    assert caller.infer_many(service.address, []) == []
     with pytest.raises(FileNotFoundError, match=r"absent\.png"):
         caller.infer_many(service.address, [{"text": "0"}, {"image": tmp_path / "absent.png"}])
-
-
-def test_no_requests_are_no_outcomes(caller: Caller, service: ScriptedService) -> None:
-    assert caller.infer_many(service.address, []) == []
 
 
 def never(requests: Requests, context: Context) -> Replies:

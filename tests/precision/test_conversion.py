@@ -3,9 +3,10 @@
 import io
 import logging
 import shutil
-import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,32 +56,6 @@ class Stubborn(Perceptron):
         return logits
 
 
-class Convolution(nn.Module):
-    """A convolution, normalised, in evaluation mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)).eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x.view(-1, 1, 4, 4))
-        return logits
-
-
-class Pointwise(nn.Module):
-    """A convolution of one pixel, whose weights look alike in both layouts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.convolution = nn.Conv2d(FEATURES, 256, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.convolution(x[:, :, None, None]).flatten(1)
-        return logits
-
-
 class Failing(Perceptron):
     """Computes in float32 only."""
 
@@ -88,6 +63,13 @@ class Failing(Perceptron):
         if self.up.weight.dtype != torch.float32:
             raise ValueError("float32 or nothing")
         return super().forward(x)
+
+
+def make_convolution() -> nn.Module:
+    """Make a convolution, normalised, in evaluation mode."""
+    torch.manual_seed(0)
+    layers = (nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    return nn.Sequential(*layers).eval()
 
 
 def load(model: object) -> LoadedModel:
@@ -120,10 +102,10 @@ def convert_to(model: LoadedModel, **keys: object) -> Converted:
     document = {"model": "x.pt2", "input": {"x": {"kind": "tensor", "dtype": "float32", "shape": [FEATURES]}}} | keys
     samples = make_samples()  # staging buffers are not made in inference mode either
     with torch.inference_mode():
-        return convert(MemberSpec.model_validate(document), model, samples, torch.device("cpu"), "members.x")
+        return convert(MemberSpec.model_validate(document), model, samples, "members.x")
 
 
-@pytest.mark.parametrize("module", [Perceptron(), Stubborn(), Convolution()], ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize("module", [Perceptron(), Stubborn(), make_convolution()], ids=lambda module: type(module).__name__)
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.003)])
 def test_half_precisions_answer_nearly_as_fp32_does(module: nn.Module, precision: str, tolerance: float) -> None:
     model, x = load(module), make_samples().largest[0]
@@ -144,13 +126,7 @@ def test_quantised_layers_answer_nearly_as_fp32_does_and_are_smaller(precision: 
     assert quantised.model.parameter_bytes < cast.model.parameter_bytes
 
 
-def test_casting_halves_the_size() -> None:
-    module = Perceptron()
-    converted = convert_to(load(module), precision="bf16")
-    assert converted.model.parameter_bytes * 2 == sum(parameter.nbytes for parameter in module.parameters())
-
-
-@pytest.mark.parametrize("module", [Perceptron(), Convolution()], ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize("module", [Perceptron(), make_convolution()], ids=lambda module: type(module).__name__)
 def test_exported_programs_are_cast_whatever_dtypes_they_name(module: nn.Module) -> None:
     assert 0 < convert_to(load_program(module), precision="bf16").largest_error < 0.02
 
@@ -158,7 +134,7 @@ def test_exported_programs_are_cast_whatever_dtypes_they_name(module: nn.Module)
 @pytest.mark.parametrize(
     ("keys", "model", "reason"),
     [
-        ({"precision": "tf32"}, load(Perceptron()), 'precision: found "tf32", refused: TF32 is .* allowed: "fp32"'),
+        ({"precision": "tf32"}, load(Perceptron()), 'precision: found "tf32", refused: TF32 products need .* allowed: "fp32"'),
         ({"precision": "fp8"}, load(Perceptron()), "precision: .*FP8 products need an NVIDIA GPU"),
         ({"precision": "int8_dynamic"}, load(nn.Identity()), "precision: .*it has no nn.Linear layers"),
         ({"precision": "int8_dynamic"}, load_program(Perceptron()), "precision: .*its layers are gone"),
@@ -184,18 +160,14 @@ def test_a_name_that_there_is_not_is_refused_with_those_that_there_are(key: str)
         convert_to(load(Perceptron()), **{key: "auto"})
 
 
-def test_torchscript_is_not_compiled() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        script = torch.jit.trace(Perceptron().eval(), torch.zeros(2, FEATURES))
-    with pytest.raises(InvalidEnsemble, match=r"acceleration: .*does not look into TorchScript"):
-        convert_to(load(script), acceleration="compile")
-
-
-def test_a_missing_compiler_is_refused_with_the_remedy() -> None:
+def test_torchscript_is_not_compiled_and_a_missing_compiler_is_refused_with_the_remedy() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch._inductor import config
+
+        script = torch.jit.trace(Perceptron().eval(), torch.zeros(2, FEATURES))
+    with pytest.raises(InvalidEnsemble, match=r"acceleration: .*does not look into TorchScript"):
+        convert_to(load(script), acceleration="compile")
     refusal = pytest.raises(InvalidEnsemble, match=r"needs a C\+\+ compiler and none is found; install one")
     with config.patch({"cpp.cxx": ("no-such-compiler",)}), refusal:
         convert_to(load(Perceptron()), acceleration="compile")
@@ -206,26 +178,23 @@ def test_compiled_code_answers_as_fp32_does_at_every_size_in_every_thread() -> N
     model = load(Perceptron())
     converted = convert_to(model, acceleration="compile")
     assert converted.largest_error < 1e-5
-    errors: list[float] = []
 
-    def compute() -> None:
+    def compute() -> float:
         torch.set_num_threads(1)
-        batches = [torch.randn(rows, FEATURES) for rows in (1, 2, 5, 8, 16)]
+        batches = [torch.randn(samples, FEATURES) for samples in (1, 2, 5, 8, 16)]
         with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
-            for x in batches:
-                outputs = [called(x) for called in (model.module, converted.model.module)]
-                errors.append((outputs[0] - outputs[1]).abs().max().item())  # type: ignore[operator]
+            pairs: list[Any] = [(model.module(x), converted.model.module(x)) for x in batches]
+        return max(float((plain - compiled).abs().max()) for plain, compiled in pairs)
 
-    thread = threading.Thread(target=compute)
-    thread.start()
-    thread.join()
-    assert len(errors) == 5
-    assert max(errors) < 1e-5
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(compute).result() < 1e-5
 
 
-def test_the_comparison_with_fp32_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_casting_halves_the_size_and_the_comparison_with_fp32_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    module = Perceptron()
     with caplog.at_level(logging.INFO, "twinfer_server.precision"):
-        convert_to(load(Perceptron()), precision="bf16", tolerance=0.1)
+        converted = convert_to(load(module), precision="bf16", tolerance=0.1)
+    assert converted.model.parameter_bytes * 2 == sum(parameter.nbytes for parameter in module.parameters())
     assert "members.x computes in bf16 eager, off by" in caplog.text
 
 
@@ -261,6 +230,8 @@ def test_members_in_bf16_and_fp32_are_served_side_by_side_and_described(tmp_path
 
 
 def test_members_that_are_cast_share_what_they_have_alike(tmp_path: Path) -> None:
-    folder = write_members(tmp_path, Pointwise(), *['precision = "bf16"'] * 2)
+    # A convolution of one pixel, whose weights look alike in both layouts.
+    pointwise = nn.Sequential(nn.Unflatten(1, (FEATURES, 1, 1)), nn.Conv2d(FEATURES, 256, 1), nn.Flatten())
+    folder = write_members(tmp_path, pointwise, *['precision = "bf16"'] * 2)
     one, two = load_ensemble(folder, CpuDevice(streams=1), Trust(runs_any_code=True), InputLimits()).members
     assert (one.shared_bytes, two.shared_bytes) == (0, FEATURES * 256 * 2)

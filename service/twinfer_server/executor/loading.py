@@ -71,8 +71,7 @@ def _load_member(name: str, spec: EnsembleSpec, folder: Path, before: Sequence[M
     with torch.inference_mode():
         check_member(member, spec.task)
         if (member_spec.precision, member_spec.acceleration) != ("fp32", "eager"):
-            samples = make_calibration_samples(member)
-            member.converted = convert(member_spec, model, samples, device.torch_device, f"members.{name}")
+            member.converted = convert(member_spec, model, make_calibration_samples(member), f"members.{name}")
         if spec.deterministic:
             check_positions(member)
     if device is site.device:

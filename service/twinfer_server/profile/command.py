@@ -20,8 +20,8 @@ from ..spec import read_spec
 from ..terminal import Device, TrustCode, TrustList, open_console, plain_errors, stage_bars
 from ..trust import Trust
 from ..types import InferRequest, Samples
-from .measure import measure_setups
-from .report import Profile, print_report
+from .measure import make_samples, measure_setups
+from .report import Profile, draw_profile, print_report
 
 MAX_ROWS = 256
 """How many labelled rows are computed in every setup."""
@@ -57,7 +57,7 @@ def profile_command(
             setups = measure_setups(
                 spec, precisions, accelerations,
                 load=lambda wanted: load_ensemble(folder, opened, trust, limits, wanted),
-                read=lambda ensemble: _read_samples(ensemble, data) if data else [],
+                read_samples=lambda ensemble: _read_samples(ensemble, data) if data else make_samples(ensemble),
                 on_stage=on_stage,
             )  # fmt: skip
         profile = Profile(
@@ -68,8 +68,6 @@ def profile_command(
         if json_file:
             json_file.write_text(json.dumps(profile.as_dict(), indent=1) + "\n", encoding="utf-8")
         if picture and any(profile.walk()):
-            from .picture import draw_profile
-
             draw_profile(profile, picture)
     raise typer.Exit(0 if any(profile.walk()) else 1)
 
