@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from twinfer_server.fit.pool import FOLDS, PRIOR_SCALE, PoolData, PoolNumbers, fit_pool, fit_temperature, fuse, minimise
+from twinfer_server.fit.learn import POOL_FOLDS, PRIOR_SCALE, PoolData, PoolNumbers, fit_pool, fit_temperature, fuse, minimise
 from twinfer_server.fusion import log_opinion_pool, maximum, sharpen, weighted_mean
 
 PLAIN = PoolNumbers(*(torch.tensor(values, dtype=torch.float64) for values in ([1.0, 1.0], [0.5, 0.5], 0.0)))
@@ -36,7 +36,7 @@ def make_data(
         for strength, temperature in zip(strengths, temperatures, strict=True)
     ]
     present = torch.ones(rows, len(members), dtype=torch.bool)
-    fold = torch.arange(rows) % FOLDS
+    fold = torch.arange(rows) % POOL_FOLDS
     return PoolData(torch.stack(members), present, torch.from_numpy(truth), fold)
 
 
@@ -78,7 +78,7 @@ def test_a_member_that_is_too_sure_is_cooled_and_counts_as_before() -> None:
     assert kept.temperatures.tolist() == pytest.approx([1.0, 3.0], rel=0.1)
     exponents = kept.weights / kept.temperatures
     assert (exponents[0] / exponents[1]).item() == pytest.approx(1.0)
-    assert choice is None
+    assert not choice
 
 
 def test_weights_are_fitted_where_the_rows_show_that_this_pays() -> None:
@@ -120,8 +120,9 @@ def test_rows_that_lack_a_member_are_fitted_too(pool: Any) -> None:
 
 
 def test_a_fit_that_ends_in_no_number_is_not_taken_for_one() -> None:
+    step = torch.zeros(1, requires_grad=True)
     with pytest.raises(RuntimeError, match="found no finite numbers"):
-        minimise(lambda step: (step * torch.nan).sum(), torch.zeros(1))
+        minimise(lambda: (step * torch.nan).sum(), [step])
 
 
 def test_the_same_rows_give_the_same_numbers() -> None:

@@ -8,19 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from twinfer_server.fit import scores
-from twinfer_server.fit.scores import (
-    BINS,
-    RESAMPLES,
-    SCORES,
-    compare,
-    judge,
-    list_bins,
-    measure,
-    measure_mean,
-    measure_share,
-    resample,
-)
+from twinfer_server.fit.scores import BINS, RESAMPLES, SCORES, compare, judge, list_bins, measure, measure_mean, resample
 
 
 def score(judged: Any) -> dict[str, float]:
@@ -109,13 +97,11 @@ def test_intervals_are_the_same_for_the_same_seed() -> None:
     assert set(measure(judged, 7)) == set(SCORES)
 
 
-def test_draws_have_as_many_rows_as_there_are_and_come_in_blocks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_have_as_many_rows_as_there_are() -> None:
     whole = resample(np.eye(30), seed=3)  # how often each row is drawn
     assert whole.shape == (1 + RESAMPLES, 30)
     assert (whole[0] == 1).all()
     assert (whole.sum(1) == 30).all()
-    monkeypatch.setattr(scores, "BLOCK", 30 * 300)
-    assert (resample(np.eye(30), seed=3) == whole).all()
 
 
 def test_a_difference_is_told_more_exactly_than_the_scores_themselves() -> None:
@@ -133,9 +119,3 @@ def test_a_draw_without_any_row_that_has_an_answer_says_nothing() -> None:
     present = np.array([True, *[False] * 9])
     interval = measure(judge(np.full((10, 2), 0.5), np.eye(2, dtype=np.bool_)[[0] * 10], present), seed=0)["accuracy"]
     assert interval == {"value": 1.0, "low": 1.0, "high": 1.0}
-
-
-def test_the_interval_of_a_share_holds_its_ends() -> None:
-    assert measure_share(55, 59) == pytest.approx({"value": 55 / 59, "low": 0.838245, "high": 0.973321}, abs=1e-6)
-    assert measure_share(7, 7)["high"] == 1.0
-    assert measure_share(0, 0)["low"] == 0.0

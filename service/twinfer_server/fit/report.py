@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .outputs import Prediction
-from .scores import BINS, Flags, compare, judge, list_bins, measure, measure_share
+from .scores import BINS, Flags, compare, judge, list_bins, measure
 
 INK, GRID, PLAIN, FITTED, GAP = "#24292f", "#d8dce0", "#8a8f98", "#2b6cb0", "#e07a5f"
 STYLE: Any = {
@@ -27,9 +27,9 @@ STYLE: Any = {
 
 
 def judge_all(
-    predictions: Sequence[Prediction], targets: Flags, labels: Sequence[str], is_multi_label: bool, seed: int
+    predictions: Sequence[Prediction], targets: Flags, is_multi_label: bool, seed: int
 ) -> dict[str, Any]:  # fmt: skip
-    """Score predictions by the truth, bool [rows, classes]: alone, in pairs, by bin of confidence and by class."""
+    """Score predictions by the truth, bool [rows, classes]: alone, in pairs and by bin of confidence."""
     judged = {one.name: judge(one.probabilities, targets, one.present, is_multi_label) for one in predictions}
     scores: list[dict[str, Any]] = [
         {"name": one.name, "kind": one.kind, "is_fitted": one.is_fitted, "rows": int(one.present.sum())}
@@ -39,30 +39,23 @@ def judge_all(
     members = [score for score in scores if score["kind"] == "member" and not score["is_fitted"]]
     best: str = max(members, key=lambda score: score["accuracy"]["value"])["name"]
     pairs = [("fitted fusion", "unfitted fusion"), ("fitted fusion", best), ("cascade", "fitted fusion")]
-    classes = {one.name: _measure_classes(one, targets, is_multi_label) for one in predictions if one.name in (best, *pairs[0])}
     return {
         "scores": scores,
         "best_member": best,
         "differences": [
             {"one": one, "other": other} | compare(judged[one], judged[other], seed) for one, other in pairs if one in judged
         ],
-        "classes": [
-            {
-                "label": labels[index] if labels else str(index),
-                "rows": rows,
-                "predictions": {name: measured[index] for name, measured in classes.items()},
-            }
-            for index, rows in enumerate(targets.sum(0).tolist())
-        ],
         "reliability": {name: list_bins(rows) for name, rows in judged.items()},
     }
 
 
-def write_report(findings: Mapping[str, Any], folder: Path) -> None:
-    """Write `report.json` and `report.html` into `folder`, which is made where it is missing."""
+def write_report(findings: Mapping[str, Any], folder: Path) -> Path:
+    """Write `report.json` and `report.html` into `folder`, which is made where it is missing; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(as_html(findings), encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(as_html(findings), encoding="utf-8")
+    return page
 
 
 def as_html(findings: Mapping[str, Any]) -> str:
@@ -116,10 +109,10 @@ def draw_cascade(cascade: Mapping[str, Any]) -> bytes:
     held_out = {name: cascade["held_out"][name]["value"] for name in ("saving", "loss")}
     sets = (("fitting rows", cascade["fitting"], PLAIN, "--"), ("held-out rows", held_out, FITTED, "-"))
     for name, chosen, color, style in sets:
-        whole, points = cascade["accuracies"][name], [*cascade["curves"][name], chosen]
-        *saved, here = (100 * point["saving"] for point in points)
-        *left, kept = (100 * (whole - point["loss"]) for point in points)
+        whole, curve = cascade["accuracies"][name], cascade["curves"][name]
+        here, kept = 100 * chosen["saving"], 100 * (whole - chosen["loss"])
         label = f"{name}: {here:.2f} % saved, {kept:.2f} of {100 * whole:.2f} % accuracy kept"
+        saved, left = 100 * np.array(curve["saving"]), 100 * (whole - np.array(curve["loss"]))
         axes.step(saved, left, where="post", color=color, linestyle=style, linewidth=1.6, label=label)
         axes.plot(here, kept, "o", color=GAP, markersize=7, zorder=3)
     axes.legend(loc="lower left")
@@ -130,18 +123,3 @@ def _as_png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     return content.getvalue()
-
-
-def _measure_classes(prediction: Prediction, targets: Flags, is_multi_label: bool) -> list[dict[str, Any]]:
-    """Return each class's precision and recall, None where there is none.
-
-    A prediction names the likeliest class of a row, or for multi_label all above one half.
-    """
-    chances = np.where(prediction.present[:, None], prediction.probabilities, 0.0)
-    is_likeliest = np.arange(chances.shape[1]) == chances.argmax(1)[:, None]
-    named = chances > 0.5 if is_multi_label else is_likeliest & prediction.present[:, None]
-    counts = zip((named & targets).sum(0).tolist(), named.sum(0).tolist(), targets.sum(0).tolist(), strict=True)
-    return [
-        {"precision": measure_share(hits, said) if said else None, "recall": measure_share(hits, true) if true else None}
-        for hits, said, true in counts
-    ]

@@ -5,12 +5,10 @@ bootstrap". Two predictions are compared on the same draws, so what is hard for 
 scores one set of predictions at a time; here all draws are scored at once, as one product of matrices.
 """
 
-import math
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -18,7 +16,6 @@ Flags = NDArray[np.bool_]
 BINS = 15
 """Bins of confidence, of equal width, as in Guo et al. 2017."""
 RESAMPLES = 2000
-COVERAGE = 0.95
 SCORES = ("accuracy", "nll", "brier", "ece")
 TINY = float(np.finfo(np.float32).tiny)
 """The probability that stands for 0: served probabilities are float32."""
@@ -26,12 +23,8 @@ BLOCK = 20_000_000
 """How many numbers of draws lie in memory at once."""
 
 
-class Interval(TypedDict):
-    """A value of all rows, and the range in which 95 % of the resampled rows put it."""
-
-    value: float
-    low: float
-    high: float
+Interval = dict[str, float]
+"""The `value` of all rows, and the range, `low` to `high`, in which 95 % of the resampled rows put it."""
 
 
 def judge(probabilities: Floats, targets: Flags, present: Flags, is_multi_label: bool = False) -> Floats:
@@ -78,14 +71,6 @@ def measure_mean(values: Floats, seed: int) -> Interval:
     return _interval(resample(values[:, None], seed)[:, 0] / len(values))
 
 
-def measure_share(hits: int, count: int) -> Interval:
-    """Return a share with its 95 % score interval. Source: Wilson 1927, "Probable inference"."""
-    if not count:
-        return Interval(value=math.nan, low=0.0, high=1.0)
-    low, high = stats.binomtest(hits, count).proportion_ci(COVERAGE, method="wilson")
-    return Interval(value=hits / count, low=float(low), high=float(high))
-
-
 def list_bins(judged: Floats) -> list[dict[str, Any]]:
     """Return the bins of a reliability diagram: how many answers, how sure they are on average, how many of them are right."""
     counts, confidence, right = judged[:, 4:].sum(0).reshape(3, BINS)
@@ -119,6 +104,5 @@ def _score(judged: Floats, seed: int) -> dict[str, Floats]:
 
 def _interval(values: Floats) -> Interval:
     """Return the first value, which is of all rows, with the range of the others, which are of the draws."""
-    tail = 50 * (1 - COVERAGE)
-    low, high = np.nanpercentile(values[1:], (tail, 100 - tail))
-    return Interval(value=float(values[0]), low=float(low), high=float(high))
+    low, high = np.nanpercentile(values[1:], (2.5, 97.5))
+    return {"value": float(values[0]), "low": float(low), "high": float(high)}
