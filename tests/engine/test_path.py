@@ -44,10 +44,10 @@ def recorded() -> Iterator[Recording]:
 def test_a_lone_infer_with_an_image_runs_code_of_few_files() -> None:
     row = read_rows(DIGITS)[0]
     with recorded() as recording, running(DIGITS) as server, Client(server.address) as client:
-        inputs = {"image": row.image, "text": row.text}
-        client.infer(inputs)
+        inputs: dict[str, Path | str] = {"image": row.image, "text": row.text}
+        client.infer(dict(inputs))
         recording.is_on = True
-        client.infer(inputs)
+        client.infer(dict(inputs))
         recording.is_on = False
     assert "inputs/picture.py" in recording.files or "inputs/image.py" in recording.files
     assert "engine/scheduler.py" in recording.files

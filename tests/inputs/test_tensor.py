@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from twinfer.v1 import error_pb2 as pb
-from twinfer_server.errors import InvalidInput
+from twinfer_server.errors import InvalidInput, Stage
 from twinfer_server.inputs import BufferSpec, InputKind, InputLimits, make_input
 from twinfer_server.spec import TensorInputSpec
 from twinfer_server.types import RawInput
