@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests import oip
 from tests.calls import connect
 from tests.models import Opinion, chance, register, write_members
-from tests.rpc.test_tasks import SIMILARITY, WORDS, Echo, Shades, Share, Total, Words, members, name_crops, picture, softmax
+from tests.rpc.test_tasks import WORDS, Echo, Share, Total, Words, compare, members
 from tests.servers import running, write_ensemble
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
 
@@ -95,29 +95,16 @@ def test_one_text_goes_to_members_that_take_ready_ids_in_different_forms(tmp_pat
 
 
 def test_likenesses_are_to_as_many_texts_as_a_request_brings(tmp_path: Path) -> None:
-    toml = SIMILARITY.format(picture=register(Echo()), words=register(Words()), labels="", texts="")
-    with serving(tmp_path, toml, {"words.json": WORDS}) as channel:
+    with serving(tmp_path, compare(Words()), {"words.json": WORDS}) as channel:
         pictures = oip.raw("picture", "FP32", [[2.0, 0.0], [0.0, 1.0]])
         texts = oip.texts("texts", "b b", "a", "a b", "a", "b", "a a", each=3)
         found = infer(channel, "tasks", pictures, texts)
         assert found["prediction"].shape == (2, 3, 2)
         cosines = [[0.0, 1.0, 0.5**0.5], [0.0, 1.0, 0.0]]
         assert found["prediction"][:, :, 0] == pytest.approx(np.array(cosines), abs=1e-6)
-        assert found["prediction"][:, :, 1] == pytest.approx(np.array([softmax(*each) for each in cosines]), abs=1e-5)
+        assert found["prediction"][:, :, 1] == pytest.approx((10.0 * torch.tensor(cosines)).softmax(1).numpy(), abs=1e-5)
         # No answer goes without both of them, so each by itself takes both inputs.
         assert infer(channel, "tasks.words", pictures, texts)["prediction"].shape == (2, 3, 2)
-
-
-def test_boxes_and_what_is_in_them(tmp_path: Path) -> None:
-    toml = name_crops(Shades(), max_crops=2)
-    with serving(tmp_path, toml, {"labels.txt": "black\ndark\ndim\nlight\nbright\nwhite\n"}) as channel:
-        pixels = oip.raw("image", "UINT8", picture()[np.newaxis])
-        found = infer(channel, "tasks", pixels)
-        boxes = found["prediction"][0]
-        assert sorted(box[5] for box in boxes[boxes[:, 4] > 0]) == [0, 5]
-        assert found["finder.prediction"][0, :2, 4] == pytest.approx([0.75, 0.5])
-        # The namer's upstream member is the finder, so by itself it takes what the finder takes.
-        assert infer(channel, "tasks.namer", pixels)["prediction"].shape == (1, 2, 6)
 
 
 def test_a_member_that_is_only_upstream_of_others_is_no_model(tmp_path: Path) -> None:
