@@ -372,7 +372,7 @@ def test_requests_that_cannot_wait_are_answered_together_from_the_members_so_far
         with rig.left.held():
             late = rig.put(left=0.1, right=0.2)
             rig.left.entered.wait()
-            while not next(iter(rig.scheduler._in_flight)).batch.done_members:
+            while not ((batch := rig.scheduler._in_flight.find(late.request)) and batch.done_members):
                 threading.Event().wait(0.001)
             late.request.reply_by = 0.0
             requests, responses = rig.scheduler.respond_late(late.request)

@@ -58,7 +58,7 @@ def read(folder: Path, document: str | bytes) -> EnsembleSpec:
 def test_a_good_file_is_read_with_its_defaults(folder: Path) -> None:
     spec = read(folder, GOOD)
     assert (spec.name, spec.version, spec.policy, spec.execution) == ("pair", 3, "require_all", None)
-    assert (spec.batching.max_batch_size, spec.batching.max_delay_ms) == (32, 0)
+    assert (spec.batching.max_batch_size, spec.batching.max_delay_ms) == (32, 0.5)
     assert read_labels(folder, spec) == ("eins", "zwei", "dreißig")
     image = spec.members["vision"].input["image"]
     assert isinstance(image, ImageInputSpec)

@@ -60,7 +60,7 @@ class BatchingSpec(Strict):
     """How requests share batches."""
 
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    max_delay_ms: Annotated[FiniteFloat, Field(ge=0, le=1000)] = 0.0
+    max_delay_ms: Annotated[FiniteFloat, Field(ge=0, le=1000)] = 0.5
     """How long a launch may wait for more requests where calls overlap; a lone caller never waits."""
 
 
