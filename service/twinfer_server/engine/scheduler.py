@@ -226,7 +226,8 @@ class Scheduler:
         completed_at = time.monotonic()
         with batch.outputs_lock:  # late requests are being read, or from now on none of its buffers is released
             batch.is_completing = True
-        is_trial = any(entry.is_trial for entry in self._in_flight if entry.batch is batch)
+        with self._lock:
+            is_trial = any(entry.is_trial for entry in self._in_flight if entry.batch is batch)
         completion = Completion(None, [], [])
         try:
             completion = complete(self._ensemble, batch, completed_at - batch.launched_at)
