@@ -123,28 +123,28 @@ def check_a_retry(address: str, held: Any, gate: Gate) -> None:
         assert retried.result().label == "c"
 
 
+def hold_and_be_refused(channel: grpc.Channel, gate: Gate, text: str) -> Any:
+    """Begin a call that the gate holds, and return it once another has been refused with this text."""
+    held = begin(channel, INFER, make_gated(HELD).SerializeToString())
+    gate.wait_until_reached()
+    found = infer(channel, make_gated())
+    assert isinstance(found, Failure)
+    assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert text in found.details
+    assert int(found.pushback) > 0
+    return held
+
+
 def test_a_row_too_many_is_told_when_to_come_again_and_then_gets_its_answer(folder: Path, gate: Gate) -> None:
     with running(folder, trust_code=True, max_in_flight_requests=1) as server, connect(server.address) as channel:
-        held = begin(channel, INFER, make_gated(HELD).SerializeToString())
-        gate.wait_until_reached()
-        found = infer(channel, make_gated())
-        assert isinstance(found, Failure)
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert "1 requests are in flight; allowed: 1" in found.details
-        assert int(found.pushback) > 0
+        held = hold_and_be_refused(channel, gate, "1 requests are in flight; allowed: 1")
         check_a_retry(server.address, held, gate)
 
 
 def test_a_call_too_many_is_told_when_to_come_again_and_a_full_server_is_not_ill(folder: Path, gate: Gate) -> None:
     settings: dict[str, Any] = {"max_concurrent_calls": 1, "metrics_listen": "127.0.0.1:0"}
     with running(folder, trust_code=True, **settings) as server, connect(server.address) as channel:
-        held = begin(channel, INFER, make_gated(HELD).SerializeToString())
-        gate.wait_until_reached()
-        found = infer(channel, make_gated())
-        assert isinstance(found, Failure)
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert "calls: found 2 at once; allowed: 1" in found.details
-        assert int(found.pushback) > 0
+        held = hold_and_be_refused(channel, gate, "calls: found 2 at once; allowed: 1")
         with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as reply:
             assert 'twinfer_request_failures_total{code="RESOURCE_EXHAUSTED",reason="OVERLOADED"} 1.0' in reply.read().decode()
         health = health_pb2_grpc.HealthStub(channel)
