@@ -23,10 +23,10 @@ TORCH_INDEX ?= $(TORCH_INDEX_BEFORE)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check protos bench peers gpu digits clean without-torch
+.PHONY: help demo serve test test-reference check protos bench peers gpu digits clean without-torch
 
 help: ## say what can be made
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 23
 
 demo: $(MADE) ## serve the digits, ask real questions, show the answers
 	$(BIN)/twinfer demo
@@ -35,7 +35,10 @@ serve: $(MADE) ## serve ENSEMBLE (ensembles/digits) on LISTEN (127.0.0.1:50051)
 	$(BIN)/twinfer serve $(ENSEMBLE) --listen $(LISTEN)
 
 test: $(MADE) $(PROTOS_MADE) $(TRITON_MADE) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-reference: $(MADE) ## compare with the models' own libraries over published configurations; damage files by the thousand
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/reference
 
 check: $(MADE) $(PROTOS_MADE) ## lint, types, contract, fresh stubs, layers
 	$(BIN)/ruff check
