@@ -33,7 +33,8 @@ class ImageInput:
         self.tensor_shape: tuple[int, ...] = (-1, -1, spec.channels)
         self.max_samples = 1
         self.min_size: Size = _find_min_size(spec)
-        self._spec = spec
+        self.spec = spec
+        self.device = device
         self._max_pixels = limits.max_image_pixels
         self._resampling = Image.Resampling[spec.resize.upper()]
         self._mean, self._std = (
@@ -56,15 +57,15 @@ class ImageInput:
 
     def prepare(self, decoded: Picture) -> Samples:
         """Convert, resize and place, each only where needed, to uint8 [1, height, width, channels]; raises InvalidInput."""
-        picture = decoded if self._spec.channels == 3 else decoded.in_grey()
-        height, width = _find_resized(self._spec, picture.height, picture.width)
-        if height * width > max(self._max_pixels, MAX_GROWTH * math.prod(self._spec.size)):
+        picture = decoded if self.spec.channels == 3 else decoded.in_grey()
+        height, width = _find_resized(self.spec, picture.height, picture.width)
+        if height * width > max(self._max_pixels, MAX_GROWTH * math.prod(self.spec.size)):
             found = f"an image of {picture.width} x {picture.height} pixels, {width} x {height} when resized"
             raise refuse(self.name, found, f"at most {self._max_pixels} pixels")
         pixels = picture.resized(height, width, self._resampling)
-        if [height, width] != self._spec.size:
-            pixels = _lay(self._spec, pixels)
-        if pixels.shape[2] < self._spec.channels:
+        if [height, width] != self.spec.size:
+            pixels = _lay(self.spec, pixels)
+        if pixels.shape[2] < self.spec.channels:
             pixels = pixels.repeat(3, axis=2)
         return (pixels[np.newaxis],)
 
@@ -78,7 +79,7 @@ class ImageInput:
         Callers' colours are red, green and blue; a "bgr" member gets blue first, and its mean and std are in that order.
         """
         planes = staged[0].permute(0, 3, 1, 2)
-        planes = planes.flip(1) if self._spec.color == "bgr" else planes
+        planes = planes.flip(1) if self.spec.color == "bgr" else planes
         pixels = planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if self._mean is not None:
             pixels.sub_(self._mean)

@@ -3,8 +3,8 @@
 How pictures that are not plain 8-bit grey or RGB are read:
 
 - EXIF (and TIFF) orientation is applied, so that the member sees the picture upright; damaged EXIF is ignored.
-- Transparency is laid on white, so that what lies hidden beneath it cannot sway the member. A transparent grey or colour is compared
-  at the file's own depth; of 16-bit colour, which Pillow cuts to 8 bits, that cannot be done, and it is refused.
+- Transparency is laid on white, so that what lies hidden beneath it cannot sway the member. A transparent grey or colour is
+  compared at the file's own depth; of 16-bit colour, which Pillow cuts to 8 bits, that cannot be done, and it is refused.
 - 12-bit and 16-bit grey is scaled to 8 bits and rounded, white as the file says; of 16-bit colour the upper 8 bits are taken.
 - Palettes, CMYK, YCbCr and bilevel become RGB or grey by Pillow's own formulas; colour profiles are not applied.
 - Integers and floats of 32 bits, and numbers with a sign, have no agreed range and are refused.
@@ -70,13 +70,16 @@ class Picture:
     def resized(self, height: int, width: int, how: Image.Resampling) -> Array:
         """Resize to uint8 [height, width, channels], as Pillow does.
 
-        RGB is resized bilinearly by torch: the same formula, several times as fast, with coarser weights, so to within 1. (Of noise
-        one value in ten million is off by 2.) Its bicubic resizing of uint8 is off by far more where contrasts are high.
+        RGB is shrunk bilinearly by torch: the same formula, several times as fast, with coarser weights, so to within 1. (Of noise
+        one value in ten million is off by 2.) Its bicubic resizing of uint8 is off by far more where contrasts are high, and where
+        it enlarges, its bilinear one is off by 2 more often.
         """
         pixels, is_rgb = self.pixels, self.pixels.shape[2] == 3
         if pixels.shape[:2] == (height, width) and self.scale == 1:
             return pixels
-        if is_rgb and how is Image.Resampling.BILINEAR and self.height % self.scale == 0 == self.width % self.scale:
+        is_shrunk = height <= pixels.shape[0] and width <= pixels.shape[1]
+        is_whole = self.height % self.scale == 0 == self.width % self.scale
+        if is_rgb and how is Image.Resampling.BILINEAR and is_shrunk and is_whole:
             writeable = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of memory that it must not write to
             planes = torch.from_numpy(writeable).permute(2, 0, 1).unsqueeze(0)
             planes = functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)

@@ -10,10 +10,10 @@ PICTURES = {
 }  # fmt: skip
 OTHERS = {
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL", b"%PDF": "PDF", b"%!PS": "PostScript", b"8BPS": "Photoshop", b"\0\0\x01\0": "an icon (ICO)",
-    b"DDS ": "DDS", b"qoif": "QOI", b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "ZIP", b"7z\xbc\xaf\x27\x1c": "7z", b"\x28\xb5\x2f\xfd": "Zstandard", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
-    b"\x93NUMPY": "NumPy", b"\x1aE\xdf\xa3": "WebM or Matroska, a video", b"OggS": "Ogg, a video or sound",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL", b"%PDF": "PDF", b"%!PS": "PostScript", b"8BPS": "Photoshop",
+    b"\0\0\x01\0": "an icon (ICO)", b"DDS ": "DDS", b"qoif": "QOI", b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR",
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "ZIP", b"7z\xbc\xaf\x27\x1c": "7z", b"\x28\xb5\x2f\xfd": "Zstandard", b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz", b"\x93NUMPY": "NumPy", b"\x1aE\xdf\xa3": "WebM or Matroska, a video", b"OggS": "Ogg, a video or sound",
     b"ID3": "MP3, a sound",
 }  # fmt: skip
 BRANDS = {
