@@ -53,6 +53,10 @@ def compare_images(key: str, input: ImageInput, directory: Path) -> str:
         found = _see(input, picture.content)
         largest = max(largest, _compare(f"{key}: {picture.name}", found, expected, input, name_processor(processor)))
         compared += 1
+    if not compared:
+        raise InvalidEnsemble(
+            f"{key}: found an image processor that takes none of the pictures: {', '.join(left_out)}; allowed: one that does"
+        )
     without = f"; left out: {', '.join(left_out)}" if left_out else ""
     return f"{compared} pictures, largest difference {largest:.1g}{without}"
 

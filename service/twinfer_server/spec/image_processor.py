@@ -78,14 +78,15 @@ def load_image_processor(directory: Path) -> Any:
         return transformers.AutoImageProcessor.from_pretrained(directory, **options)
     except Exception as error:  # whatever its JSON makes it stumble over
         file, facts = read_processor_file(directory)
+        why = quote(str(error).replace(f"{directory}", directory.name), 300)
         if not facts:
-            why = quote(error, 200)
             raise ValueError(
                 f"no image processor in {quote(directory.name)} ({why}); allowed: a preprocessor_config.json"
             ) from None
         check_keys(file, facts)
+        found = quote(facts.get("image_processor_type") or facts.get("feature_extractor_type") or "no class")
         allowed = "an image processor that transformers has in a form that computes with Pillow"
-        raise ValueError(f"{file}: found what transformers cannot load ({quote(error, 200)}); allowed: {allowed}") from None
+        raise ValueError(f"{file}: found {found}, which transformers cannot load ({why}); allowed: {allowed}") from None
 
 
 def name_processor(processor: Any) -> str:
@@ -111,7 +112,7 @@ def _count_channels(config: Mapping[str, Any]) -> int:
 def _read_geometry(name: str, processor: Any) -> dict[str, Any]:
     """Return how the processor fits a picture, in a table's words; raises Fault where they cannot say it."""
     if not processor.do_resize:
-        raise Fault("do_resize", "false", "true")
+        raise Fault("do_resize", "null" if processor.do_resize is None else "false", "true")
     resized = _read_size("size", processor.size)
     cropped = None
     if processor.do_center_crop and name not in UNCROPPED:
@@ -120,7 +121,7 @@ def _read_geometry(name: str, processor: Any) -> dict[str, Any]:
         resized, cropped = _resize_convnext(resized, cropped, processor)
     elif name == LEVIT and isinstance(resized, int):
         resized = int(256 / 224 * resized)
-    elif name == POOLFORMER:
+    elif name == POOLFORMER and processor.crop_pct is not None:
         sides = [resized] if isinstance(resized, int) else resized
         sides = [int(side / processor.crop_pct) for side in sides]
         resized = sides[0] if len(set(sides)) == 1 else sides
@@ -160,19 +161,22 @@ def _resize_convnext(size: int | list[int], cropped: Any, processor: Any) -> tup
         raise Fault("crop_size", dict(processor.crop_size), f"height and width of {size}, or do_center_crop = false")
     if size >= 384:
         return [size, size], None
+    if processor.crop_pct is None:
+        raise Fault("crop_pct", "null", "a number")
     return int(size / processor.crop_pct), [size, size]
 
 
 def _check_dpt(size: int | list[int], processor: Any) -> None:
     """Refuse where the size of a picture, or the padding, depends on the picture."""
-    multiple = processor.ensure_multiple_of or 1
+    multiple, divisor = processor.ensure_multiple_of, processor.size_divisor
+    if multiple is None:
+        raise Fault("ensure_multiple_of", "null", "1 or more")
     if isinstance(size, int):
         raise Fault("size", dict(processor.size), "height and width")
     if processor.keep_aspect_ratio:
         raise Fault("keep_aspect_ratio", "true", "false, so that every picture is stretched to size")
     if any(side % multiple for side in size):
         raise Fault("size", dict(processor.size), f"multiples of {multiple}, its ensure_multiple_of")
-    divisor = processor.size_divisor
     if processor.do_pad and divisor and any(side % divisor for side in size):
         raise Fault("size_divisor", divisor, f"one that divides {size}, or do_pad = false")
 
@@ -184,6 +188,8 @@ def _read_values(name: str, processor: Any, channels: int) -> dict[str, Any]:
     is_offset, is_divided_again = False, False
     if name == EFFICIENTNET:
         is_offset, is_divided_again = bool(processor.do_rescale and processor.rescale_offset), bool(processor.include_top)
+    if processor.do_rescale and processor.rescale_factor is None:
+        raise Fault("rescale_factor", "null", "a number")
     mean, std = [0.0] * channels, [1.0] * channels
     if processor.do_normalize and name != MOBILEVIT:
         mean, std = (_spread(key, getattr(processor, key), channels) for key in ("image_mean", "image_std"))
@@ -191,10 +197,11 @@ def _read_values(name: str, processor: Any, channels: int) -> dict[str, Any]:
         std = [one * two for one, two in zip(std, _spread("image_std", processor.image_std, channels), strict=True)]
     scale = 255 * float(processor.rescale_factor) if processor.do_rescale else 255.0
     is_flipped = name == MOBILEVIT and processor.do_flip_channel_order
-    resample = processor.resample
+    if processor.resample is None:
+        raise Fault("resample", "null", "0 to 5")
     return {
         "color": "gray" if channels == 1 else "bgr" if is_flipped else "rgb",
-        "resize": "bilinear" if resample is None else RESAMPLING[int(resample)],
+        "resize": RESAMPLING[int(processor.resample)],
         "scaled_decoding": False,  # what the library does not do either
         "mean": [(value + is_offset) / scale for value in mean] if any(mean) or is_offset else [],
         "std": [value / scale for value in std] if {*std, scale} != {1.0} else [],

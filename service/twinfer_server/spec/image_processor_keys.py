@@ -52,7 +52,7 @@ READ: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_mean": (_are(is_number), "a number from -1000000 to 1000000, or a list of one for each channel"),
     "image_std": (_are(_is_positive), "a number from 0.000001 to 1000000, or a list of one for each channel"),
 }  # fmt: skip
-"""The keys that are read, and what each may be; null is what the class has without the key."""
+"""The keys that are read, and what each may be; or null, which leaves a step out."""
 IRRELEVANT = {
     "_processor_class", "_valid_processor_keys", "auto_map", "data_format", "device", "disable_grouping", "do_convert_annotations",
     "do_reduce_labels", "do_resize_and_center_crop", "format", "image_seq_length", "input_data_format", "processor_class",
