@@ -103,7 +103,7 @@ def read_picture(name: str, content: bytes, max_pixels: int, min_size: Size) -> 
         orientation = _read_orientation(image)  # not before: Pillow turns a TIFF itself while loading
         pixels = _to_plain(image.transpose(TURNS[orientation]) if orientation > 1 else image, depth)
     except UnagreedSamples as error:
-        raise refuse(name, str(error), "8 or 16 bits per channel, of grey or colour, opaque or with an alpha channel") from None
+        raise refuse(name, str(error), "8 or 16 bits per channel, pixel by pixel, opaque or with an alpha channel") from None
     except Exception as error:
         raise refuse(name, f"a truncated or damaged {image.format} ({error})", "a whole image") from None
     return Picture(pixels, *(image_size if orientation >= 5 else image_size[::-1]), scale)
@@ -173,6 +173,8 @@ def _read_depth(image: Image.Image, content: bytes) -> Depth:
         if set(tags.get(ExifTags.Base.SampleFormat, (1,))) != {1}:
             raise UnagreedSamples("a TIFF of samples with a sign")
         bits = max(tags.get(ExifTags.Base.BitsPerSample, (8,)))
+        if bits > 8 and tags.get(ExifTags.Base.PlanarConfiguration) == 2:
+            raise UnagreedSamples(f"a TIFF whose channels, of {bits} bits, lie on planes")  # of which Pillow mixes the bytes
         return Depth(bits, is_white_zero=tags.get(ExifTags.Base.PhotometricInterpretation) == 0)
     if image.format != "PNG":
         return Depth(8, is_white_zero=False)

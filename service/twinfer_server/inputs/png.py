@@ -15,8 +15,8 @@ TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 def leave_metadata_out(content: bytes) -> bytes:
     """Return a PNG without its texts and its colour profile, none of which is inflated; any other file as it is.
 
-    Texts that may say which way is up are kept, the first small one of each keyword. Raises ValueError where the file has more than
-    `MAX_CHUNKS` chunks. What is damaged or missing is left for Pillow to tell.
+    Texts that may say which way is up are kept: of each keyword the first, if it is small. Raises ValueError where the file has more
+    than `MAX_CHUNKS` chunks. What is damaged or missing is left for Pillow to tell.
     """
     if not content.startswith(MAGIC):
         return content
@@ -28,9 +28,9 @@ def leave_metadata_out(content: bytes) -> bytes:
         end = start + 12 + size
         if kind == b"iCCP" or kind in TEXTS:
             keyword = content[start + 8 : start + 88].partition(b"\0")[0]
-            if keyword in turning and _is_small(kind, content[start + 8 + len(keyword) + 1 : end - 4]):
-                turning.remove(keyword)
-            else:
+            is_first = keyword in turning
+            turning.discard(keyword)
+            if not (is_first and _is_small(kind, content[start + 8 + len(keyword) + 1 : end - 4])):
                 kept.append(content[begin:start])
                 begin = end
         start = end
