@@ -93,4 +93,4 @@ def find_error(kind: ImageInput, directory: Path, picture: Image.Image) -> float
     expected, found = ask_library(directory, picture), ask(kind, picture)
     assert found.shape == expected.shape
     steps = 255 * np.array(kind.spec.std or [1.0] * kind.spec.channels).reshape(-1, 1, 1)
-    return float(np.abs((found - expected) * steps).max())
+    return float(np.abs(np.subtract(found, expected) * steps).max())

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.pictures import encode, make_kind
 from twinfer_server.errors import InvalidInput
+from twinfer_server.inputs import InputLimits
 from twinfer_server.inputs.signature import name_base64, name_format
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -95,6 +96,8 @@ def test_avif_is_read_where_pillow_can() -> None:
     flat = Image.new("RGB", (64, 48), (200, 100, 48))
     seen = make_kind(size=[48, 64]).decode(encode(flat, "AVIF", quality=95)).pixels
     assert np.abs(seen.astype(int) - (200, 100, 48)).max() <= 4
+    with pytest.raises(InvalidInput, match="found an image of 64 x 48 pixels; allowed: at most 3071 pixels"):
+        make_kind(InputLimits(max_image_pixels=3071), size=[48, 64]).decode(encode(flat, "AVIF"))
     with pytest.raises(InvalidInput, match=r"allowed: .*AVIF, or a tensor"):
         make_kind(size=[6, 8]).decode(b"a cat")
 

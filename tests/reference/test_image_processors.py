@@ -304,7 +304,7 @@ def test_a_published_image_processor_is_served_to_the_pixel(tmp_path: Path, name
     for seed, (width, height) in enumerate([(500, 375), (333, 500), (61, 47), (1, 1), (40, 190), own]):
         error = find_error(kind, directory, soften(width, height, seed=seed))
         assert error <= (1.001 if kind.spec.resize == "bilinear" else 0.002), (width, height)
-    assert re.fullmatch(r"[78] pictures, largest difference [\d.e-]+", compare_images("key", kind, directory))
+    assert re.fullmatch(r"key: [78] pictures, largest difference [\d.e-]+", compare_images("key", kind, directory))
 
 
 @pytest.mark.parametrize("name", REFUSED)

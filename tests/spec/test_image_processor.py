@@ -86,7 +86,7 @@ def test_a_file_means_what_the_library_takes_it_for(tmp_path: Path, name: str) -
 def test_a_grey_model_sees_grey(tmp_path: Path) -> None:
     directory = write(tmp_path, "vit", VIT | {"image_mean": [0.4], "image_std": 0.3}, num_channels=1)
     assert find_error(read(tmp_path), directory, soften(50, 37, "L")) <= 0.002
-    assert compare_images("key", read(tmp_path), directory).startswith("7 pictures, largest difference ")
+    assert compare_images("key", read(tmp_path), directory).startswith("key: 7 pictures, largest difference ")
 
 
 def test_the_newer_table_of_the_processors_file_goes_before_the_older_file(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_size_in_the_ensembles_file_does_not_let_unknown_steps_pass(tmp_path: 
     all_of_it = 'size = [24, 24]\ncolor = "rgb"\nfit = "stretch"\nresize = "bicubic"\nscaled_decoding = false\nmean = []\nstd = []'
     directory = write(tmp_path, "perceiver", new("Perceiver", **HALF), all_of_it)
     assert compare_images("key", read(tmp_path), directory).startswith(
-        "not compared: preprocessor_config.json: found PerceiverImage"
+        "key: not compared: preprocessor_config.json: found PerceiverImage"
     )
 
 
@@ -245,7 +245,7 @@ def test_how_a_picture_fits_is_said_by_one_of_the_two(tmp_path: Path, keys: str,
     spec = read(tmp_path).spec
     assert (spec.size, spec.fit, spec.resize_to) == expected
     compared = compare_images("key", read(tmp_path), directory)
-    assert compared.startswith("8 pictures" if keys == "size = [24, 24]" else "not compared: the ensemble's file has ")
+    assert compared.startswith("key: 8 pictures" if keys == "size = [24, 24]" else "key: not compared: the ensemble's file has ")
 
 
 @pytest.mark.parametrize("change", [{"resample": 2}, {"image_mean": [0.5, 0.5, 0.502]}, {"do_rescale": False}], ids=str)
@@ -275,7 +275,7 @@ def test_a_picture_that_the_library_cannot_take_is_named_as_left_out(tmp_path: P
 
     refuse_small.do_convert_rgb = False  # type: ignore[attr-defined]
     monkeypatch.setattr("twinfer_server.reference.images.load_image_processor", lambda _: refuse_small)
-    left_out = r"^6 pictures, largest difference .*; left out: a picture of one pixel \(function: 'too small'\)$"
+    left_out = r"^key: 6 pictures, largest difference .*; left out: a picture of one pixel \(function: 'too small'\)$"
     assert re.match(left_out, compare_images("key", read(tmp_path), directory))
 
 

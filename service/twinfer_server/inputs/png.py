@@ -15,8 +15,8 @@ TURNING = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 def leave_metadata_out(content: bytes) -> bytes:
     """Return a PNG without its texts and its colour profile, none of which is inflated; any other file as it is.
 
-    Texts that may say which way is up are kept: of each keyword the first, if it is small. Raises ValueError where the file has more
-    than `MAX_CHUNKS` chunks. What is damaged or missing is left for Pillow to tell.
+    Texts that may say which way is up are kept: of each keyword the first, if it is small. Raises ValueError where the file has
+    more than `MAX_CHUNKS` chunks. What is damaged or missing is left for Pillow to tell.
     """
     if not content.startswith(MAGIC):
         return content

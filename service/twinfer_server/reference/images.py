@@ -39,10 +39,10 @@ def compare_images(key: str, input: ImageInput, directory: Path) -> str:
         said = read_image({}, directory, read_json(directory / "config.json"))
         processor = load_image_processor(directory)
     except ValueError as error:
-        return f"not compared: {error}"
+        return f"{key}: not compared: {error}"
     own = [name for name, value in said.items() if name != "scaled_decoding" and getattr(input.spec, name) != value]
     if own:
-        return f"not compared: the ensemble's file has {', '.join(own)} of its own"
+        return f"{key}: not compared: the ensemble's file has {', '.join(own)} of its own"
     largest, compared, left_out = 0.0, 0, []
     for picture in _make_pictures(input, converts=bool(processor.do_convert_rgb)):
         try:
@@ -58,7 +58,7 @@ def compare_images(key: str, input: ImageInput, directory: Path) -> str:
             f"{key}: found an image processor that takes none of the pictures: {', '.join(left_out)}; allowed: one that does"
         )
     without = f"; left out: {', '.join(left_out)}" if left_out else ""
-    return f"{compared} pictures, largest difference {largest:.1g}{without}"
+    return f"{key}: {compared} pictures, largest difference {largest:.1g}{without}"
 
 
 def _make_pictures(input: ImageInput, *, converts: bool) -> Iterator[MadePicture]:
@@ -104,7 +104,7 @@ def _compare(where: str, found: Array, expected: Array, input: ImageInput, proce
     allowed: Any = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if input.spec.resize == "bilinear" and input.spec.channels == 3:
         allowed = allowed + 2.001 / 255 / np.array(input.spec.std or [1.0] * 3).reshape(-1, 1, 1)
-    difference = np.abs(found - expected)
+    difference: Array = np.abs(np.subtract(found, expected))
     beyond = difference - allowed
     if not (beyond <= 0).all():  # nor where one is NaN
         channel, row, column = np.unravel_index(np.nanargmax(beyond), beyond.shape)

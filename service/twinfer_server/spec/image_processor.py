@@ -113,8 +113,7 @@ def _read_geometry(name: str, processor: Any) -> dict[str, Any]:
     """Return how the processor fits a picture, in a table's words; raises Fault where they cannot say it."""
     if not processor.do_resize:
         raise Fault("do_resize", "null" if processor.do_resize is None else "false", "true")
-    resized = _read_size("size", processor.size)
-    cropped = None
+    resized, cropped = _read_size("size", processor.size), None
     if processor.do_center_crop and name not in UNCROPPED:
         cropped = _read_size("crop_size", processor.crop_size)
     if name == CONVNEXT:
@@ -122,16 +121,15 @@ def _read_geometry(name: str, processor: Any) -> dict[str, Any]:
     elif name == LEVIT and isinstance(resized, int):
         resized = int(256 / 224 * resized)
     elif name == POOLFORMER and processor.crop_pct is not None:
-        sides = [resized] if isinstance(resized, int) else resized
-        sides = [int(side / processor.crop_pct) for side in sides]
-        resized = sides[0] if len(set(sides)) == 1 else sides
+        is_square = isinstance(resized, int) or resized[0] == resized[1]
+        edges = [int(side / processor.crop_pct) for side in ([resized] if isinstance(resized, int) else resized)]
+        resized = edges[0] if is_square else edges
     elif name == DPT:
         _check_dpt(resized, processor)
     if processor.do_pad and processor.pad_size is not None:
         raise Fault("pad_size", dict(processor.pad_size), "none, for all pictures become one size")
-    for key, sides in (("size", resized), ("crop_size", cropped)):
-        if not all(map(is_side, sides if isinstance(sides, list) else [sides or 1])):
-            raise Fault(key, f"what makes {sides} pixels", f"1 to {MAX_SIDE}")
+    if not all(map(is_side, resized if isinstance(resized, list) else [resized])):
+        raise Fault("size", f"what makes {resized} pixels", f"1 to {MAX_SIDE}")
     if cropped is None:
         if isinstance(resized, int):
             allowed = "height and width, to which every picture is stretched; or do_center_crop and a crop_size beside it"
