@@ -336,13 +336,13 @@ REFUSED: dict[str, tuple[str, dict[str, str], str, Change, str]] = {
     "a configuration of nothing": ("vit", {}, "config.json", "[]", "found list; allowed: a JSON object"),
     "an architecture that is Python": ("vit", {}, "config.json", REMOTE, "members.m.model: found 'hf:vit', which transformers"),
     "no image processor": ("vit", {}, PROCESSOR, None, "no image processor in 'vit'"),
-    "an image processor that pads": ("vit", {}, PROCESSOR, {"do_pad": True}, "the image processor pads"),
     "an image processor that keeps the shape": (
         "vit", {}, PROCESSOR, {"size": {"shortest_edge": 24}},
-        "input.image: the image processor resizes to {'shortest_edge': 24}; allowed: one height and width",
+        "input.image: preprocessor_config.json: size: found {'shortest_edge': 24}, which keeps a picture's shape; allowed:",
     ),
     "an image processor of its own steps": (
-        "vit", {}, PROCESSOR, {"image_processor_type": "DetrImageProcessor"}, "DetrImageProcessorPil has steps of its own",
+        "vit", {}, PROCESSOR, {"image_processor_type": "GLPNImageProcessor"},
+        "found GLPNImageProcessor, which has steps of its own",
     ),
     "no tokenizer": ("bert", {}, "tokenizer.json", None, "no tokenizer.json in 'bert'"),
     "padding on the left that the model would see": (
@@ -436,7 +436,9 @@ def test_classes_that_others_call_otherwise_may_be_in_any_order(folder: Path, be
     assert len(load(write_both(folder, PLAIN, bert, labels)).members) == 2
 
 
-WHOLE = IMAGE + "\nsize = [24, 32]\ncolor = 'rgb'\nresize = 'bilinear'\nscaled_decoding = false\nmean = []\nstd = []"
+WHOLE = (
+    IMAGE + "\nsize = [24, 32]\ncolor = 'rgb'\nfit = 'stretch'\nresize = 'bilinear'\nscaled_decoding = false\nmean = []\nstd = []"
+)
 
 
 @pytest.mark.parametrize("given", [IMAGE, WHOLE], ids=["while it reads the file", "while it loads the model"])

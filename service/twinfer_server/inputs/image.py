@@ -13,6 +13,7 @@ from ..spec import ImageInputSpec
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 from .picture import ALLOWED, Picture, check_size, read_picture
+from .signature import name_base64
 
 SCALED_MARGINS = {"bilinear": 1.9, "bicubic": 2.0, "lanczos": 2.0, "hamming": 2.5}
 """A scaled JPEG is larger than what it is resized to by so much, or of photographs differs from one in full by more than 1/255 on
@@ -32,7 +33,8 @@ class ImageInput:
         self.tensor_shape: tuple[int, ...] = (-1, -1, spec.channels)
         self.max_samples = 1
         self.min_size: Size = _find_min_size(spec)
-        self._spec = spec
+        self.spec = spec
+        self.device = device
         self._max_pixels = limits.max_image_pixels
         self._resampling = Image.Resampling[spec.resize.upper()]
         self._mean, self._std = (
@@ -45,6 +47,8 @@ class ImageInput:
         """Decode to 8-bit grey or RGB, upright and opaque; raises InvalidInput."""
         if isinstance(value, bytes):
             return read_picture(self.name, value, self._max_pixels, min_size)
+        if isinstance(value, str) and (seems := name_base64(value)):
+            raise refuse(self.name, seems, ALLOWED)
         if isinstance(value, (str, tuple)) or value.dtype != np.uint8 or value.shape[2:] not in ((1,), (3,)) or value.size == 0:
             raise refuse(self.name, describe(value), ALLOWED)
         height, width = value.shape[:2]
@@ -53,15 +57,15 @@ class ImageInput:
 
     def prepare(self, decoded: Picture) -> Samples:
         """Convert, resize and place, each only where needed, to uint8 [1, height, width, channels]; raises InvalidInput."""
-        picture = decoded if self._spec.channels == 3 else decoded.in_grey()
-        height, width = _find_resized(self._spec, picture.height, picture.width)
-        if height * width > max(self._max_pixels, MAX_GROWTH * math.prod(self._spec.size)):
+        picture = decoded if self.spec.channels == 3 else decoded.in_grey()
+        height, width = _find_resized(self.spec, picture.height, picture.width)
+        if height * width > max(self._max_pixels, MAX_GROWTH * math.prod(self.spec.size)):
             found = f"an image of {picture.width} x {picture.height} pixels, {width} x {height} when resized"
             raise refuse(self.name, found, f"at most {self._max_pixels} pixels")
         pixels = picture.resized(height, width, self._resampling)
-        if [height, width] != self._spec.size:
-            pixels = _lay(self._spec, pixels)
-        if pixels.shape[2] < self._spec.channels:
+        if [height, width] != self.spec.size:
+            pixels = _lay(self.spec, pixels)
+        if pixels.shape[2] < self.spec.channels:
             pixels = pixels.repeat(3, axis=2)
         return (pixels[np.newaxis],)
 
@@ -70,8 +74,13 @@ class ImageInput:
         return (np.random.default_rng(seed).integers(0, 256, (1, *self.buffers[0].shape), dtype=np.uint8),)
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Turn uint8 [samples, h, w, c] into one float32 [samples, c, h, w], contiguous: (x / 255 - mean) / std."""
-        pixels = staged[0].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        """Turn uint8 [samples, h, w, c] into one float32 [samples, c, h, w], contiguous: (x / 255 - mean) / std.
+
+        Callers' colours are red, green and blue; a "bgr" member gets blue first, and its mean and std are in that order.
+        """
+        planes = staged[0].permute(0, 3, 1, 2)
+        planes = planes.flip(1) if self.spec.color == "bgr" else planes
+        pixels = planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if self._mean is not None:
             pixels.sub_(self._mean)
         if self._std is not None:
@@ -108,13 +117,13 @@ def _lay(spec: ImageInputSpec, pixels: Array) -> Array:
 def _find_corner(spec: ImageInputSpec, has: int, wanted: int) -> int:
     """Find the corner of a picture that is `has` pixels long on a canvas that is `wanted` long; below 0 it is cut off.
 
-    Source: torchvision's `CenterCrop`.
+    Sources: torchvision's `CenterCrop`; for "floor" transformers' `center_crop`, which rounds the other way where there are bars.
     """
     if spec.pad_place == "corner":
         return 0
-    if wanted > has:
-        return (wanted - has) // 2
-    return -((has - wanted) // 2 if spec.crop_offset == "floor" else round((has - wanted) / 2))
+    if spec.crop_offset == "floor":
+        return -((has - wanted) // 2)
+    return (wanted - has) // 2 if wanted > has else -round((has - wanted) / 2)
 
 
 def _find_min_size(spec: ImageInputSpec) -> Size:

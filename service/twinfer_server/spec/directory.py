@@ -1,22 +1,20 @@
 """What a Hugging Face directory says about a member, in the words of an ensemble's file.
 
-Only what the file leaves out is read; what it says counts. Of images the size, resampling, mean and std come from the
-image processor; of texts the tokenizer, the length, the cut, the padding and the mask come from the tokenizer's files.
+Only what the file leaves out is read; what it says counts. Of images all that a table can say comes from the image processor;
+of texts the tokenizer, the length, the cut, the padding and the mask come from the tokenizer's files.
 """
 
-import importlib
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import quote
-from .files import Fault, find_file
+from . import image_processor
+from .files import Fault, find_file, read_json
 
 PREFIX = "hf:"
 MULTI_LABEL = "multi_label_classification"
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 SIGMOID_DETECTORS = {
     "conditional_detr", "dab-detr", "d_fine", "deformable_detr", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2",
 }  # fmt: skip
@@ -26,7 +24,7 @@ SOFTMAX_DETECTORS = {"detr", "table-transformer", "yolos"}
 KIND_OF_HEAD = {"ForImageClassification": "logits", "ForSequenceClassification": "logits", "ForObjectDetection": "detections"}
 """The outputs of architectures that end so."""
 KEYS = {
-    "image": ("size", "color", "resize", "scaled_decoding", "mean", "std"),
+    "image": image_processor.KEYS,
     "text": ("tokenizer", "max_tokens", "truncation_side", "mask", "pad_id"),
 }
 """What the directory knows of an input of each kind."""
@@ -92,64 +90,14 @@ def _complete_input(name: str, table: Any, folder: Path, directory: Path, config
     if kind not in KEYS or all(key in table for key in KEYS[kind]):
         return table
     try:
-        found = _read_image(table, directory, config) if kind == "image" else _read_text(table, folder, directory, config)
+        found = (
+            image_processor.read_image(table, directory, config)
+            if kind == "image"
+            else _read_text(table, folder, directory, config)
+        )
     except ValueError as error:
         raise ValueError(f"input.{name}: {error}") from None
     return found | table
-
-
-def _read_image(table: Mapping[str, Any], directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the image processor; the geometry only if the table has no size of its own."""
-    try:
-        # Not read as JSON, for what an older file leaves out only its class knows.
-        transformers = importlib.import_module("transformers")
-        backends = importlib.import_module("transformers.image_processing_backends")
-    except ImportError as error:
-        why = f"transformers, which reads the image processor, cannot be imported ({error})"
-        raise ValueError(f"{why}; pip install 'twinfer[hf]'") from None
-    options = {"backend": "pil", "local_files_only": True, "trust_remote_code": False}
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(directory, **options)
-    except Exception as error:  # whatever its JSON makes it stumble over
-        raise ValueError(f"no image processor in {quote(directory.name)} ({error}); allowed: a preprocessor_config.json") from None
-    facts = processor.to_dict()
-    found: dict[str, Any] = {"color": "gray" if config.get("num_channels") == 1 else "rgb"}
-    if "size" not in table:
-        found |= _read_geometry(processor, facts, backends.PilBackend)
-    if facts.get("do_flip_channel_order"):
-        raise ValueError("the image processor turns RGB into BGR; allowed: RGB")
-    # The member's pixels are scaled to 0..1, the processor's by its own factor.
-    scale = round(255 * float(facts["rescale_factor"]) if facts.get("do_rescale") else 255.0, 6)
-    if facts.get("do_normalize"):
-        found["mean"], found["std"] = ([float(value) / scale for value in facts[key]] for key in ("image_mean", "image_std"))
-    else:
-        found["mean"], found["std"] = [], [1 / scale] * (1 if found["color"] == "gray" else 3)
-    found["resize"] = RESAMPLING[int(facts.get("resample", 2))]
-    found["scaled_decoding"] = False  # what the library does not do either
-    return found
-
-
-def _read_geometry(processor: Any, facts: Mapping[str, Any], backend: Any) -> dict[str, Any]:
-    """Return what says how the processor resizes; raises ValueError where the file's keys cannot say it."""
-    size, crop = facts.get("size") or {}, facts.get("crop_size") or {}
-    sides = [size["height"], size["width"]] if set(size) == {"height", "width"} else None
-    resize_to = size["shortest_edge"] if set(size) == {"shortest_edge"} else sides
-    steps = ("_preprocess", "resize", "center_crop", "rescale", "normalize")
-    if any(getattr(type(processor), step) is not getattr(backend, step) for step in steps):
-        found = f"{type(processor).__name__} has steps of its own"
-    elif facts.get("do_pad"):
-        found = "the image processor pads"
-    elif not facts.get("do_resize"):
-        found = "the image processor does not resize"
-    elif not facts.get("do_center_crop"):
-        if sides:
-            return {"size": sides}
-        found = f"the image processor resizes to {size}"
-    elif set(crop) == {"height", "width"} and resize_to:
-        return {"size": [crop["height"], crop["width"]], "fit": "crop", "resize_to": resize_to, "crop_offset": "floor"}
-    else:
-        found = f"the image processor resizes to {size} and crops to {crop}"
-    raise ValueError(f"{found}; allowed: one height and width. Else write size = [height, width] into the ensemble's file")
 
 
 def _read_text(table: Mapping[str, Any], folder: Path, directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,16 +144,3 @@ def _find_pad_id(tokenizer: Mapping[str, Any], token: object, configured: object
         if added.get("content") == content:
             return int(added["id"])
     return configured if isinstance(configured, int) and configured >= 0 else 0
-
-
-def read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
-    """Read a JSON object, empty where an optional file is missing; raises ValueError."""
-    if is_optional and not path.is_file():
-        return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} cannot be read ({error})") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path.name}: found {type(document).__name__}; allowed: a JSON object")
-    return document

@@ -1,7 +1,8 @@
-"""What every table of an ensemble's file shares: strictness, names, faults, and paths that stay inside the folder."""
+"""What every table of an ensemble's file shares: strictness, names, faults, paths inside the folder, and JSON beside it."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
@@ -35,6 +36,19 @@ def find_file(folder: Path, value: str) -> Path:
     if not is_file:
         raise ValueError(f"no such file: {quote(value)}; allowed: a file inside the ensemble folder")
     return path
+
+
+def read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
+    """Read a JSON object, empty where an optional file is missing; raises ValueError."""
+    if is_optional and not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path.name}: found {type(document).__name__}; allowed: a JSON object")
+    return document
 
 
 def _check_file(value: str, info: ValidationInfo) -> str:

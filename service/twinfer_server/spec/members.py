@@ -23,7 +23,8 @@ class ImageInputSpec(Strict):
     kind: Literal["image"]
     size: Sides
     """In pixels, that the member takes."""
-    color: Literal["rgb", "gray"] = "rgb"
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    """Which channels the member takes, in which order; `mean` and `std` are in the same order."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
     """How a picture of another shape fits: stretched, its middle cut out, or scaled to fit into `size` with bars beside it."""
     resize: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
@@ -31,7 +32,8 @@ class ImageInputSpec(Strict):
     resize_to: Pixels | Sides | None = None
     """What is resized to before the middle is cut out: the shorter edge, or height and width; None: the longer side of `size`."""
     crop_offset: Literal["round", "floor"] = "round"
-    """Where the middle lies if that is between two pixels: at the even one (torchvision), or the first (Hugging Face)."""
+    """Where the middle lies if that is between two pixels: at the even one (torchvision), or the first, and of bars
+    around a picture that is too small the last (Hugging Face)."""
     scaled_decoding: bool = True
     """Whether a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, where that is still about twice what it is resized to:
     faster, and of photographs on average within 1/255 of decoding in full. Never done for "nearest" and "box"."""
@@ -48,7 +50,7 @@ class ImageInputSpec(Strict):
     @property
     def channels(self) -> int:
         """3 or 1."""
-        return 3 if self.color == "rgb" else 1
+        return 1 if self.color == "gray" else 3
 
     @property
     def crop_from(self) -> int | list[int]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import InvalidEnsemble, quote
-from .directory import MULTI_LABEL, PREFIX, find_directory, has_several_labels, name_classes, read_json
+from .directory import MULTI_LABEL, PREFIX, find_directory, has_several_labels, name_classes
 from .ensemble import EnsembleSpec
-from .files import Fault
+from .files import Fault, read_json
 
 SPEC_FILE = "ensemble.toml"
 _TOML_WORDS = {
