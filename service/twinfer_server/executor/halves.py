@@ -41,6 +41,8 @@ def compute_in_halves(
     forget_frames(error)
 
     def tries(work: Callable[[], object]) -> Exception | None:
+        if is_lost():
+            return error
         findings.computed += 1
         try:
             work()
@@ -51,9 +53,6 @@ def compute_in_halves(
 
     while groups:
         group, error = groups.pop()
-        if is_lost():
-            findings.fault = error
-            break
         if len(group) == 1:
             findings.alone[group[0]] = error
         elif is_over(group):
@@ -64,11 +63,11 @@ def compute_in_halves(
                 has_answered = has_answered or raised is None
                 if raised is not None:
                     groups.append((half, raised))
-        if not has_answered:
-            has_answered = True  # or it ends here
-            if tries(compute_own) is not None:
-                findings.fault = error
-                break
+        is_at_fault = is_lost() or (not has_answered and tries(compute_own) is not None)
+        if is_at_fault:
+            findings.fault = error
+            break
+        has_answered = True
     return findings
 
 

@@ -119,16 +119,19 @@ class MemberRun:
 
     def _compute(self) -> None:
         """Compute the member, or replay its graph; whatever it raises is its requests' failure alone. Runs on the stream."""
-        group: Sequence[int] = self.indices
+        group: Sequence[int] = ()
         try:
             self._take_upstream()
             group = [index for index in self.indices if index not in self.errors]
-            if not group:
+            if group:
+                self._compute_whole(group)
+            else:
                 self.fault = None
-                return
-            self._compute_whole(group)
         except Exception as error:
-            self._compute_again(group, error)
+            if group and not self.used_cuda_graph:
+                self._compute_again(group, error)
+            else:  # a replay runs no Python and takes no memory: no request's doing
+                self._give_up(error)
 
     def _compute_whole(self, group: Sequence[int]) -> None:
         """Compute the requests with these indices together."""
@@ -187,9 +190,7 @@ class MemberRun:
             except Exception as loss:
                 found.fault = loss
         if found.fault is not None:
-            self.fault = f"the member raised {_describe(found.fault)}"
-            logger.error("member %s raised", name, exc_info=found.fault)
-            self.fail(self.fault)
+            self._give_up(found.fault)
             return
         for index, raised in found.alone.items():
             self.fail(f"the member raised on the input of this request alone: {_describe(raised)}", [index])
@@ -199,8 +200,15 @@ class MemberRun:
         if not self.has_answered:
             self.fault = None
         failed = len(found.alone) + len(found.left)
-        logger.warning("member %s raised on the inputs of %d of %d requests: %s", name, failed, len(group), _describe(error))
+        text = "member %s raised on %d requests together, and in parts on %d of them: %s"
+        logger.warning(text, name, len(group), failed, _describe(error))
         logger.debug("what member %s raised", name, exc_info=error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Have all requests fail of what the member itself raised."""
+        logger.error("member %s raised", self.member.name, exc_info=error)
+        self.fault = f"the member raised {_describe(error)}"
+        self.fail(self.fault)
 
     def _take_upstream(self) -> None:
         """Copy what upstream members computed into the staging buffers; requests at which one of them failed, fail."""
