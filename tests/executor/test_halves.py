@@ -119,7 +119,7 @@ class Picky(nn.Module):
 
 
 class Head(nn.Module):
-    """Answers the feature f and its own y with the logits [f + y, -f - y]; raises on a y of POISON, and once loaded on no features."""
+    """Answers the feature f and its own y with the logits [f + y, -f - y]; raises on a POISON, and once loaded on no features."""
 
     is_loaded = False
 

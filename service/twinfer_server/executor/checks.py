@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import InvalidEnsemble
 from ..fusion import ROUNDING
 from ..types import Samples
+from .bounds import explain_length
 from .member import Member
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ def _compute(member: Member, samples: Sequence[Samples]) -> list[Tensor]:
         raise
     except Exception as error:
         if count == 1:
+            if too_long := explain_length(member, error):
+                raise too_long from error
             raise InvalidEnsemble(f"{key}: the member raised on one sample: {type(error).__name__}: {error}") from error
         raise InvalidEnsemble(
             f"{key}: the member answers 1 sample and raises on {count} ({type(error).__name__}: {error}). Its batch is fixed: "
