@@ -105,7 +105,7 @@ class CircuitBreaker:
             self._set(state, "" if is_enabled else "an operator has disabled it")
 
     def seconds_to_trial(self, now: float) -> float | None:
-        """Return in how many seconds the member is to be tried, 0 if now, as where it is in doubt; None if not, or if it is tried."""
+        """Return in how many seconds the member is to be tried: 0 is now, as where it is in doubt; None if not, or in a trial."""
         if self.is_in_trial or not ((self.is_closed and self.is_in_doubt) or self.reading.state is BreakerState.OPEN):
             return None
         return 0.0 if self.is_closed else max(0.0, self._retry_at - now)

@@ -104,13 +104,7 @@ class Member:
 
     def compute_own(self) -> list[Tensor]:
         """Compute a made-up sample past the staging buffers, which may be in use."""
-        return self.compute_samples(self.example(0, self.token_sizes[0]))
-
-    def compute_samples(self, samples: Samples) -> list[Tensor]:
-        """Compute one request's samples past the staging buffers; may wait for the device."""
-        pairs = zip(samples, self.buffer_specs, strict=True)
-        staged = [torch.tensor(array, dtype=spec.dtype, device=self.device.torch_device) for array, spec in pairs]
-        return self.read(self.model.module(*self._arrange(staged)))
+        return self.read(self.model.module(*self.arrange_samples(self.example(0, self.token_sizes[0]))))
 
     def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:
         """Compute samples on the calling thread, with the model's own slow checks, and bring all outputs to the host."""
@@ -123,6 +117,11 @@ class Member:
     def arguments(self, buffers: StagingBuffers, bucket: Bucket) -> tuple[Tensor, ...]:
         """Return what the model is called with for what `buffers` hold."""
         return self._arrange(buffers.inputs(bucket))
+
+    def arrange_samples(self, samples: Samples) -> tuple[Tensor, ...]:
+        """Return what the model is called with for samples that go past the staging buffers; may wait for the device."""
+        pairs = zip(samples, self.buffer_specs, strict=True)
+        return self._arrange([torch.tensor(array, dtype=spec.dtype, device=self.device.torch_device) for array, spec in pairs])
 
     def _arrange(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return what the model is called with for staged samples."""

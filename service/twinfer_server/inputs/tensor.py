@@ -45,6 +45,11 @@ class TensorInput:
         """Whether it holds whole numbers, which may be indices."""
         return self._dtype.kind in "iu"
 
+    @property
+    def low(self) -> int:
+        """A whole number that a table has, as it has the next: the least of the range, or 0."""
+        return int(self._least) if math.isfinite(self._least) else int(min(0.0, self._most))
+
     def bound(self, name: str, least: int, most: int) -> None:
         """Learn which indices the model's tables have, once it is loaded; raises InvalidEnsemble where the spec allows others."""
         for key, said, is_beyond in (("min", self._spec.min, self._least < least), ("max", self._spec.max, self._most > most)):

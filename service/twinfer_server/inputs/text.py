@@ -53,6 +53,11 @@ class TextInput:
         self._whose_ids = "the tokenizer's vocabulary"
         self._most_type = 2**31 - 1
 
+    @property
+    def low(self) -> int:
+        """An id that every model has an embedding for, as for the next: seldom the padding, for which some count no position."""
+        return max(0, min(2, self.most_id - 1))
+
     def bound(self, name: str, least: int, most: int) -> None:
         """Learn how far the member's "ids" and "types" go, and how many "tokens" it takes, once its model is loaded.
 
