@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,11 +15,12 @@ from tests.models import Opinion, chance, first_chance, number, states, write_me
 from tests.servers import count, read_metrics, running
 from twinfer import AsyncClient, Client, Response, make_request
 from twinfer.errors import MemberFailed, Reason, TwinferError
+from twinfer.inputs import Value
 from twinfer.v1 import ensemble_pb2
 
 POISON, NAN = 50.0, -1000.0
 MOST = 16
-BREAKERS = {"breaker_window": 8, "breaker_failures": 4, "breaker_retry_seconds": 3600.0}
+BREAKERS: dict[str, Any] = {"breaker_window": 8, "breaker_failures": 4, "breaker_retry_seconds": 3600.0}
 
 
 class Picky(Opinion):
@@ -51,7 +53,7 @@ class Served:
         assert states(self.ask(0.25)) == {"picky": "OK", "easy": "OK"}
 
 
-def inputs(x: float, easy: float = 0.5) -> Mapping[str, object]:
+def inputs(x: float, easy: float = 0.5) -> Mapping[str, Value]:
     return {"picky": number(x), "easy": number(easy)}
 
 
@@ -94,7 +96,7 @@ def test_poison_among_others_fails_alone(served: Served, policy: str) -> None:
     ("x", "reason"), [(POISON, Reason.MEMBER_FAILED), (NAN, Reason.NOT_FINITE)], ids=["it raises", "it answers NaN"]
 )
 def test_nothing_but_poison_takes_no_member_out(served: Served, x: float, reason: Reason) -> None:
-    for _ in range(3 * BREAKERS["breaker_window"]):  # type: ignore[operator]
+    for _ in range(3 * BREAKERS["breaker_window"]):
         with pytest.raises(TwinferError) as failure:
             served.ask(x, policy="require_all")
         assert failure.value.reason is reason

@@ -37,7 +37,12 @@ class Words(nn.Module):
         found = self.ids(ids) + self.positions(positions)
         if types is not None:
             found = found + self.types(types)
-        return (found * mask.unsqueeze(-1)).sum(1)
+        return add(found, mask)
+
+
+def add(found: Tensor, mask: Tensor) -> Tensor:
+    """Add up what is found for the tokens of each text."""
+    return (found * mask.unsqueeze(-1)).sum(1)
 
 
 def save_tokenizer(folder: Path, mark: int | None = None) -> None:
@@ -61,7 +66,7 @@ def write(folder: Path, model: nn.Module | str, table: str, mark: int | None = N
     return write_ensemble(folder, "\n".join(lines))
 
 
-def text(max_tokens: int = 6, **keys: object) -> str:
+def text(max_tokens: int = 6, **keys: Any) -> str:
     told = {"tokenizer": '"tokenizer.json"', "max_tokens": max_tokens, "mask": "true", "pad_id": 0} | keys
     return "\n".join(['kind = "text"', *(f"{key} = {value}" for key, value in told.items())])
 
@@ -140,9 +145,7 @@ def test_a_model_with_more_embeddings_than_the_tokenizer_has_tokens_is_bounded_b
     ],
     ids=["the padding", "what begins every text", "what begins every pair"],
 )
-def test_what_all_texts_have_must_have_an_embedding(
-    tmp_path: Path, keys: dict[str, object], mark: int | None, message: str
-) -> None:
+def test_what_all_texts_have_must_have_an_embedding(tmp_path: Path, keys: dict[str, Any], mark: int | None, message: str) -> None:
     with pytest.raises(InvalidEnsemble, match=message):
         load_members(write(tmp_path, Words(), text(**keys), mark))
 
@@ -164,7 +167,7 @@ def test_more_tokens_than_a_model_has_positions_for_are_refused_by_the_key(tmp_p
 def test_positions_that_are_added_as_they_lie_are_counted_by_trying(tmp_path: Path) -> None:
     class Added(Words):
         def forward(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
-            return ((self.ids(ids) + self.positions.weight[: ids.shape[1]]) * mask.unsqueeze(-1)).sum(1)
+            return add(self.ids(ids) + self.positions.weight[: ids.shape[1]], mask)
 
     with pytest.raises(InvalidEnsemble, match=r"x\.max_tokens: found 21; allowed: at most 20; on more it raises RuntimeError"):
         load_members(write(tmp_path, Added(positions=20), text(21)))
@@ -175,7 +178,7 @@ def test_positions_that_are_not_counted_at_the_padding_are_all_counted_of_the_lo
         def forward(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
             is_there = (ids != 1).long()
             positions = is_there.cumsum(1) * is_there + 1
-            return ((self.ids(ids) + self.positions(positions)) * mask.unsqueeze(-1)).sum(1)
+            return add(self.ids(ids) + self.positions(positions), mask)
 
     with pytest.raises(InvalidEnsemble, match=r"x\.max_tokens: found 19; allowed: at most 18, for so many positions"):
         load_members(write(tmp_path, Skipping(positions=20), text(19, pad_id=1)))

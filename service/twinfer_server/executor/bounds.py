@@ -62,7 +62,7 @@ class Lookups(TorchDispatchMode):
 
     def __init__(self, model: LoadedModel, arguments: Sequence[Tensor]) -> None:
         """Take the model, and what it will be called with: beside embeddings only its own tensors are tables."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Lookup] = []
         module = getattr(model.module, "__self__", model.module)
         tensors = list_tensors(module) if isinstance(module, nn.Module) else []
