@@ -61,7 +61,9 @@ def test_texts_with_a_token_that_was_only_added_are_refused_alone_and_switch_not
                 continue
             given = make_tokenizer()(text, return_tensors="pt")
             expected = model(given["input_ids"], given["attention_mask"]).logits.softmax(-1)[0]
-            found = {scored.index: scored.probability for scored in outcome.response.members["a"].prediction.classes}
+            prediction = outcome.response.members["a"].prediction
+            assert prediction is not None
+            found = {scored.index: scored.probability for scored in prediction.classes}
             assert [found[index] for index in range(3)] == pytest.approx(expected.tolist(), abs=1e-5)
         with pytest.raises(InvalidInput, match="found token id 65; allowed: 0 to 63, the model's embeddings"):
             client.infer({"text": np.array([1, 65, 2])}, timeout=60)
@@ -69,8 +71,7 @@ def test_texts_with_a_token_that_was_only_added_are_refused_alone_and_switch_not
 
 
 def test_a_roberta_takes_as_many_tokens_as_it_has_positions_behind_the_paddings(tmp_path: Path) -> None:
-    keys = {"max_position_embeddings": MAX_TOKENS, "pad_token_id": 1, "type_vocab_size": 1}
-    save_classifier(tmp_path / "a", "Roberta", **keys)
+    save_classifier(tmp_path / "a", "Roberta", max_position_embeddings=MAX_TOKENS, pad_token_id=1, type_vocab_size=1)
     spec = read_spec(write(tmp_path, ["a"])).members["a"].input["text"]
     assert isinstance(spec, TextInputSpec)
     assert spec.max_tokens == MAX_TOKENS - 2
