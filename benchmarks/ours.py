@@ -64,9 +64,8 @@ class Ours:
             try:
                 join = batch.join_seconds
                 if join is None or batch.result is None:
-                    raise RuntimeError(
-                        f"a batch failed: {[run.error and run.error.text for run in batch.runs]}; the log has the rest"
-                    )
+                    causes = [error.text for run in batch.runs for error in run.errors.values()]
+                    raise RuntimeError(f"a batch failed: {causes}; the log has the rest")
                 return Timed(
                     join, batch.completed.seconds_since(batch.started), batch.launch_ended_at - batch.launched_at,
                     {run.member.name: run.device_seconds or join for run in batch.runs},

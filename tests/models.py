@@ -35,14 +35,15 @@ NAN_BELOW = -100.0
 class Opinion(nn.Module):
     """Answers the logits [x, -x], so that class 0 has the probability 1 / (1 + exp(-2x)).
 
-    A row below `NAN_BELOW` gets the logarithm of its negative number: NaN. While the gate is closed no call comes back. While
-    `error` is set every call raises it.
+    A row below `NAN_BELOW` gets the logarithm of its negative number: NaN; while `is_sick` every row does. While the gate is closed
+    no call comes back. While `error` is set every call raises it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.entered = threading.Event()
         self.error: Exception | None = None
+        self.is_sick = False
         self.batches: list[list[float]] = []
         self.most_at_once = 0
         self._gate = threading.Event()
@@ -60,7 +61,7 @@ class Opinion(nn.Module):
             self._gate.wait()
             if self.error is not None:
                 raise self.error
-            x = torch.where(x < NAN_BELOW, x.log(), x)
+            x = torch.where(x < NAN_BELOW, x.log(), x * (torch.nan if self.is_sick else 1.0))
             return torch.cat([x, -x], dim=1)
         finally:
             with self._lock:

@@ -50,6 +50,8 @@ class Metrics:
         self._solo = histogram("member_solo_latency_seconds", solo, "member")
         graphs = "Members' parts in batches: hit where a CUDA graph was replayed, else miss."
         self._graphs = counter("cuda_graph", graphs, "member", "result")
+        retries = "Parts of batches, and own samples, that the member computed again after it had raised on a whole batch."
+        self._retries = counter("member_retries", retries, "member")
         self._breaker = gauge("member_breaker_state", "1 for the state of the member's circuit breaker, else 0.", "member", "state")
         self._opened = counter("member_breaker_opened", "Times that the member's circuit breaker opened.", "member")
         self._opened_told: dict[str, int] = {}
@@ -106,6 +108,7 @@ class Metrics:
         for member in record.members:
             self._solo.labels(member.name).observe(member.solo_seconds)
             self._graphs.labels(member.name, "hit" if member.used_cuda_graph else "miss").inc()
+            self._retries.labels(member.name).inc(member.retries)
             if member.span is not None and not member.has_failed:
                 self._compute.labels(member.name).observe(member.span.seconds)
 

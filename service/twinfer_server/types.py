@@ -123,6 +123,10 @@ class Request:
         """Whether the request has its response or its error, or was cancelled."""
         return self.response is None or self.response.done()
 
+    def is_awaited(self, now: float) -> bool:
+        """Whether an output could still reach the caller; of a synthetic request there is always one that waits."""
+        return now < self.reply_by and not (self.response is not None and self.response.done())
+
     @property
     def outcome(self) -> "Response | TwinferError":
         """The response of an answered request, or the error that it ended with; raises what is neither."""

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ CODES = {
     MemberLate: grpc.StatusCode.DEADLINE_EXCEEDED,
     MemberOff: grpc.StatusCode.UNAVAILABLE,
 }
-NAN = -1000.0
 BREAKERS: dict[str, dict[str, Any]] = {
     "breakers that open": {  # of a member that is stuck, not where the whole process stands still for a moment
         "breaker_window": 8, "breaker_failures": 4, "breaker_stall_seconds": 1.0, "breaker_retry_seconds": 0.1
@@ -71,6 +70,13 @@ def raising(model: Flaky) -> Iterator[None]:
 
 
 @contextmanager
+def answering_nan(model: Flaky) -> Iterator[None]:
+    model.is_sick = True
+    yield
+    model.is_sick = False
+
+
+@contextmanager
 def flaky(model: Flaky) -> Iterator[None]:
     model.is_flaky = True
     yield
@@ -81,7 +87,7 @@ SICKNESSES = {
     "stuck": Sickness(lambda model: model.held(), 1.0, frozenset({"LATE", "OFF"}), MemberLate, ("stream", "ready")),
     "raises": Sickness(raising, 1.0, frozenset({"FAILED", "OFF"}), MemberFailed, ("RuntimeError: broken",)),
     "answers NaN": Sickness(
-        lambda model: nullcontext(), NAN, frozenset({"FAILED", "OFF"}), NotFinite, ("NaN or an infinity", "no output was finite")
+        answering_nan, 1.0, frozenset({"FAILED", "OFF"}), NotFinite, ("NaN or an infinity", "no output was finite")
     ),
     "fails half the time": Sickness(flaky, 1.0, frozenset({"OK", "FAILED", "OFF"}), MemberFailed, ("RuntimeError: not this time",)),
 }

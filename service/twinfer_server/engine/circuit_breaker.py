@@ -48,6 +48,8 @@ class CircuitBreaker:
         """Begin closed."""
         self.reading = BreakerReading()
         self.is_in_trial = False
+        self.is_in_doubt = False
+        """Whether it gave a whole batch nothing finite: a trial is to show whether that was the requests' doing or its own."""
         self.times_opened = 0
         self._member = member
         self._window: deque[bool] = deque(maxlen=settings.breaker_window)
@@ -75,7 +77,10 @@ class CircuitBreaker:
 
     def note_trial(self, failure: str) -> None:
         """Learn how a trial ended; `failure` is empty if it went well."""
-        self.is_in_trial = False
+        was_in_doubt, self.is_in_trial, self.is_in_doubt = self.is_in_doubt, False, False
+        if was_in_doubt and self.is_closed and failure:
+            self.note_batch(failure)
+            return
         if self.reading.state is not BreakerState.OPEN:
             return
         if failure:
@@ -92,6 +97,7 @@ class CircuitBreaker:
     def set_by_hand(self, is_enabled: bool) -> None:
         """Enable or disable the member as an operator wants it; enabled, also again, it has nothing held against it."""
         state = BreakerState.CLOSED if is_enabled else BreakerState.DISABLED
+        self.is_in_doubt = False
         if is_enabled:
             self._retry_seconds = self._first_retry_seconds
             self._window.clear()
@@ -99,10 +105,10 @@ class CircuitBreaker:
             self._set(state, "" if is_enabled else "an operator has disabled it")
 
     def seconds_to_trial(self, now: float) -> float | None:
-        """Return in how many seconds the member is to be tried, 0 if now; None if it is not, or is being tried."""
-        if self.reading.state is not BreakerState.OPEN or self.is_in_trial:
+        """Return in how many seconds the member is to be tried: 0 is now, as where it is in doubt; None if not, or in a trial."""
+        if self.is_in_trial or not ((self.is_closed and self.is_in_doubt) or self.reading.state is BreakerState.OPEN):
             return None
-        return max(0.0, self._retry_at - now)
+        return 0.0 if self.is_closed else max(0.0, self._retry_at - now)
 
     def _plan_retry(self) -> float:
         """Plan the next trial, and the one after it later; return the seconds until then."""
@@ -190,9 +196,14 @@ class CircuitBreakers:
         # A trial that was stuck and came back in the end would be followed by batches that are.
         is_slow = seconds >= self._stall_seconds + SLOW_FACTOR * sum(run.solo_seconds for run in batch.runs)
         with self._telling():
+            if is_trial:
+                [run] = batch.runs
+                failure = failures.get(run.member.index, "it raised, and the next time did not")
+                self.breakers[run.member.index].note_trial(failure or (f"it took {seconds:.1f} s" if is_slow else ""))
+                return
             for index, failure in failures.items():
-                if is_trial:
-                    self.breakers[index].note_trial(failure or (f"it took {seconds:.1f} s" if is_slow else ""))
+                if failure and not batch.run_of[index].fault:
+                    self.breakers[index].is_in_doubt = True
                 else:
                     self.breakers[index].note_batch(failure)
 

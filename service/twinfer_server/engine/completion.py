@@ -27,14 +27,14 @@ class Completion:
     def find_failures(self, batch: Batch) -> dict[int, str]:
         """Say, by member index, what was wrong with a member, or nothing; a failure upstream counts once.
 
-        A fusion that raised is not the members' fault.
+        A fusion that raised is not the members' fault, nor is what a member raises on some requests and not on its own samples.
         """
         failures = {}
         present = None if self.result is None else self.result.present.tolist()
         for run in batch.runs:
             index = run.member.index
-            if not run.is_blocked:
-                failures[index] = run.error.text if run.error is not None else ""
+            if run.fault is not None:
+                failures[index] = run.fault
             if failures.get(index) == "" and present and run.member.is_fused and not any(present[n][index] for n in run.indices):
                 failures[index] = "no output was finite"
         return failures

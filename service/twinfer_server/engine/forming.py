@@ -73,7 +73,8 @@ class BatchFormer:
         """Form a batch of made-up input for a member that is to be tried; None if there is none, or its stream is not free."""
         for index, breaker in enumerate(self._breakers.breakers):
             load = self._in_flight.loads[index]
-            if breaker.seconds_to_trial(now) == 0 and load.has_buffers and not load.is_busy:
+            is_free = load.has_buffers and not (load.is_busy and not breaker.is_closed)  # behind a stuck run no trial ends
+            if breaker.seconds_to_trial(now) == 0 and is_free:
                 member = self._ensemble.members[index]
                 request = make_synthetic_request({index: member.example(0, member.token_sizes[0])})
                 batch = self._make(Decision(taken=[request]), now, is_trial=True)

@@ -235,7 +235,7 @@ class Scheduler:
                 self._answer(batch, completion, completed_at)
         finally:
             self._release(batch, completion, completed_at, is_trial=is_trial)
-        if not self.loss and any(run.error is not None for run in batch.runs):
+        if not self.loss and any(run.errors for run in batch.runs):
             self.loss = self._ensemble.device.find_loss()
 
     def _answer(self, batch: Batch, completion: Completion, completed_at: float) -> None:

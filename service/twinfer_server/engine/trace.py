@@ -41,6 +41,9 @@ class MemberRecord:
     solo_seconds: float
     used_cuda_graph: bool
     has_failed: bool
+    """Whether it raised, if only for some of the requests, or had nothing to compute for them."""
+    retries: int
+    """How many parts it computed again, after it had raised on the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ def record_batch(batch: Batch, completed_at: float) -> BatchRecord:
                 span=Span(at(run.started), at(run.done)) if is_seen else None,
                 solo_seconds=run.solo_seconds,
                 used_cuda_graph=run.used_cuda_graph,
-                has_failed=run.error is not None,
+                has_failed=bool(run.errors or run.retries),
+                retries=run.retries,
             )
             for run in batch.runs
         ),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from ..device import Device, Execution, Stream
-from ..errors import MemberFailed, TwinferError
+from ..errors import TwinferError
 from ..fusion import FusionResult
 from ..types import PartialResult, Request
 from .buffers import FusionBuffers, copy_result_out
@@ -124,8 +124,9 @@ class Batch:
             logger.exception("the streams cannot be waited for")
             done = [False for _ in self.runs]
         for run, is_done in zip(self.runs, done, strict=True):
-            if not is_done and run.error is None:
-                run.error = MemberFailed(f"the batch broke off: {type(error).__name__}: {error}", member=run.member.name)
+            if not is_done and run.has_answered:
+                run.fault = f"the batch broke off: {type(error).__name__}: {error}"
+                run.fail(run.fault)
 
     def _fuse(self) -> None:
         """Fuse all requests on the fusion stream and copy the result to the host."""
@@ -201,7 +202,7 @@ class Batch:
     def partial_result(self, request: Request, member: int) -> PartialResult:
         """Return what a member gave for a request, for the request's next batch."""
         index, run = self.index_of(request), self.run_of.get(member)
-        error = self.excluded.get((index, member)) or (run.error if run else None)
+        error = self.excluded.get((index, member)) or (run.errors.get(index) if run else None)
         if run is None or error is not None or index not in run.first:
             return PartialResult(None, error)
         return PartialResult(run.output_of(index), None, run.device_seconds, run.solo_seconds, run.used_cuda_graph)
@@ -213,11 +214,11 @@ class Batch:
 
     @property
     def join_seconds(self) -> float | None:
-        """The time from fork to join: the first member's start to the last one's end. None unless all ran to their end.
+        """The time from fork to join: the first member's start to the last one's end. None unless all ran to their end at once.
 
         Of members on several devices, whose clocks cannot be compared, the whole batch; it must be complete.
         """
-        if not self.runs or not all(run.has_output for run in self.runs):
+        if not self.runs or not all(run.is_whole for run in self.runs):
             return None
         if self.is_spread:
             return self.completed.seconds_since(self.started) if self.completed.is_done() else None

@@ -33,7 +33,7 @@ class Cascade:
         run = batch.run_of.get(self._first)
         if not pending or run is None or not run.has_output:
             return set(pending)
-        asked = [index for index in pending if index in run.first and self._weighs(batch, index)]
+        asked = [index for index in pending if index in run.first and index not in run.errors and self._weighs(batch, index)]
         if not asked:
             return set(pending)
         outputs = torch.cat([torch.from_numpy(run.output_of(index)) for index in asked])

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import InvalidEnsemble
+from ..errors import InvalidEnsemble, InvalidInput
 from ..fusion import ROUNDING
 from ..types import Samples
+from .bounds import explain_length
 from .member import Member
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ def _compute(member: Member, samples: Sequence[Samples]) -> list[Tensor]:
         raise
     except Exception as error:
         if count == 1:
+            if too_long := explain_length(member, error):
+                raise too_long from error
             raise InvalidEnsemble(f"{key}: the member raised on one sample: {type(error).__name__}: {error}") from error
         raise InvalidEnsemble(
             f"{key}: the member answers 1 sample and raises on {count} ({type(error).__name__}: {error}). Its batch is fixed: "
@@ -119,8 +122,14 @@ def embed_texts(member: Member, lines: Sequence[str]) -> Tensor:
     Call it in inference mode, with nothing under way.
     """
     kind, embedded = member.request_inputs[0], []
+    prepared = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prepared.append(kind.prepare(kind.decode(line)))
+        except InvalidInput as error:
+            raise InvalidEnsemble(f"fusion.texts: line {number}: {error.text}") from None
     for first in range(0, len(lines), member.max_samples):
-        samples = [kind.prepare(kind.decode(line)) for line in lines[first : first + member.max_samples]]
+        samples = prepared[first : first + member.max_samples]
         buffers, bucket = member.buffers[0], member.bucket(samples)
         buffers.write(samples, bucket)
         buffers.copy_in(bucket)

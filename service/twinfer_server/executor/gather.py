@@ -54,7 +54,7 @@ class Gatherer:
             if buffers.partials:
                 brought = sum(request.partials[index].output is not None for request in self.requests if index in request.partials)
                 sources += [buffers.device_partials[index][:brought]] if brought else []
-            is_in_order = run is not None and not brought and run.indices == tuple(range(count))
+            is_in_order = run is not None and not brought and not run.errors and run.indices == tuple(range(count))
             starts = None if is_in_order else buffers.device_starts[index, :count]
             outputs.append(_arrange(member, sources, starts, buffers.counts[:count, index], buffers.device_counts[:count, index]))
         return outputs
@@ -97,7 +97,7 @@ class Gatherer:
         length = 0 if run is None else run.total
         for position, index in enumerate(indices):
             partial = self.requests[index].partials.get(member.index)
-            if run is not None and index in run.first:
+            if run is not None and index in run.first and index not in run.errors:
                 starts[position], counts[position] = run.first[index], run.count[index]
             elif partial is not None and partial.output is not None:
                 starts[position], counts[position] = length, len(partial.output)

@@ -15,6 +15,7 @@ from ..loaders import SharedStorages, load
 from ..precision import convert
 from ..spec import EnsembleSpec, MemberSpec, UpstreamInputSpec, check_classes, read_labels, read_spec
 from ..trust import Trust
+from .bounds import bound_inputs
 from .checks import check_member, check_positions, embed_texts
 from .ensemble import Ensemble
 from .fusion_versions import FusionBuilder
@@ -69,6 +70,7 @@ def _load_member(name: str, spec: EnsembleSpec, folder: Path, before: Sequence[M
         extra_outputs=_list_extra_outputs(name, spec), is_deterministic=spec.deterministic, device=device,
     )  # fmt: skip
     with torch.inference_mode():
+        bound_inputs(member)
         check_member(member, spec.task)
         if (member_spec.precision, member_spec.acceleration) != ("fp32", "eager"):
             member.converted = convert(member_spec, model, make_calibration_samples(member), f"members.{name}")

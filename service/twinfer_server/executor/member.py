@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..device import CannotCapture, Device, Stream
@@ -91,9 +92,19 @@ class Member:
         made = [kind.example(seed, tokens) for kind in self.inputs]
         return tuple(array[:1] for arrays in made for array in arrays)
 
-    def compute(self, buffers: StagingBuffers, bucket: Bucket) -> list[Tensor]:
-        """Compute the output that counts, and behind it the extra ones: float32 [samples, ...] each; on the member's stream."""
-        return self.read(self.model.module(*self.arguments(buffers, bucket)))
+    def compute(self, buffers: StagingBuffers, bucket: Bucket, picked: Tensor | None = None) -> list[Tensor]:
+        """Compute the output that counts, and behind it the extra ones: float32 [samples, ...] each; on the member's stream.
+
+        `picked` says which of the staged samples are computed, int64 [samples]; None: all of the bucket.
+        """
+        staged = buffers.inputs(bucket)
+        if picked is not None:
+            staged = [values.index_select(0, picked) for values in staged]
+        return self.read(self.model.module(*self._arrange(staged)))
+
+    def compute_own(self) -> list[Tensor]:
+        """Compute a made-up sample past the staging buffers, which may be in use."""
+        return self.read(self.model.module(*self.arrange_samples(self.example(0, self.token_sizes[0]))))
 
     def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:
         """Compute samples on the calling thread, with the model's own slow checks, and bring all outputs to the host."""
@@ -105,7 +116,15 @@ class Member:
 
     def arguments(self, buffers: StagingBuffers, bucket: Bucket) -> tuple[Tensor, ...]:
         """Return what the model is called with for what `buffers` hold."""
-        staged = buffers.inputs(bucket)
+        return self._arrange(buffers.inputs(bucket))
+
+    def arrange_samples(self, samples: Samples) -> tuple[Tensor, ...]:
+        """Return what the model is called with for samples that go past the staging buffers; may wait for the device."""
+        pairs = zip(samples, self.buffer_specs, strict=True)
+        return self._arrange([torch.tensor(array, dtype=spec.dtype, device=self.device.torch_device) for array, spec in pairs])
+
+    def _arrange(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the model is called with for staged samples."""
         arguments: list[Tensor] = []
         for kind in self.inputs:
             count = len(kind.buffers)

@@ -131,7 +131,7 @@ class _Judge:
                 return MemberResult(State.SKIPPED)
             error = MemberLate("the first member was not sure, and no time was left for this one", member=member.name)
         if error is None and is_in_batch and run is not None:
-            error = run.error
+            error = run.errors.get(index)
             if error is None and number not in self._done and not self._present[place][number]:
                 error = MemberLate("the member was not ready when the request had to be answered", member=member.name)
         if error is None and member.is_fused and not self._present[place][number]:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..device import Stream
 from ..errors import MemberFailed, TwinferError
 from ..types import Request
 from .buffers import StagingBuffers
+from .halves import TIME_FACTOR, TIME_SECONDS, compute_in_halves
 from .member import Member
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class MemberRun:
         self.member = member
         self.buffers = buffers
         self.indices = tuple(indices)
+        self.requests = requests
         self.samples = [requests[index].samples[member.index] for index in self.indices]
         counts = [len(samples[0]) for samples in self.samples]
         self.count = dict(zip(self.indices, counts, strict=True))
@@ -45,16 +48,29 @@ class MemberRun:
         self.outputs: Sequence[Tensor] = ()
         """On the device: the output that counts and the extra ones, float32 [samples, ...]."""
         self.host_output: Tensor | None = None
-        self.error: TwinferError | None = None
-        self.is_blocked = False
-        """Whether it failed only because an upstream member did."""
+        self.errors: dict[int, TwinferError] = {}
+        """By request index, why the member has no output for it."""
+        self.fault: str | None = ""
+        """What the member itself did wrong; None where it is not to be judged, for all that failed is the requests' doing."""
+        self.retries = 0
+        """How many parts were computed again, after it had raised on the whole."""
         self.is_released = False
         """Whether its staging buffers belong to another batch again."""
 
     @property
     def has_output(self) -> bool:
-        """Whether the member has answered; never waits."""
-        return self.done.is_done() and self.error is None
+        """Whether the member has answered any of the requests; never waits."""
+        return self.done.is_done() and self.has_answered
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the member has answered all of the requests together, at the first try; never waits."""
+        return self.done.is_done() and not self.errors and not self.retries
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether there is a request for which the member has not failed; it is told before `done`."""
+        return len(self.errors) < len(self.indices)
 
     @property
     def device_seconds(self) -> float | None:
@@ -96,42 +112,129 @@ class MemberRun:
         if self.host_output is not None:
             self.host_output = self.host_output.clone()
 
+    def fail(self, text: str, indices: Sequence[int] | None = None) -> None:
+        """Have the requests with these indices (None: all) fail, but for those that have already."""
+        failed = dict.fromkeys(self.indices if indices is None else indices, MemberFailed(text, member=self.member.name))
+        self.errors = failed | self.errors
+
     def _compute(self) -> None:
         """Compute the member, or replay its graph; whatever it raises is its requests' failure alone. Runs on the stream."""
+        group: Sequence[int] = ()
         try:
-            if not self._take_upstream():
-                return
-            graph = self.buffers.graphs.get(self.bucket)
-            if graph is not None:
-                graph.graph.replay()
-                outputs, host_output = graph.outputs, graph.host_output
+            self._take_upstream()
+            group = [index for index in self.indices if index not in self.errors]
+            if group:
+                self._compute_whole(group)
             else:
-                outputs = tuple(self.member.compute(self.buffers, self.bucket))
-                host_output = self.buffers.copy_out(outputs[0]) if self.member.is_fused else None
-            self.outputs = [output[: self.total] for output in outputs]
-            self.host_output = None if host_output is None else host_output[: self.total]
+                self.fault = None
         except Exception as error:
-            logger.exception("member %s raised", self.member.name)
-            self.error = MemberFailed(f"the member raised {type(error).__name__}: {error}", member=self.member.name)
+            if group and not self.used_cuda_graph:
+                self._compute_again(group, error)
+            else:  # a replay runs no Python and takes no memory: no request's doing
+                self._give_up(error)
 
-    def _take_upstream(self) -> bool:
-        """Copy what upstream members computed into the staging buffers; False, with the error, where one of them failed."""
+    def _compute_whole(self, group: Sequence[int]) -> None:
+        """Compute the requests with these indices together."""
+        graph = self.buffers.graphs.get(self.bucket)
+        if graph is not None:
+            graph.graph.replay()
+            self.outputs = [output[: self.total] for output in graph.outputs]
+            self.host_output = None if graph.host_output is None else graph.host_output[: self.total]
+        elif len(group) < len(self.indices) or self.member.is_deterministic:
+            self._compute_part(group)
+            self._copy_out()
+        else:
+            self.outputs = self.member.compute(self.buffers, self.bucket)
+            self._copy_out()
+
+    def _compute_part(self, group: Sequence[int]) -> None:
+        """Compute the requests with these indices without the others, into their places of the outputs.
+
+        Where it is deterministic each sample keeps its place in the one bucket: the first of them stands in for all that is not
+        theirs, what earlier batches left included.
+        """
+        own = [sample for index in group for sample in range(self.first[index], self.first[index] + self.count[index])]
+        theirs = set(own)
+        places = [sample if sample in theirs else own[0] for sample in range(self.bucket.samples)]
+        device = self.member.device.torch_device
+        picked = _make_index(own, device)
+        if self.member.is_deterministic:
+            outputs = self.member.compute(self.buffers, self.bucket, _make_index(places, device))
+            outputs = [output.index_select(0, picked) for output in outputs]
+        else:
+            outputs = self.member.compute(self.buffers, self.bucket, picked)
+        self.outputs = self.outputs or [output.new_zeros((self.total, *output.shape[1:])) for output in outputs]
+        for there, output in zip(self.outputs, outputs, strict=True):
+            there.index_copy_(0, picked, output)
+
+    def _copy_out(self) -> None:
+        """Copy the output that counts to the host."""
+        self.host_output = self.buffers.copy_out(self.outputs[0]) if self.member.is_fused and self.outputs else None
+
+    def _compute_again(self, group: Sequence[int], error: Exception) -> None:
+        """Compute the requests with these indices in halves, after the member has raised `error` on all of them together."""
+        name, ends = self.member.name, time.monotonic() + TIME_FACTOR * self.solo_seconds + TIME_SECONDS
+
+        def is_over(part: Sequence[int]) -> bool:
+            now = time.monotonic()
+            return now > ends or not any(self.requests[index].is_awaited(now) for index in part)
+
+        self.outputs = ()
+        found = compute_in_halves(
+            group, error, self._compute_part, self.member.compute_own, lambda: bool(self.member.device.find_loss()), is_over
+        )
+        self.retries = found.computed
+        if found.fault is None:
+            try:
+                self._copy_out()
+            except Exception as loss:
+                found.fault = loss
+        if found.fault is not None:
+            self._give_up(found.fault)
+            return
+        for index, raised in found.alone.items():
+            self.fail(f"the member raised on the input of this request alone: {_describe(raised)}", [index])
+        for index, raised in found.left.items():
+            text = "the member raised on the inputs of this request and others, which no time was left to tell apart"
+            self.fail(f"{text}: {_describe(raised)}", [index])
+        if not self.has_answered:
+            self.fault = None
+        failed = len(found.alone) + len(found.left)
+        text = "member %s raised on %d requests together, and in parts on %d of them: %s"
+        logger.warning(text, name, len(group), failed, _describe(error))
+        logger.debug("what member %s raised", name, exc_info=error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Have all requests fail of what the member itself raised."""
+        logger.error("member %s raised", self.member.name, exc_info=error)
+        self.fault = f"the member raised {_describe(error)}"
+        self.fail(self.fault)
+
+    def _take_upstream(self) -> None:
+        """Copy what upstream members computed into the staging buffers; requests at which one of them failed, fail."""
         for index, run in self.upstream.items():
-            if run.error is not None:
-                text = f"it takes the output of the member {run.member.name}, which failed: {run.error.text}"
-                self.error, self.is_blocked = MemberFailed(text, member=self.member.name), True
-                return False
+            for failed in [request for request in self.indices if request in run.errors]:
+                self.fail(f"it takes the output of the member {run.member.name}, which failed: {run.errors[failed].text}", [failed])
+            if not run.outputs:
+                continue
             picked = self._pick(run)
             extra = (values if picked is None else values.index_select(0, picked) for values in run.outputs[1:])
             outputs = dict(zip(run.member.extra_outputs, extra, strict=True))
             self.member.take_upstream(self.buffers, index, outputs, self.total)
-        return True
 
     def _pick(self, run: "MemberRun") -> Tensor | None:
         """List which samples of an upstream run are this one's, int64 [samples] on its device; None where all are, in order."""
         if run.indices == self.indices:
             return None
         wanted = [sample for index in self.indices for sample in range(run.first[index], run.first[index] + run.count[index])]
-        device = run.outputs[0].device
-        host = torch.tensor(wanted, pin_memory=device.type == "cuda")
-        return host.to(device, non_blocking=True)
+        return _make_index(wanted, run.outputs[0].device)
+
+
+def _make_index(samples: Sequence[int], device: torch.device) -> Tensor:
+    """Make an index of samples, int64 [samples], on a device without waiting for it."""
+    host = torch.tensor(samples, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -103,8 +103,9 @@ def run_synthetic(ensemble: Ensemble, bucket: Bucket, members: tuple[int, ...], 
     batch = ensemble.compute(requests, execution)
     try:
         for run in batch.runs:
-            if run.error is not None:
-                raise InvalidEnsemble(f"members.{run.member.name}: failed on {bucket.samples} made-up samples: {run.error.text}")
+            if not run.is_whole:
+                causes = [error.text for error in run.errors.values()] or ["it raised on them together; the log has it"]
+                raise InvalidEnsemble(f"members.{run.member.name}: failed on {bucket.samples} made-up samples: {causes[0]}")
         join, result = batch.join_seconds, batch.result
         if join is None or result is None:
             raise InvalidEnsemble(f"fusion.method: {ensemble.spec.fusion.method!r} raised on made-up samples; the log has it")

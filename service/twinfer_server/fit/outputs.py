@@ -123,8 +123,8 @@ def _compute(ensemble: Ensemble, requests: Sequence[Request]) -> Iterator[tuple[
     with torch.inference_mode():
         batch = ensemble.compute(requests)
     for run in batch.runs:
-        if run.error is not None:
-            raise InvalidEnsemble(f"members.{run.member.name}: failed on the rows: {run.error}")
+        for error in run.errors.values():
+            raise InvalidEnsemble(f"members.{run.member.name}: failed on the rows: {error}")
         for index in run.indices if run.member.is_fused else ():
             yield run.member.index, index, torch.from_numpy(run.output_of(index))[0]
     ensemble.release(batch)

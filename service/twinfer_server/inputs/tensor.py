@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InvalidEnsemble
 from ..spec import TensorInputSpec
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
@@ -24,6 +25,7 @@ class TensorInput:
     def __init__(self, key: str, name: str, spec: TensorInputSpec, folder: Path, limits: InputLimits, device: torch.device) -> None:
         """Take the spec; no file is read."""
         self.name = name
+        self._key, self._spec = key, spec
         self.tensor_dtype: str = spec.dtype
         self.tensor_shape: tuple[int, ...] = tuple(spec.shape)
         self.max_samples = spec.max_samples
@@ -37,6 +39,26 @@ class TensorInput:
         self._range = " and ".join(f"{name} {self._dtype.type(end)!s}" for name, said, end in ends if said is not None)
         several = ", ".join([f"1 to {spec.max_samples}", *map(str, spec.shape)])
         self._allowed = f"a tensor {spec.dtype} {spec.shape}" + (f" or [{several}]" if spec.max_samples > 1 else "")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds whole numbers, which may be indices."""
+        return self._dtype.kind in "iu"
+
+    @property
+    def low(self) -> int:
+        """A whole number that a table has, as it has the next: the least of the range, or 0."""
+        return int(self._least) if math.isfinite(self._least) else int(min(0.0, self._most))
+
+    def bound(self, name: str, least: int, most: int) -> None:
+        """Learn which indices the model's tables have, once it is loaded; raises InvalidEnsemble where the spec allows others."""
+        for key, said, is_beyond in (("min", self._spec.min, self._least < least), ("max", self._spec.max, self._most > most)):
+            if said is not None and is_beyond:
+                raise InvalidEnsemble(f"{self._key}.{key}: found {said:.15g}; allowed: {least} to {most}, the model's embeddings")
+        limits = np.iinfo(self._dtype)
+        if least > max(self._least, limits.min) or most < min(self._most, limits.max):
+            self._least, self._most = max(self._least, least), min(self._most, most)
+            self._range = f"{int(self._least)} to {int(self._most)}, the model's embeddings"
 
     def decode(self, value: RawInput, min_size: Size = IN_FULL) -> Array:
         """Check that it is a tensor; each member checks its dtype and shape. Raises InvalidInput."""

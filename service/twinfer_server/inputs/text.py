@@ -1,5 +1,6 @@
 """Texts: UTF-8 or ready token ids in; int64 ids, a mask and token types, where the member takes them, to the member."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import TextInputSpec
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
+
+logger = logging.getLogger(__name__)
+
+MOST_NAMED = 5
+"""How many of the tokens that a model has no embedding for are named."""
 
 
 class TextInput:
@@ -38,10 +44,48 @@ class TextInput:
             self.buffers += (BufferSpec("types", torch.int32, (spec.max_tokens,), is_ragged=True),)
         ready = "[2, tokens] of token ids and types" if spec.token_types else "[tokens] of token ids"
         self._allowed = f"{'two texts' if spec.pair else 'a text'}, or a tensor int32 or int64 {ready}"
+        self._key = key
         self._spec = spec
         self._max_bytes = limits.max_text_bytes
         self._tokenizer = _read_tokenizer(key, folder, spec)
-        self._vocabulary = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        self.most_id = max(self._tokenizer.get_vocab().values(), default=-1)
+        """The largest id that the tokenizer makes and the member takes."""
+        self._whose_ids = "the tokenizer's vocabulary"
+        self._most_type = 2**31 - 1
+
+    @property
+    def low(self) -> int:
+        """An id that every model has an embedding for, as for the next: seldom the padding, for which some count no position."""
+        return max(0, min(2, self.most_id - 1))
+
+    def bound(self, name: str, least: int, most: int) -> None:
+        """Learn how far the member's "ids" and "types" go, and how many "tokens" it takes, once its model is loaded.
+
+        Raises InvalidEnsemble where all texts, or their padding, go further; of tokens that do it warns.
+        """
+        if name == "tokens" and most < self._spec.max_tokens:
+            raise self.refuse_length(most, ", for so many positions the model has")
+        if name == "types":
+            self._most_type = min(self._most_type, most)
+        if name != "ids" or most >= self.most_id:
+            return
+        self.most_id, self._whose_ids = most, "the model's embeddings"
+        allowed = f"0 to {most}, {self._whose_ids}"
+        if self._spec.pad_id > most:
+            raise InvalidEnsemble(f"{self._key}.pad_id: found {self._spec.pad_id}; allowed: {allowed}")
+        if any(number > most for number in self._encode([("", "") if self._spec.pair else ""])[0].ids):
+            found = f"a tokenizer that adds a token beyond the id {most} to every text"
+            raise InvalidEnsemble(f"{self._key}.tokenizer: found {found}; allowed: {allowed}")
+        beyond = sorted((number, token) for token, number in self._tokenizer.get_vocab().items() if number > most)
+        named = ", ".join(f"{quote(token, 20)} ({number})" for number, token in beyond[:MOST_NAMED])
+        logger.warning(
+            "%s.tokenizer: the model has embeddings up to the id %d, and beyond are %d tokens: %s%s; a text with one is refused",
+            self._key, most, len(beyond), named, ", ..." if len(beyond) > MOST_NAMED else "",
+        )  # fmt: skip
+
+    def refuse_length(self, most: int, why: str) -> InvalidEnsemble:
+        """Make the error for a model that takes no more than `most` tokens."""
+        return InvalidEnsemble(f"{self._key}.max_tokens: found {self._spec.max_tokens}; allowed: at most {most}{why}")
 
     def decode(self, value: RawInput, min_size: Size = IN_FULL) -> tuple[str, ...] | Array:
         """Check the kind of value and each text's size; raises InvalidInput."""
@@ -64,6 +108,7 @@ class TextInput:
         if isinstance(decoded, tuple):
             encodings = self._tokenize(decoded)
             ids, types = [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
+            self._check_tokens(decoded, encodings)
         else:
             ready = self._read_ids(decoded)
             ids, types = ready[:1], ready[1:]
@@ -80,10 +125,12 @@ class TextInput:
         """Make a text of random tokens, as many as asked where the member takes a mask, else `max_tokens`."""
         length = min(tokens, self._spec.max_tokens) if self._spec.mask else self._spec.max_tokens
         random = np.random.default_rng(seed)
+        ids = random.integers(0, self.most_id + 1, (1, length), dtype=np.int32)
+        ids[ids == self._spec.pad_id] = (self._spec.pad_id + 1) % (self.most_id + 1)  # some models count no position for padding
         arrays = {
-            "ids": random.integers(0, self._vocabulary, (1, length), dtype=np.int32),
+            "ids": ids,
             "length": np.array([length], dtype=np.int32),
-            "types": random.integers(0, 2, (1, length), dtype=np.int32),
+            "types": random.integers(0, min(1, self._most_type) + 1, (1, length), dtype=np.int32),
         }
         return tuple(arrays[buffer.name] for buffer in self.buffers)
 
@@ -103,8 +150,7 @@ class TextInput:
             raise refuse(self.name, describe(texts), allowed)
         inputs: list[str | tuple[str, ...]] = [texts] if self._spec.pair else [*texts]
         try:
-            # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
-            encodings = self._tokenizer.encode_batch_fast(inputs)
+            encodings = self._encode(inputs)
         except Exception as error:  # tokenizers raises plain Exception: a word outside a vocabulary without "unknown"
             found = describe(texts if len(texts) > 1 else texts[0])
             raise refuse(self.name, f"{found} ({error})", "a text that the tokenizer can read") from None
@@ -113,6 +159,22 @@ class TextInput:
                 # Nothing to attend to: many models would answer NaN.
                 raise refuse(self.name, f"{describe(text)}, which has no token", "a text with at least one token")
         return encodings
+
+    def _encode(self, inputs: list[str | tuple[str, ...]]) -> list[Encoding]:
+        # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
+        return self._tokenizer.encode_batch_fast(inputs)
+
+    def _check_tokens(self, texts: tuple[str, ...], encodings: Sequence[Encoding]) -> None:
+        """Refuse texts with a token, or the type of one, that the model has no embedding for; raises InvalidInput."""
+        for encoding, text in zip(encodings, texts, strict=False):  # a pair has one encoding
+            if max(encoding.ids) > self.most_id:
+                number = next(number for number in encoding.ids if number > self.most_id)
+                token = quote(self._tokenizer.id_to_token(number), 20)
+                found = f"the token {token}, id {number}, in {describe(texts if self._spec.pair else text)}"
+                raise refuse(self.name, found, f"token ids 0 to {self.most_id}, {self._whose_ids}")
+            if self._spec.token_types and max(encoding.type_ids) > self._most_type:
+                found = f"token type {max(encoding.type_ids)} in {describe(texts if self._spec.pair else text)}"
+                raise refuse(self.name, found, f"0 to {self._most_type}, the model's token types")
 
     def _read_ids(self, ids: Array) -> list[list[int]]:
         """Return the ready ids, and behind them the types where the member takes them."""
@@ -123,7 +185,7 @@ class TextInput:
         if not 1 <= ready.shape[1] <= self._spec.max_tokens:
             raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self._spec.max_tokens}")
         values: list[list[int]] = ready.tolist()
-        lasts = (("id", self._vocabulary - 1, ", the tokenizer's vocabulary"), ("type", 1, ""))
+        lasts = (("id", self.most_id, f", {self._whose_ids}"), ("type", min(1, self._most_type), ""))
         for line, (what, last, reason) in zip(values, lasts, strict=False):
             outside = [value for value in line if not 0 <= value <= last]
             if outside:

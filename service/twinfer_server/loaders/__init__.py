@@ -9,7 +9,7 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import MemberSpec
 from ..trust import Trust
 from .huggingface import load_huggingface
-from .model import LoadedModel, SharedStorages
+from .model import LoadedModel, SharedStorages, list_tensors
 from .onnx import load_onnx
 from .programs import load_pt2, load_torchscript
 from .python import load_python
@@ -44,4 +44,4 @@ def load(spec: MemberSpec, folder: Path, device: torch.device, trust: Trust, key
     raise InvalidEnsemble(f"{key}.model: no loader for {quote(spec.model)}; allowed: {allowed}")
 
 
-__all__ = ["LOADERS", "LoadedModel", "SharedStorages", "load"]
+__all__ = ["LOADERS", "LoadedModel", "SharedStorages", "list_tensors", "load"]

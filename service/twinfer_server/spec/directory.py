@@ -23,6 +23,11 @@ SOFTMAX_DETECTORS = {"detr", "table-transformer", "yolos"}
 """Model types whose detection heads have a last class for "nothing"."""
 KIND_OF_HEAD = {"ForImageClassification": "logits", "ForSequenceClassification": "logits", "ForObjectDetection": "detections"}
 """The outputs of architectures that end so."""
+OFFSET_POSITIONS = {
+    "altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model", "data2vec-text", "esm", "ibert", "layoutlmv3",
+    "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+"""Model types whose first position is the one behind that of the padding, at `pad_token_id`: of 514 they take 512 tokens."""
 KEYS = {
     "image": image_processor.KEYS,
     "text": ("tokenizer", "max_tokens", "truncation_side", "mask", "pad_id"),
@@ -112,9 +117,10 @@ def _read_text(table: Mapping[str, Any], folder: Path, directory: Path, config: 
     if sentences.get("do_lower_case"):
         raise ValueError("sentence_bert_config.json: do_lower_case is true; allowed: false, and a tokenizer that does it")
     config = config | config.get("text_config", {}) if isinstance(config.get("text_config"), dict) else config
-    longest = sentences.get("max_seq_length") or facts.get("model_max_length") or config.get("max_position_embeddings")
-    if isinstance(longest, int | float) and longest > config.get("max_position_embeddings", longest):
-        longest = config["max_position_embeddings"]  # transformers writes 1e30 for "not said"
+    positions = _count_positions(config)
+    longest = sentences.get("max_seq_length") or facts.get("model_max_length") or positions
+    if isinstance(longest, int | float) and positions is not None and longest > positions:
+        longest = positions  # transformers writes 1e30 for "not said"
     if "max_tokens" not in table and not isinstance(longest, int):
         raise ValueError(f"no length in the tokenizer's files (found {longest!r}); allowed: max_tokens in the ensemble's file")
     takes_mask = "attention_mask" in facts.get("model_input_names", ["attention_mask"])
@@ -129,6 +135,16 @@ def _read_text(table: Mapping[str, Any], folder: Path, directory: Path, config: 
     if not table.get("mask", found["mask"]) and (side := _find_side("padding", facts, tokenizer)) != "right":
         raise ValueError(f"the tokenizer's padding_side is {quote(side)} for a model without a mask; allowed: 'right'")
     return found
+
+
+def _count_positions(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a model with this configuration has positions for; None where it does not say."""
+    positions, padding = config.get("max_position_embeddings"), config.get("pad_token_id")
+    if not isinstance(positions, int):
+        return None
+    return (
+        positions - 1 - (padding if isinstance(padding, int) else 1) if config.get("model_type") in OFFSET_POSITIONS else positions
+    )
 
 
 def _find_side(what: str, facts: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:
