@@ -1,10 +1,14 @@
 """Metrics for Prometheus, on a listener of their own; docs/metrics.md lists them."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
+from .device import Device
 from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
 from .rpc import PortTaken
@@ -18,9 +22,10 @@ REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """Counts what an engine does. Requests are noted on the event loop, batches on the threads that complete them."""
 
-    def __init__(self, members: Sequence[str]) -> None:
+    def __init__(self, members: Sequence[str] = ()) -> None:
         """Begin at 0, in a registry of its own; `members` are the names, in the order in which responses list them."""
         self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"twinfer_{name}", text, labels, registry=registry)
@@ -37,8 +42,7 @@ class Metrics:
         self._duration = histogram("request_duration_seconds", "From a request's arrival to its response.")
         stages = histogram("stage_duration_seconds", "Where the time of answered requests went.", "stage")
         self._decode, self._queue, self._device = (stages.labels(stage) for stage in ("decode", "queue", "device"))
-        states = counter("member_states", "Responses, by what became of the member.", "member", "state")
-        self._states = [{state: states.labels(name, state.name) for state in State} for name in members]
+        self._member_states = counter("member_states", "Responses, by what became of the member.", "member", "state")
         self._batches = counter("batches", "Batches completed.", "execution")
         self._batch_size = histogram("batch_size", "Requests per batch.", buckets=REQUESTS)
         ratio = "Sum of the members' solo latencies over the time from fork to join, per batch of several members; 1 is no gain."
@@ -50,12 +54,34 @@ class Metrics:
         self._solo = histogram("member_solo_latency_seconds", solo, "member")
         graphs = "Members' parts in batches: hit where a CUDA graph was replayed, else miss."
         self._graphs = counter("cuda_graph", graphs, "member", "result")
+        self._fusion = histogram(
+            "fusion_duration_seconds", "From the last member's end to the fused result on the host, per batch."
+        )
+        self._fusion_version = gauge("fusion_version", "The version of the fusion that batches are fused by.")
         self._breaker = gauge("member_breaker_state", "1 for the state of the member's circuit breaker, else 0.", "member", "state")
         self._opened = counter("member_breaker_opened", "Times that the member's circuit breaker opened.", "member")
         self._opened_told: dict[str, int] = {}
         self._waiting = gauge("requests_waiting", "Requests that wait for a batch.")
         self._in_flight = gauge("requests_in_flight", "Requests being decoded, waiting or computed.")
+        self._limit = gauge("requests_in_flight_limit", "Requests in flight beyond which further ones are refused.")
         self._bytes = gauge("request_bytes_in_flight", "Bytes of the requests in flight.")
+        self._ready = gauge("ready", "1 while health says SERVING, else 0.")
+        self._info = gauge("info", "1, with what is served by which version.", "version", "ensemble", "ensemble_version", "device")
+        own = "A member's part of the device's memory, as measured at warm-up; on a CPU it is the process's own."
+        self._member_memory = gauge("member_memory_bytes", own, "member")
+        use = "The device's memory: total, used by all processes, allocated to tensors; nothing on a CPU."
+        self._device_memory = gauge("device_memory_bytes", use, "device", "kind")
+        busy = "The part of the last moments in which the GPU computed, where NVML says so."
+        self._utilization = gauge("device_utilization_ratio", busy, "device")
+        # OpenTelemetry's rpc.server.call.duration, as its name and attributes are written for Prometheus.
+        names, text = ("rpc_system_name", "rpc_method", "rpc_response_status_code"), "From a call's beginning to its status."
+        self._calls = Histogram("rpc_server_call_duration_seconds", text, names, buckets=SECONDS, registry=registry)
+        self._call: dict[tuple[str, str], Histogram] = {}
+        self.name_members(members)
+
+    def name_members(self, members: Sequence[str]) -> None:
+        """Have every state of each member counted from 0; the names are in the order in which responses list them."""
+        self._states = [{state: self._member_states.labels(name, state.name) for state in State} for name in members]
 
     @contextmanager
     def listening(self, address: str) -> Iterator[str]:
@@ -73,15 +99,42 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """Count what `engine` does from now on."""
+        ensemble = engine.ensemble
+        self.name_members([member.name for member in ensemble.members])
         self._waiting.set_function(lambda: engine.requests_waiting)
         self._in_flight.set_function(lambda: engine.requests_in_flight)
+        self._limit.set(engine.settings.max_in_flight_requests)
         self._bytes.set_function(lambda: engine.bytes_in_flight)
+        self._fusion_version.set_function(lambda: ensemble.fusion.number)
+        self._info.labels(version("twinfer"), ensemble.spec.name, ensemble.spec.version, ensemble.device.torch_device).set(1)
+        for name, memory in ensemble.memory.items():
+            self._member_memory.labels(name).set(memory.total)
+        for device in {member.device.torch_device: member.device for member in ensemble.members}.values():
+            self._watch_device(device)
         engine.listen(self)
 
-    def on_response(self, response: Response, seconds: float) -> None:
-        """Count a response that was written so long after the request's arrival."""
+    def watch_health(self, is_serving: Callable[[], bool]) -> None:
+        """Ask `is_serving` whether health says SERVING, at every scrape."""
+        self._ready.set_function(is_serving)
+
+    def _watch_device(self, device: Device) -> None:
+        name = str(device.torch_device)
+        for kind in device.memory_use():
+            self._device_memory.labels(name, kind).set_function(partial(_read_memory, device, kind))
+        if device.utilization() is not None:
+            self._utilization.labels(name).set_function(partial(_read_utilization, device))
+
+    def on_call(self, method: str, code: str, seconds: float, trace_id: str = "") -> None:
+        """Count a call that has ended with the status code `code`, by its name."""
+        call = self._call.get((method, code))
+        if call is None:
+            call = self._call[method, code] = self._calls.labels("grpc", method, code)
+        call.observe(seconds, {"trace_id": trace_id} if trace_id else None)
+
+    def on_response(self, response: Response, seconds: float, trace_id: str = "") -> None:
+        """Count a response that was written so long after the request's arrival; `trace_id` is an example for its time."""
         self._requests.inc()
-        self._duration.observe(seconds)
+        self._duration.observe(seconds, {"trace_id": trace_id} if trace_id else None)
         timings = response.timings
         self._decode.observe(timings.decode_seconds)
         self._queue.observe(timings.queue_seconds)
@@ -103,6 +156,8 @@ class Metrics:
         self._buffer_wait.observe(record.buffer_wait_seconds)
         if record.overlap_ratio is not None:
             self._overlap.observe(record.overlap_ratio)
+        if record.fusion is not None:
+            self._fusion.observe(record.fusion.seconds)
         for member in record.members:
             self._solo.labels(member.name).observe(member.solo_seconds)
             self._graphs.labels(member.name, "hit" if member.used_cuda_graph else "miss").inc()
@@ -115,3 +170,12 @@ class Metrics:
             self._breaker.labels(member, state.name).set(state is reading.state)
         self._opened.labels(member).inc(times_opened - self._opened_told.get(member, 0))
         self._opened_told[member] = times_opened
+
+
+def _read_memory(device: Device, kind: str) -> float:
+    return device.memory_use().get(kind, math.nan)
+
+
+def _read_utilization(device: Device) -> float:
+    utilization = device.utilization()
+    return math.nan if utilization is None else utilization

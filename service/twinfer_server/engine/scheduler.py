@@ -247,7 +247,7 @@ class Scheduler:
         if not self.on_batch:
             return
         try:
-            record = record_batch(batch, completed_at)
+            record = record_batch(batch, completed_at, completion.responses)
             for listener in self.on_batch:
                 listener(record)
         except Exception:  # the listeners' failure is not the requests'
