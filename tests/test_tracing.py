@@ -16,49 +16,15 @@ import pytest
 from tests import oip
 from tests.calls import BATCH_INFER, INFER, INFER_STREAM, PATIENCE_SECONDS
 from tests.collector import Collector, Received, collecting
-from tests.gated import make_gated, tensor
-from tests.servers import RunningServer, running, write_ensemble
+from tests.failing import FAILING, make_failing, write_failing
+from tests.gated import make_gated
+from tests.servers import RunningServer, running
 from tests.test_layering import SERVICE, files_under, imports_of, is_within
 from tests.without import without
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer_server.settings import InvalidSettings, traces_are_wanted
 from twinfer_server.tracing import start_tracing
 
-MODELS = """
-    import torch
-
-    class Numbers(torch.nn.Module):
-        def forward(self, numbers):
-            if bool((numbers[:, 0] == -2.0).any()):
-                raise RuntimeError("the model was asked to fail")
-            return numbers
-"""
-FAILING = -2.0
-ENSEMBLE = """
-    name = "gated"
-    version = 7
-    task = "classification"
-    labels = "labels.txt"
-    policy = "best_effort"
-    execution = "serial"
-
-    [members.other]
-    model = "python:models.py:Numbers"
-    [members.other.input.other]
-    kind = "tensor"
-    dtype = "float32"
-    shape = [3]
-
-    [members.numbers]
-    model = "python:models.py:Numbers"
-    [members.numbers.input.numbers]
-    kind = "tensor"
-    dtype = "float32"
-    shape = [3]
-
-    [fusion]
-    method = "weighted_mean"
-"""
 NUMBERS = itertools.count(1)
 
 
@@ -78,10 +44,10 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    folder = write_ensemble(tmp_path_factory.mktemp("traced"), ENSEMBLE, {"models.py": MODELS, "labels.txt": "a\nb\nc\n"})
+    folder = write_failing(tmp_path_factory.mktemp("traced"))
     variables = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address, "OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_TRACES_SAMPLER": "parentbased_always_on",
-        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address, "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "OTEL_TRACES_SAMPLER": "parentbased_always_on", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
@@ -100,11 +66,6 @@ def ask(channel: Any, request: pb.InferRequest, metadata: list[tuple[str, str]])
     return pb.InferResponse.FromString(channel.unary_unary(INFER)(request.SerializeToString(), metadata=metadata))
 
 
-def both(first: float = 0.0, request_id: str = "", **options: Any) -> pb.InferRequest:
-    more = {"other": pb.Input(tensor=tensor([0.0, 0.0, 9.0]))}
-    return make_gated(first, request_id, pb.InferOptions(**options), more)
-
-
 def children(spans: dict[str, Received], parent: Received) -> set[str]:
     return {span.name for span in spans.values() if span.parent_id == parent.span_id}
 
@@ -112,7 +73,7 @@ def children(spans: dict[str, Received], parent: Received) -> set[str]:
 def test_a_call_continues_its_callers_trace_and_shows_every_step(channel: grpc.Channel, collector: Collector) -> None:
     caller = Caller()
     before = time.time_ns()
-    reply = ask(channel, both(request_id="seven"), caller.metadata)
+    reply = ask(channel, make_failing(request_id="seven"), caller.metadata)
     spans = collector.wait_for_trace(caller.trace_id, INFER[1:], "decode", "queue", "member numbers", "member other", "fusion")
     call = spans.pop(INFER[1:])
     assert (call.parent_id, call.is_server, call.is_error, call.service) == (caller.span_id, True, False, "twinfer")
@@ -163,7 +124,7 @@ def test_a_caller_that_does_not_sample_leaves_no_spans(channel: grpc.Channel, co
 
 def test_a_failed_member_is_an_error_of_its_span_alone_where_the_others_answer(channel: grpc.Channel, collector: Collector) -> None:
     caller = Caller()
-    assert ask(channel, both(FAILING), caller.metadata).degraded
+    assert ask(channel, make_failing(FAILING), caller.metadata).degraded
     spans = collector.wait_for_trace(caller.trace_id, INFER[1:], "member numbers", "member other", "fusion")
     call, member = spans[INFER[1:]], spans["member numbers"]
     assert (call.is_error, call.attributes["twinfer.degraded"]) == (False, True)
@@ -176,7 +137,7 @@ def test_a_failed_member_is_an_error_of_its_span_alone_where_the_others_answer(c
 def test_a_call_that_fails_for_a_member_is_an_error_with_its_code_and_reason(channel: grpc.Channel, collector: Collector) -> None:
     caller = Caller()
     with pytest.raises(grpc.RpcError):
-        ask(channel, both(FAILING, policy=pb.POLICY_REQUIRE_ALL), caller.metadata)
+        ask(channel, make_failing(FAILING, policy=pb.POLICY_REQUIRE_ALL), caller.metadata)
     spans = collector.wait_for_trace(caller.trace_id, INFER[1:], "member numbers")
     call, member = spans[INFER[1:]], spans["member numbers"]
     assert (call.is_error, call.attributes["error.type"], call.attributes["rpc.response.status_code"]) == (
@@ -239,7 +200,7 @@ def test_each_message_of_a_stream_has_its_span_inside_the_streams(channel: Any, 
 def test_the_open_inference_protocol_is_traced_alike(channel: Any, collector: Collector) -> None:
     caller = Caller()
     numbers = oip.raw("numbers", "FP32", [[0.0, 0.0, 9.0]])
-    channel.unary_unary(oip.MODEL_INFER)(oip.request("gated", [numbers]).SerializeToString(), metadata=caller.metadata)
+    channel.unary_unary(oip.MODEL_INFER)(oip.request("failing", [numbers]).SerializeToString(), metadata=caller.metadata)
     spans = collector.wait_for_trace(caller.trace_id, oip.MODEL_INFER[1:], "decode", "queue", "member numbers", "fusion")
     call = spans[oip.MODEL_INFER[1:]]
     assert (call.parent_id, call.attributes["rpc.method"]) == (caller.span_id, "inference.GRPCInferenceService/ModelInfer")

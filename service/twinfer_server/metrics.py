@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
@@ -80,7 +81,9 @@ class Metrics:
         self.name_members(members)
 
     def name_members(self, members: Sequence[str]) -> None:
-        """Have every state of each member counted from 0; the names are in the order in which responses list them."""
+        """Have what becomes of each member counted from 0; the names are in the order in which responses list them."""
+        for name, result in product(members, ("hit", "miss")):
+            self._graphs.labels(name, result)
         self._states = [{state: self._member_states.labels(name, state.name) for state in State} for name in members]
 
     @contextmanager
