@@ -25,18 +25,22 @@ class Metrics:
 
     def __init__(self, members: Sequence[str] = ()) -> None:
         """Begin at 0, in a registry of its own; `members` are the names, in the order in which responses list them."""
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self._registry = CollectorRegistry()
+        self._declare_requests()
+        self._declare_server()
+        self.name_members(members)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"twinfer_{name}", text, labels, registry=registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"twinfer_{name}", text, labels, registry=self._registry)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"twinfer_{name}", text, labels, registry=registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"twinfer_{name}", text, labels, registry=self._registry)
 
-        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
-            return Histogram(f"twinfer_{name}", text, labels, buckets=buckets, registry=registry)
+    def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+        return Histogram(f"twinfer_{name}", text, labels, buckets=buckets, registry=self._registry)
 
+    def _declare_requests(self) -> None:
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self._requests = counter("requests", "Requests that have ended, with a response or an error.")
         self._failures = counter("request_failures", "Requests that ended with an error, by its code and reason.", "code", "reason")
         self._degraded = counter("degraded_responses", "Responses without a member that should have taken part.")
@@ -66,6 +70,10 @@ class Metrics:
         self._in_flight = gauge("requests_in_flight", "Requests being decoded, waiting or computed.")
         self._limit = gauge("requests_in_flight_limit", "Requests in flight beyond which further ones are refused.")
         self._bytes = gauge("request_bytes_in_flight", "Bytes of the requests in flight.")
+
+    def _declare_server(self) -> None:
+        gauge = self._gauge
+        ProcessCollector(registry=self._registry)
         self._ready = gauge("ready", "1 while health says SERVING, else 0.")
         self._info = gauge("info", "1, with what is served by which version.", "version", "ensemble", "ensemble_version", "device")
         own = "A member's part of the device's memory, as measured at warm-up; on a CPU it is the process's own."
@@ -76,9 +84,8 @@ class Metrics:
         self._utilization = gauge("device_utilization_ratio", busy, "device")
         # OpenTelemetry's rpc.server.call.duration, as its name and attributes are written for Prometheus.
         names, text = ("rpc_system_name", "rpc_method", "rpc_response_status_code"), "From a call's beginning to its status."
-        self._calls = Histogram("rpc_server_call_duration_seconds", text, names, buckets=SECONDS, registry=registry)
+        self._calls = Histogram("rpc_server_call_duration_seconds", text, names, buckets=SECONDS, registry=self._registry)
         self._call: dict[tuple[str, str], Histogram] = {}
-        self.name_members(members)
 
     def name_members(self, members: Sequence[str]) -> None:
         """Have what becomes of each member counted from 0; the names are in the order in which responses list them."""

@@ -99,7 +99,7 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             if metrics is not None:
                 metrics.watch(engine)
             if tracing is not None:
-                engine.listen_to_batches(tracing.on_batch)
+                engine.trace(tracing.on_batch)
             freeze_garbage()  # it takes a moment, so before there are requests that would feel it
             server.open(engine)
             admin.open(engine)

@@ -269,12 +269,12 @@ class Engine:
     def listen(self, listener: Listener) -> None:
         """Have `listener` told of everything from now on."""
         self._listener = listener
-        self.listen_to_batches(listener.on_batch)
+        self._scheduler.on_batch = (listener.on_batch,)
         self._note_breakers()
 
-    def listen_to_batches(self, on_batch: OnBatch) -> None:
-        """Have `on_batch` told of every complete batch from now on, on completion threads."""
-        self._scheduler.on_batch += (on_batch,)
+    def trace(self, on_batch: OnBatch) -> None:
+        """Have `on_batch` told of every complete batch with a request whose trace is recorded, on completion threads."""
+        self._scheduler.on_traced = on_batch
 
     def note_reply(self, request: InferRequest, response: Response, began: float) -> None:
         """Note that a response has been written since `began`."""
