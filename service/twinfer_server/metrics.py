@@ -1,23 +1,52 @@
 """Metrics for Prometheus, on a listener of their own; docs/metrics.md lists them."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from .device import Device
 from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
 from .rpc import PortTaken
-from .types import Response, State
+from .types import DEGRADING, Response, State
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class _Outcomes(Collector):
+    """Counts responses by what became of all their members together: one count for each response, taken apart when it is read."""
+
+    def __init__(self) -> None:
+        self.members: Sequence[str] = ()
+        self._counts: Counter[tuple[State, ...]] = Counter()
+
+    def add(self, states: tuple[State, ...]) -> None:
+        """Count a response; event loop only."""
+        self._counts[states] += 1
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Return the counts by member and state, and those of degraded responses."""
+        counts = self._counts.copy()
+        states = CounterMetricFamily(
+            "twinfer_member_states", "Responses, by what became of the member.", labels=("member", "state")
+        )
+        for (index, name), state in product(enumerate(self.members), State):
+            states.add_metric((name, state.name), sum(number for found, number in counts.items() if found[index] is state))
+        degraded = sum(number for found, number in counts.items() if not set(DEGRADING).isdisjoint(found))
+        text = "Responses without a member that should have taken part."
+        yield states
+        yield CounterMetricFamily("twinfer_degraded_responses", text, value=degraded)
 
 
 class Metrics:
@@ -30,8 +59,8 @@ class Metrics:
         self._declare_server()
         self.name_members(members)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"twinfer_{name}", text, labels, registry=self._registry)
+    def _counter(self, name: str, text: str, *labels: str) -> prometheus_client.Counter:
+        return prometheus_client.Counter(f"twinfer_{name}", text, labels, registry=self._registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"twinfer_{name}", text, labels, registry=self._registry)
@@ -43,11 +72,11 @@ class Metrics:
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self._requests = counter("requests", "Requests that have ended, with a response or an error.")
         self._failures = counter("request_failures", "Requests that ended with an error, by its code and reason.", "code", "reason")
-        self._degraded = counter("degraded_responses", "Responses without a member that should have taken part.")
         self._duration = histogram("request_duration_seconds", "From a request's arrival to its response.")
         stages = histogram("stage_duration_seconds", "Where the time of answered requests went.", "stage")
         self._decode, self._queue, self._device = (stages.labels(stage) for stage in ("decode", "queue", "device"))
-        self._member_states = counter("member_states", "Responses, by what became of the member.", "member", "state")
+        self._outcomes = _Outcomes()
+        self._registry.register(self._outcomes)
         self._batches = counter("batches", "Batches completed.", "execution")
         self._batch_size = histogram("batch_size", "Requests per batch.", buckets=REQUESTS)
         ratio = "Sum of the members' solo latencies over the time from fork to join, per batch of several members; 1 is no gain."
@@ -91,7 +120,7 @@ class Metrics:
         """Have what becomes of each member counted from 0; the names are in the order in which responses list them."""
         for name, result in product(members, ("hit", "miss")):
             self._graphs.labels(name, result)
-        self._states = [{state: self._member_states.labels(name, state.name) for state in State} for name in members]
+        self._outcomes.members = members
 
     @contextmanager
     def listening(self, address: str) -> Iterator[str]:
@@ -149,10 +178,7 @@ class Metrics:
         self._decode.observe(timings.decode_seconds)
         self._queue.observe(timings.queue_seconds)
         self._device.observe(timings.device_seconds)
-        for counters, member in zip(self._states, response.members, strict=True):
-            counters[member.state].inc()
-        if response.is_degraded:
-            self._degraded.inc()
+        self._outcomes.add(tuple([member.state for member in response.members]))
 
     def on_failure(self, error: TwinferError) -> None:
         """Count a request that ended with an error."""

@@ -4,8 +4,9 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
@@ -19,6 +20,11 @@ UNKNOWN_METHOD = "_OTHER"
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
+_began_at: ContextVar[float] = ContextVar("began_at")
+"""When the current task's call began."""
+
+
+@runtime_checkable
 class CallSpan(TraceSpan, Protocol):
     """The span of a call."""
 
@@ -46,91 +52,76 @@ class ObservingInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, observers: Observers, files: Sequence[FileDescriptor]) -> None:
         """Tell calls of the services in `files` apart by their methods, and no others: callers make up as many as they like."""
-        self._observers = observers
+        self._on_call, self._begin_call = observers.on_call, observers.begin_call
         services = [service for file in files for service in file.services_by_name.values()]
         self._names = {
             f"/{each.full_name}/{name}": f"{each.full_name}/{name}" for each in services for name in each.methods_by_name
         }
+        self._observed: dict[str, tuple[Handler, Handler]] = {}
+        """By method, the last handler that there was, and what observes it."""
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]], handler_call_details: Details
     ) -> "Handler | None":  # fmt: skip
         """Return the call's handler, observed."""
         began_at = time.monotonic()
-        name = self._names.get(handler_call_details.method, UNKNOWN_METHOD)
-        span = None
-        begin_call = self._observers.begin_call
-        if begin_call is not None and handler_call_details.method not in HEALTH_METHODS:  # probes would be most of the traces
-            span = begin_call(name, handler_call_details.invocation_metadata, began_at)
-            current_span.set(span)  # `grpc` runs each call, interceptors included, in a task of its own
-        call = _Call(self._observers.on_call, name, began_at, span)
+        _began_at.set(began_at)  # `grpc` runs each call, interceptors included, in a task of its own
+        method = handler_call_details.method
+        name = self._names.get(method, UNKNOWN_METHOD)
+        if self._begin_call is not None and method not in HEALTH_METHODS:  # probes would be most of the traces
+            current_span.set(self._begin_call(name, handler_call_details.invocation_metadata, began_at))
         handler = await continuation(handler_call_details)
         if handler is None:  # `grpc` answers by itself
-            call.end("UNIMPLEMENTED")
+            self._end(name, "UNIMPLEMENTED")
             return None
-        return call.observe(handler)
+        observed = self._observed.get(name)
+        if observed is None or observed[0] is not handler:
+            observed = self._observed[name] = handler, self._observe(name, handler)
+        return observed[1]
 
+    def _observe(self, name: str, handler: Handler) -> Handler:
+        """Return a handler with the same behavior, of which the end is noted."""
+        kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+        behave: Any = getattr(handler, kind)
 
-class _Call:
-    """One call, from its first interceptor to its end."""
-
-    __slots__ = ("_began_at", "_method", "_on_call", "_span")
-
-    def __init__(self, on_call: OnCall | None, method: str, began_at: float, span: CallSpan | None) -> None:
-        self._on_call, self._method, self._began_at, self._span = on_call, method, began_at, span
-
-    def observe(self, handler: Handler) -> Handler:
-        """Return the handler with the same behavior, of which the end is noted."""
-        kind = "stream_" if handler.request_streaming else "unary_"
-        kind += "stream" if handler.response_streaming else "unary"
-        behave = getattr(handler, kind)
-        wrap = self._observe_messages if inspect.isasyncgenfunction(behave) else self._observe_reply
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        observed: Handler = make(wrap(behave), handler.request_deserializer, handler.response_serializer)
-        return observed
-
-    def _observe_reply(self, behave: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
-        async def observed(request: Any, context: Context) -> Any:
+        async def reply(request: Any, context: Context) -> Any:
             try:
-                reply = await behave(request, context)
+                message = await behave(request, context)
             except BaseException as error:
-                self.end(_find_code(context, error))
+                self._end(name, _find_code(context, error))
                 raise
-            self.end(_find_code(context, None))
-            return reply
+            self._end(name, _find_code(context, None))
+            return message
 
-        return observed
-
-    def _observe_messages(
-        self, behave: Callable[[Any, Context], AsyncIterator[Any]]
-    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
-        async def observed(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
                 async for message in behave(request, context):
                     yield message
             except BaseException as error:
-                self.end(_find_code(context, error))
+                self._end(name, _find_code(context, error))
                 raise
-            self.end(_find_code(context, None))
+            self._end(name, _find_code(context, None))
 
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        codec = handler.request_deserializer, handler.response_serializer
+        observed: Handler = make(generate if inspect.isasyncgenfunction(behave) else reply, *codec)
         return observed
 
-    def end(self, code: str) -> None:
-        """Tell the observers that the call has ended."""
-        now = time.monotonic()
-        trace_id = ""
-        if self._span is not None:
-            trace_id = self._span.trace_id
-            self._span.end_call(code, now)
+    def _end(self, name: str, code: str) -> None:
+        """Tell the observers that the current task's call has ended."""
+        now, span = time.monotonic(), current_span.get()
+        if span is not None:
+            assert isinstance(span, CallSpan)
+            span.end_call(code, now)
         if self._on_call is not None:
-            self._on_call(self._method, code, now - self._began_at, trace_id)
+            self._on_call(name, code, now - _began_at.get(), span.trace_id if span is not None else "")
 
 
 def _find_code(context: Context, error: BaseException | None) -> str:
     """Return the name of the status code that a call ends with, which `error` ended if it is not None."""
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return "CANCELLED"
-    code: Any = context.code()  # a number after `abort`; None, or 0, where nothing was set
+    code: Any = context.code()  # None, or 0, where nothing was set
     if isinstance(code, grpc.StatusCode):
         return code.name
     return CODES[code] if code else "OK" if error is None else "UNKNOWN"
