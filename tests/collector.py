@@ -51,7 +51,7 @@ def _read(span: trace_pb2.Span, service: str) -> Received:
     )
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]  # the generated class has no types
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Keeps the spans that it receives."""
 
     def __init__(self) -> None:

@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,14 +86,25 @@ def scraping(metrics_address: str, folder: Path) -> Iterator[Prometheus]:
             process.terminate()
 
 
-def read_panels() -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
-    """Return the dashboard's panels: row, title, and each query with its legend."""
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A panel of the dashboard: the title of its row, its own, its unit, and each query with its legend."""
+
+    row: str
+    title: str
+    unit: str
+    queries: tuple[tuple[str, str], ...]
+
+
+def read_panels() -> Iterator[Panel]:
+    """Return the dashboard's panels."""
     row = ""
     for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
         if panel["type"] == "row":
             row = panel["title"]
         else:
-            yield row, panel["title"], [(target["expr"], target["legendFormat"]) for target in panel["targets"]]
+            queries = tuple((target["expr"], target["legendFormat"]) for target in panel["targets"])
+            yield Panel(row, panel["title"], panel["fieldConfig"]["defaults"]["unit"], queries)
 
 
 def fill_in(expression: str, interval: str = "1m") -> str:

@@ -82,7 +82,7 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
 
             metrics = Metrics()
         tracing = _open_tracing()
-        observers = Observers(metrics and metrics.on_call, tracing and tracing.begin_call)
+        observers = Observers(metrics.on_call if metrics else None, tracing.begin_call if tracing else None)
         server, admin = RpcServer(settings, parsers, observers), AdminServer(settings, parsers, observers)
         try:
             say(f"listening on {await server.start()}")

@@ -4,6 +4,7 @@ Only this module knows OpenTelemetry. Spans are made of times that are recorded 
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points, version
@@ -23,7 +24,7 @@ PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 """The entry points of the exporters, by OTEL_EXPORTER_OTLP_PROTOCOL."""
 SERVER_FAULTS = frozenset(("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"))
 """The codes with which a server's span is an error, by the semantic conventions for gRPC; the others are the caller's."""
-FLUSH_MILLIS = 3_000
+CLOSE_SECONDS = 3.0
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -66,9 +67,10 @@ class Tracing:
             write_batch(request, record)
 
     def close(self) -> None:
-        """Export what there is, for a moment at most."""
-        self._provider.force_flush(FLUSH_MILLIS)
-        self._provider.shutdown()
+        """Export what there is, for a moment at most: a receiver that is gone is tried again and again."""
+        closing = threading.Thread(target=self._provider.shutdown, name="export", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
 
 class RecordedSpan:

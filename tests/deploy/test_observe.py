@@ -19,7 +19,7 @@ from twinfer.v1 import ensemble_service_pb2 as pb
 
 ON_A_GPU = {"twinfer_device_memory_bytes", "twinfer_device_utilization_ratio"}
 RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
-QUERIES = [query for _, _, queries in read_panels() for query, _ in queries]
+QUERIES = [query for panel in read_panels() for query, _ in panel.queries]
 needs_prometheus = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
@@ -53,7 +53,13 @@ def test_every_metric_of_rules_and_dashboard_exists_on_a_loaded_server(server: R
 
 
 def test_the_dashboard_has_a_row_for_each_part() -> None:
-    assert [*dict.fromkeys(row for row, _, _ in read_panels())] == ["Callers", "Members", "Overlap", "Fusion", "Device and process"]
+    assert [*dict.fromkeys(panel.row for panel in read_panels())] == [
+        "Callers",
+        "Members",
+        "Overlap",
+        "Fusion",
+        "Device and process",
+    ]
 
 
 def promtool(*arguments: str) -> "subprocess.CompletedProcess[str]":
