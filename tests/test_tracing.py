@@ -8,16 +8,18 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tests import oip
 from tests.calls import BATCH_INFER, INFER, INFER_STREAM, PATIENCE_SECONDS
 from tests.collector import Collector, Received, collecting
 from tests.failing import FAILING, make_failing, write_failing
-from tests.gated import make_gated
+from tests.gated import HELD, Gate, make_gated
 from tests.servers import RunningServer, running
 from tests.test_layering import SERVICE, files_under, imports_of, is_within
 from tests.without import without
@@ -132,6 +134,24 @@ def test_a_failed_member_is_an_error_of_its_span_alone_where_the_others_answer(c
     assert (member.is_error, member.attributes["error.type"]) == (True, "MEMBER_FAILED")
     assert member.attributes["twinfer.member.state"] == "FAILED"
     assert not spans["member other"].is_error
+
+
+def test_the_span_of_a_late_member_comes_with_its_own_end(
+    monkeypatch: pytest.MonkeyPatch, collector: Collector, folder: Path, gate: Gate
+) -> None:  # fmt: skip
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    caller = Caller()
+    options = pb.InferOptions(timeout=Duration(seconds=1), policy=pb.POLICY_BEST_EFFORT)
+    request = make_gated(HELD, options=options, more={"text": pb.Input(text="seven")})
+    with running(folder, trust_code=True) as server, grpc.insecure_channel(server.address) as channel:
+        assert ask(channel, request, caller.metadata).degraded
+        call = collector.wait_for_trace(caller.trace_id, INFER[1:])[INFER[1:]]
+        assert call.attributes["twinfer.member.states"] == ["numbers=LATE", "picture=NO_INPUT", "words=OK"]
+        gate.open()
+        member = collector.wait_for_trace(caller.trace_id, "member numbers")["member numbers"]
+    assert (member.attributes["twinfer.member.state"], member.attributes["error.type"]) == ("LATE", "MEMBER_LATE")
+    assert (member.parent_id, member.end > call.end) == (call.span_id, True)
 
 
 def test_a_call_that_fails_for_a_member_is_an_error_with_its_code_and_reason(channel: grpc.Channel, collector: Collector) -> None:
