@@ -9,7 +9,7 @@ recorded waits for nothing. Host and device buffers are apart; device buffers ho
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -149,6 +149,12 @@ class RecordingDevice:
 
     def memory_bytes(self) -> int:
         return 0
+
+    def memory_use(self) -> Mapping[str, float]:
+        return {}
+
+    def utilization(self) -> float | None:
+        return None
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
         work()

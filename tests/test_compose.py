@@ -78,6 +78,12 @@ def test_containers_have_what_they_need_and_no_more(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert in_bytes(service["mem_limit"]) > 0
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "build" in service])
+def test_images_that_are_built_run_as_a_user_without_rights(name: str) -> None:
+    service = SERVICES[name]
     assert service["build"]["target"] in STAGES
     assert re.findall(r"^USER (.*)$", STAGES[service["build"]["target"]], flags=re.M) == ["10001:10001"]
 
@@ -99,6 +105,18 @@ def test_nothing_but_one_base_image_is_pulled() -> None:
     bases = {stage.split()[1] for stage in STAGES.values()}
     assert bases - set(STAGES) == {"python:3.11-slim"}
     assert not re.match(r"#\s*syntax\s*=", (ROOT / "service" / "Dockerfile").read_text(encoding="utf-8"))
+
+
+def test_what_observes_the_server_is_pulled_by_version_and_only_where_it_is_asked_for(settings: ServerSettings) -> None:
+    pulled = {name: service for name, service in SERVICES.items() if "build" not in service}
+    assert {name: service["profiles"] for name, service in pulled.items()} == {"prometheus": ["observe"], "grafana": ["observe"]}
+    for service in pulled.values():
+        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
+        sources = [volume.split(":")[0] for volume in service["volumes"]]
+        assert all((ROOT / source).is_dir() if source.startswith(".") else source in COMPOSE["volumes"] for source in sources)
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    port = settings.metrics_listen.rpartition(":")[2]
+    assert [config["targets"] for job in scraped for config in job["static_configs"]] == [[f"server:{port}"]]
 
 
 def test_packages_are_the_pinned_ones_and_need_no_compiler() -> None:

@@ -19,7 +19,7 @@ NUMBERS = {"grpc.StatusCode", "twinfer.errors", "twinfer.v1"}
 # The service, from the top down: (its parts, what none of them imports). A part imports from its own layer and from
 # those below it. A part is a sub-package or a module of twinfer_server; a new one must be given its layer here.
 LAYERS: list[tuple[set[str], set[str]]] = [
-    ({"cli", "serve", "demo", "metrics", "terminal", "fit", "profile", "draft"}, set()),
+    ({"cli", "serve", "demo", "metrics", "tracing", "terminal", "fit", "profile", "draft"}, set()),
     ({"rpc"}, {"torch"}),
     ({"engine"}, WIRE),
     ({"executor"}, WIRE),

@@ -1,18 +1,25 @@
 """What Prometheus reads is what the answers said."""
 
 import re
+import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.calls import INFER, INFER_STREAM, Outbox
 from tests.gated import make_gated, write_gated
 from tests.servers import DIGITS, ROOT, RunningServer, count, read_metrics, running, scrape
 from twinfer import Client
 from twinfer.errors import TwinferError
 from twinfer_server.demo import read_rows
 from twinfer_server.metrics import Metrics
+from twinfer_server.settings import ServerSettings
 from twinfer_server.types import MemberResult, Response, State, Timings
 
 ROW = read_rows(DIGITS)[0]
@@ -103,13 +110,63 @@ def test_responses_of_every_kind_of_member_are_counted_as_they_were(tmp_path: Pa
     assert count(samples, "twinfer_request_duration_seconds_sum") == pytest.approx(2.0)
 
 
-def test_every_metric_is_in_the_table_of_the_documentation(tmp_path: Path) -> None:
+def test_every_metric_is_in_the_table_of_the_documentation_and_the_other_way_round(tmp_path: Path) -> None:
     with running(write_gated(tmp_path / "gated"), trust_code=True, metrics_listen="127.0.0.1:0") as server:
         with Client(server.address) as client:
             client.infer(make_gated())
+        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as reply:
+            types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", reply.read().decode(), flags=re.M))
+    made = {name: kind for name, kind in types.items() if not name.endswith("_created")}
+    table = re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), flags=re.M)
+    assert dict(table) == made
+
+
+def test_calls_are_counted_by_method_and_code_also_those_that_are_refused(tmp_path: Path) -> None:
+    with (
+        running(write_gated(tmp_path / "gated"), trust_code=True, metrics_listen="127.0.0.1:0", max_concurrent_calls=1) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        ask: Any = channel.unary_unary
+        ask(INFER)(make_gated().SerializeToString())
+        for method, message in ((INFER, b"\xff"), ("/made.Up/Name", b"")):
+            with pytest.raises(grpc.RpcError):
+                ask(method)(message)
+        open_stream: Any = channel.stream_stream(INFER_STREAM)
+        outbox = Outbox()
+        stream = open_stream(iter(outbox))
+        outbox.put(make_gated())
+        next(stream)
+        for method in (INFER, "/made.Up/Name"):
+            with pytest.raises(grpc.RpcError):  # the stream has the only place
+                ask(method)(make_gated().SerializeToString())
+        ask("/grpc.health.v1.Health/Check")(b"")
+        outbox.close()
+        list(stream)
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        list(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
         samples = scrape(server)
-    suffix = r"_(bucket|count|sum|created)$"
-    names = {re.sub(suffix, "", name) for name, _ in samples}
-    table = set(re.findall(r"^\| `(twinfer_\w+)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), flags=re.M))
-    assert names - {re.sub("_total$", "", name) for name in table} <= table
-    assert {re.sub("_total$", "", name) for name in table} >= {re.sub("_total$", "", name) for name in names}
+    found = {
+        (labels["rpc_method"], labels["rpc_response_status_code"]): value
+        for (name, pairs), value in samples.items()
+        if name == "rpc_server_call_duration_seconds_count" and (labels := dict(pairs))
+    }
+    infer = INFER[1:]
+    assert found == {
+        (infer, "OK"): 1,
+        (infer, "INVALID_ARGUMENT"): 1,
+        (infer, "RESOURCE_EXHAUSTED"): 1,
+        (INFER_STREAM[1:], "OK"): 1,
+        ("_OTHER", "UNIMPLEMENTED"): 1,
+        ("_OTHER", "RESOURCE_EXHAUSTED"): 1,
+        ("grpc.health.v1.Health/Check", "OK"): 1,
+        ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "OK"): 1,
+    }
+
+
+def test_readiness_is_that_of_health(tmp_path: Path) -> None:
+    with running(write_gated(tmp_path / "gated"), trust_code=True, metrics_listen="127.0.0.1:0") as server:
+        samples = scrape(server)
+    assert count(samples, "twinfer_ready") == 1
+    labels = {"version": version("twinfer"), "ensemble": "gated", "ensemble_version": "7", "device": "cpu"}
+    assert count(samples, "twinfer_info", **labels) == 1
+    assert count(samples, "twinfer_requests_in_flight_limit") == ServerSettings().max_in_flight_requests

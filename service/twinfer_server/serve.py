@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,11 +17,14 @@ from .device import open_device
 from .engine import Engine
 from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, warm_up
 from .inputs import InputLimits
-from .rpc import AdminServer, RpcServer
+from .rpc import AdminServer, Observers, RpcServer
 from .runtime import end_process, freeze_garbage
-from .settings import ServerSettings
+from .settings import InvalidSettings, ServerSettings, traces_are_wanted
 from .spec import read_spec
 from .trust import Trust
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +76,20 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
     Raises DeviceLost after draining, PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers, ExitStack() as stack:
-        server, admin = RpcServer(settings, parsers), AdminServer(settings, parsers)
+        metrics = None
+        if settings.metrics_listen:
+            from .metrics import Metrics  # brings an HTTP server
+
+            metrics = Metrics()
+        tracing = _open_tracing()
+        observers = Observers(metrics.on_call if metrics else None, tracing.begin_call if tracing else None)
+        server, admin = RpcServer(settings, parsers, observers), AdminServer(settings, parsers, observers)
         try:
             say(f"listening on {await server.start()}")
             if admin_address := await admin.start():
                 say(f"operators on {admin_address}")
-            metrics = None
-            if settings.metrics_listen:
-                from .metrics import Metrics  # brings an HTTP server
-
-                metrics = Metrics(list(read_spec(folder).members))
+            if metrics is not None:
+                metrics.watch_health(lambda: server.is_serving)
                 say(f"metrics on {stack.enter_context(metrics.listening(settings.metrics_listen))}")
             ensemble = await _load(folder, settings, on_progress, stopping)
             if ensemble is None:
@@ -91,6 +98,8 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             engine.start()
             if metrics is not None:
                 metrics.watch(engine)
+            if tracing is not None:
+                engine.trace(tracing.on_batch)
             freeze_garbage()  # it takes a moment, so before there are requests that would feel it
             server.open(engine)
             admin.open(engine)
@@ -102,6 +111,20 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
                 raise DeviceLost(f"the device is lost and only a new process gets it back: {engine.loss}")
         finally:
             await asyncio.gather(server.stop(grace_seconds=0), admin.stop(grace_seconds=0))
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
+
+
+def _open_tracing() -> "Tracing | None":
+    """Set up traces where OpenTelemetry's variables ask for them; raises InvalidSettings where they cannot be had."""
+    if not traces_are_wanted():
+        return None
+    try:
+        from .tracing import start_tracing
+    except ModuleNotFoundError as error:
+        text = f"OTEL_* asks for traces, and {error.name} is not installed; pip install 'twinfer[otel]', or OTEL_SDK_DISABLED=true"
+        raise InvalidSettings(text) from None
+    return start_tracing()
 
 
 async def _load(folder: Path, settings: ServerSettings, on_progress: OnProgress, stopping: asyncio.Event) -> Ensemble | None:

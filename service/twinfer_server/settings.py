@@ -125,6 +125,15 @@ class ServerSettings(BaseSettings):
         return failures
 
 
+def traces_are_wanted() -> bool:
+    """Return whether OpenTelemetry's own variables ask for traces: they name an exporter, or where spans go."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return exporter != "none" if exporter else any(os.environ.get(name, "").strip() for name in endpoints)
+
+
 def read_settings(**flags: Any) -> ServerSettings:
     """Read the settings from `flags` (None: not given) and the environment; raises InvalidSettings."""
     known = {f"{PREFIX}{name.upper()}" for name in ServerSettings.model_fields}

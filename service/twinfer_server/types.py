@@ -4,10 +4,10 @@ Nothing here knows protobuf, gRPC or torch: arrays and small dataclasses only.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,34 @@ class State(IntEnum):
 
 DEGRADING = (State.FAILED, State.LATE, State.OFF)
 
+Facts = Mapping[str, str | bool | int | float | Sequence[str]]
+"""What a span says of itself, by OpenTelemetry's names or, where there are none, by names that begin with `twinfer.`."""
+
+
+class TraceSpan(Protocol):
+    """A span of a trace that is being recorded. Times are those of `time.monotonic()`, in seconds; any thread may call it."""
+
+    @property
+    def trace_id(self) -> str:
+        """The trace's id, 32 hexadecimal digits."""
+        ...
+
+    def begin(self, name: str, began_at: float) -> "TraceSpan":
+        """Begin a span inside this one."""
+        ...
+
+    def note(self, facts: Facts) -> None:
+        """Add to what the span says of itself."""
+        ...
+
+    def note_error(self, kind: str, text: str = "") -> None:
+        """Say that what the span stands for has failed, by a `kind` of which there are few."""
+        ...
+
+    def end(self, ended_at: float) -> None:
+        """End it, and hand it on to be exported."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
@@ -74,6 +102,8 @@ class InferRequest:
     wants_member_predictions: bool = False
     wants_explanation: bool = False
     fusion_weights: Mapping[str, float] = field(default_factory=dict)
+    span: TraceSpan | None = None
+    """The span that stands for the request, where its trace is recorded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -219,6 +219,14 @@ class CpuDevice:
     def memory_bytes(self) -> int:
         """Count nothing: the memory is the host's own."""
         return 0
+
+    def memory_use(self) -> Mapping[str, float]:
+        """Return {}: it is the host's."""
+        return {}
+
+    def utilization(self) -> None:
+        """Return None: the process's own CPU time says it."""
+        return
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
         """Count nothing: the memory is the host's own."""

@@ -1,7 +1,7 @@
 """Streams on an NVIDIA GPU: CUDA streams, joined by CUDA events. Graphs are in `cuda_graph`."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -155,6 +155,21 @@ class CudaDevice:
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
         return int(torch.cuda.memory_reserved(self.torch_device))
+
+    def memory_use(self) -> Mapping[str, float]:
+        """Ask the driver and torch's allocator; neither waits for the device. Returns {} on a device that is lost."""
+        try:
+            free, total = torch.cuda.mem_get_info(self.torch_device)
+        except RuntimeError:
+            return {}
+        return {"total": total, "used": total - free, "allocated": torch.cuda.memory_allocated(self.torch_device)}
+
+    def utilization(self) -> float | None:
+        """Ask NVML, where its package (nvidia-ml-py) and its library are there."""
+        try:
+            return float(torch.cuda.utilization(self.torch_device)) / 100
+        except Exception:  # the package is missing, or NVML refuses by one of its own errors: on a part of a GPU, for instance
+            return None
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
         """Ask torch's allocator for the most that was allocated at once, beyond what was before."""

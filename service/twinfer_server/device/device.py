@@ -3,7 +3,7 @@
 A batch is written once, against these protocols; `cpu` and `cuda` implement them, and the tests have a recording device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -129,6 +129,14 @@ class Device(Protocol):
 
     def memory_bytes(self) -> int:
         """Count the device memory that is reserved, with nothing under way; 0 where it is the host's own."""
+        ...
+
+    def memory_use(self) -> Mapping[str, float]:
+        """Return bytes of its memory: `total`, `used` by all processes, `allocated` to tensors; {} where it is the host's."""
+        ...
+
+    def utilization(self) -> float | None:
+        """Return the part of the last moments in which the device computed, 0 to 1; None where nothing can say so."""
         ...
 
     def peak_bytes(self, work: Callable[[], object]) -> int:

@@ -2,6 +2,9 @@
 
 from .circuit_breaker import BreakerReading, BreakerState, CircuitBreakers
 from .engine import Engine, Listener
-from .trace import BatchRecord, Span
+from .trace import BatchRecord, MemberRecord, Span, TracedRequest
 
-__all__ = ["BatchRecord", "BreakerReading", "BreakerState", "CircuitBreakers", "Engine", "Listener", "Span"]
+__all__ = [
+    "BatchRecord", "BreakerReading", "BreakerState", "CircuitBreakers", "Engine", "Listener", "MemberRecord", "Span",
+    "TracedRequest",
+]  # fmt: skip

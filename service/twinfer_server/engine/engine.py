@@ -16,8 +16,9 @@ from .admission import Admission
 from .circuit_breaker import BreakerReading, CircuitBreakers
 from .deadlines import DeadlineTimer, ReplySlack
 from .preprocessor import Preprocessor
-from .scheduler import Scheduler
+from .scheduler import OnBatch, Scheduler
 from .trace import BatchRecord, Span, Trace
+from .traced import begin_spans, end_spans
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ class Listener(Protocol):
         """Note a complete batch; on a completion thread."""
         ...
 
-    def on_response(self, response: Response, seconds: float) -> None:
-        """Note that a request has been answered, `seconds` after its arrival."""
+    def on_response(self, response: Response, seconds: float, trace_id: str = "") -> None:
+        """Note that a request has been answered, `seconds` after its arrival; `trace_id` is "" where its trace is not recorded."""
         ...
 
     def on_failure(self, error: TwinferError) -> None:
@@ -99,10 +100,14 @@ class Engine:
         count = len(requests)
         self._admission.enter(size_bytes, count)
         try:
+            if requests[0].span is not None:
+                requests = begin_spans(requests)
             made = [self._make_request(request, index, count) for index, request in enumerate(requests)]
             admitted = [request for request in made if isinstance(request, Request)]
             if admitted:
                 await self._answer(admitted, size_bytes)
+            if requests[0].span is not None:
+                end_spans(requests, made, self.ensemble.members)
             return [request.outcome if isinstance(request, Request) else request for request in made]
         finally:
             self._admission.leave(size_bytes, count)
@@ -267,13 +272,18 @@ class Engine:
         self._scheduler.on_batch = (listener.on_batch,)
         self._note_breakers()
 
+    def trace(self, on_batch: OnBatch) -> None:
+        """Have `on_batch` told of every complete batch with a request whose trace is recorded, on completion threads."""
+        self._scheduler.on_traced = on_batch
+
     def note_reply(self, request: InferRequest, response: Response, began: float) -> None:
         """Note that a response has been written since `began`."""
         now = time.monotonic()
         if self._trace is not None:
             self._trace.add_encoding(request, Span(began, now))
         if self._listener is not None:
-            self._listener.on_response(response, now - request.arrived_at)
+            trace_id = request.span.trace_id if request.span is not None else ""
+            self._listener.on_response(response, now - request.arrived_at, trace_id)
 
     def note_failure(self, error: TwinferError) -> None:
         """Note that a request or a call has ended with an error."""

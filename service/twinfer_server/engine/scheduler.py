@@ -51,6 +51,8 @@ class Scheduler:
         self.breakers = CircuitBreakers(ensemble, settings, on_breaker)
         self.on_batch: tuple[OnBatch, ...] = ()
         """Told of every complete batch, on a completion thread; with none here they are not even recorded."""
+        self.on_traced: OnBatch | None = None
+        """Told of those that hold a request whose trace is recorded."""
         self.loss = ""
         """Why the device is lost for good, once it is; what is in flight still gets its responses, all of them errors."""
         self._ensemble = ensemble
@@ -244,11 +246,14 @@ class Scheduler:
         # Before the batch leaves: a request that is not found in flight may be told that it was in no batch.
         self._on_responses([batch.requests[index] for index in kept], [completion.responses[index] for index in kept])
         time.sleep(0)  # lets the event loop have the interpreter: responses go out before this thread records the batch
-        if not self.on_batch:
+        listeners = self.on_batch
+        if self.on_traced is not None and any(request.request.span is not None for request in batch.requests):
+            listeners = (*listeners, self.on_traced)
+        if not listeners:
             return
         try:
-            record = record_batch(batch, completed_at)
-            for listener in self.on_batch:
+            record = record_batch(batch, completed_at, completion.responses)
+            for listener in listeners:
                 listener(record)
         except Exception:  # the listeners' failure is not the requests'
             logger.exception("recording a batch failed")

@@ -6,12 +6,13 @@ times are as late as the thread was that waited for it.
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..device import Event
-from ..executor import Batch
-from ..types import InferRequest, Request
+from ..errors import TwinferError
+from ..executor import STATE_OF_ERROR, Batch, Bucket
+from ..types import InferRequest, Request, Response, State, TraceSpan
 
 MAX_SPANS = 50_000
 """A busier stretch loses its beginning; the trace stays small enough to send."""
@@ -39,11 +40,20 @@ class MemberRecord:
     requests: int
     span: Span | None
     solo_seconds: float
+    bucket: Bucket
     used_cuda_graph: bool
     has_failed: bool
     """Whether it raised, if only for some of the requests, or had nothing to compute for them."""
     retries: int
     """How many parts it computed again, after it had raised on the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedRequest:
+    """A request of a batch whose trace is recorded, and what became of the batch's members for it, by name."""
+
+    span: TraceSpan
+    states: Mapping[str, State]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +72,18 @@ class BatchRecord:
     copy: Span | None
     fusion: Span | None
     members: tuple[MemberRecord, ...]
+    fusion_version: int
     overlap_ratio: float | None
     buffer_wait_seconds: float
+    whole: Span
+    traced: tuple[TracedRequest, ...] = ()
 
 
-def record_batch(batch: Batch, completed_at: float) -> BatchRecord:
-    """Record a batch that completed at `completed_at` by the host's clock. Call it before its buffers are released."""
+def record_batch(batch: Batch, completed_at: float, outcomes: Sequence[Response | TwinferError]) -> BatchRecord:
+    """Record a batch that completed at `completed_at` by the host's clock, with these outcomes of its requests.
+
+    Call it before the batch's buffers are released.
+    """
     is_whole = batch.completed.is_done() and all(run.done.is_done() for run in batch.runs)
     is_seen = is_whole and not batch.is_spread
     # By the completion's own time where it is known: the thread that waited for it may have been woken late.
@@ -90,15 +106,42 @@ def record_batch(batch: Batch, completed_at: float) -> BatchRecord:
                 requests=len(run.indices),
                 span=Span(at(run.started), at(run.done)) if is_seen else None,
                 solo_seconds=run.solo_seconds,
+                bucket=run.bucket,
                 used_cuda_graph=run.used_cuda_graph,
                 has_failed=bool(run.errors or run.retries),
                 retries=run.retries,
             )
             for run in batch.runs
         ),
+        fusion_version=batch.version.number,
         overlap_ratio=batch.overlap_ratio,
         buffer_wait_seconds=batch.scheduled_at - min(blocked) if blocked else 0.0,
+        whole=Span(batch.launched_at, completed_at),
+        traced=tuple(
+            TracedRequest(request.request.span, _find_states(batch, index, outcomes[index]))
+            for index, request in enumerate(batch.requests)
+            if request.request.span is not None
+        ),
     )
+
+
+def _find_states(batch: Batch, index: int, outcome: Response | TwinferError) -> dict[str, State]:
+    """Say what became of each member that computed a request: as its caller was told, also before the batch ended."""
+    answer = batch.requests[index].response
+    if answer is not None and answer.done() and not answer.cancelled():
+        outcome = batch.requests[index].outcome
+    states = {}
+    for run in batch.runs:
+        if index not in run.first:
+            continue
+        if isinstance(outcome, Response):
+            state = outcome.members[run.member.index].state
+        elif outcome.member == run.member.name:
+            state = STATE_OF_ERROR.get(type(outcome), State.FAILED)
+        else:
+            state = State.OK if run.error is None else State.FAILED
+        states[run.member.name] = state
+    return states
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from .latency import Bucket, LatencyTable
 from .loading import load_ensemble
 from .member import Member
 from .memory import MEGABYTE, MemberMemory, check_budget
-from .results import find_refusal, fusion_failures, make_responses
+from .results import STATE_OF_ERROR, find_refusal, fusion_failures, make_responses
 from .run import MemberRun
 from .warm_up import Measurement, make_synthetic_request, run_synthetic, warm_up
 
 __all__ = [
     "MEGABYTE",
+    "STATE_OF_ERROR",
     "Batch",
     "Bucket",
     "Ensemble",

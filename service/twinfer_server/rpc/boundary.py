@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from ..errors import InternalError, MalformedMessage, Overloaded, TwinferError, detach
+from ..types import TraceSpan
 from .codec import MAX_TEXT_CHARS, write_error
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,14 @@ OnFailure = Callable[[TwinferError], None]
 
 
 class Arrival(NamedTuple):
-    """When a message came and by when it must be answered (None: its call has no deadline), by `time.monotonic()`."""
+    """When a message came and by when it must be answered (None: its call has no deadline), by `time.monotonic()`.
+
+    `span` stands for the call, or for the message of an RPC stream, where its trace is recorded.
+    """
 
     at: float
     deadline: float | None
+    span: TraceSpan | None = None
 
 
 class Status(NamedTuple):
@@ -52,6 +57,8 @@ class Status(NamedTuple):
 
 
 _arrived_at: ContextVar[float] = ContextVar("arrived_at")
+current_span: ContextVar[TraceSpan | None] = ContextVar("current_span", default=None)
+"""What stands for the current task's call or message, where its trace is recorded."""
 
 
 def note_arrival() -> None:
@@ -62,7 +69,14 @@ def note_arrival() -> None:
 def find_arrival(context: Context) -> Arrival:
     """Return when the current task's message came, and its call's deadline."""
     remaining: float | None = context.time_remaining()
-    return Arrival(_arrived_at.get(), None if remaining is None else time.monotonic() + remaining)
+    return Arrival(_arrived_at.get(), None if remaining is None else time.monotonic() + remaining, current_span.get())
+
+
+def note_span_error(error: TwinferError) -> None:
+    """Say in the span of the current message, where there is one, that it has failed."""
+    span = current_span.get()
+    if span is not None:
+        span.note_error(error.reason, error.text)
 
 
 async def parse(kind: type[M], data: bytes, pool: Executor) -> M:

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from twinfer.v1 import ensemble_service_pb2, error_pb2, tensor_pb2
 
 from ..errors import InvalidInput, InvalidOption, TwinferError, quote
-from ..types import Array, InferRequest, Policy, Priority, RawInput
+from ..types import Array, InferRequest, Policy, Priority, RawInput, TraceSpan
 from .tensors import DTYPES, check_shape, read_array
 
 E = TypeVar("E", Policy, Priority)
@@ -40,7 +40,9 @@ _NO_OPTIONS = _Options()
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def read_request(message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None) -> InferRequest:
+def read_request(
+    message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, span: TraceSpan | None = None
+) -> InferRequest:  # fmt: skip
     """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
     request_id = message.request_id
     if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
@@ -51,6 +53,7 @@ def read_request(message: ensemble_service_pb2.InferRequest, arrived_at: float, 
         inputs={name: _read_input(name, value) for name, value in message.inputs.items()},
         arrived_at=arrived_at,
         deadline=deadline,
+        span=span,
         ensemble=message.ensemble,
         version=message.version,
         request_id=request_id,

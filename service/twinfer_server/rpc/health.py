@@ -42,6 +42,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
             self._statuses[service] = SERVING if wanted.get(service) and not self._is_ended else NOT_SERVING
         self._wake_watches()
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether callers are told SERVING."""
+        return bool(self._statuses[""] == SERVING)
+
     def end(self) -> None:
         """Report NOT_SERVING for good, and end every watch with that: an open one would hold up the server's stop."""
         self._is_ended = True

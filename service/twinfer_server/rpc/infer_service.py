@@ -13,7 +13,7 @@ from ..engine import Engine
 from ..errors import InvalidOption, Loading, TwinferError
 from ..settings import ServerSettings
 from ..types import InferRequest, Response
-from .boundary import Arrival, Context, describe_error, find_arrival, parse, unary
+from .boundary import Arrival, Context, describe_error, find_arrival, note_span_error, parse, unary
 from .codec import MAX_REQUEST_ID_BYTES, read_request, write_error
 from .describe import describe
 from .responses import ResponseWriter
@@ -105,6 +105,7 @@ class EnsembleService:
                 raise error
         except Exception as error:
             known = describe_error(error)
+            note_span_error(known)
             self.note_failure(known)
             reply = pb.InferStreamResponse(request_id=request_id, error=write_error(known))
         return reply.SerializeToString()
@@ -136,6 +137,6 @@ class EnsembleService:
 def _read(message: pb.InferRequest, arrival: Arrival) -> InferRequest | TwinferError:
     """Read one request of several, which fails alone."""
     try:
-        return read_request(message, arrival.at, arrival.deadline)
+        return read_request(message, arrival.at, arrival.deadline, arrival.span)
     except Exception as error:
         return describe_error(error)

@@ -19,6 +19,7 @@ from .admin_service import ADMIN_SERVICE, EnsembleAdminService
 from .health import Health
 from .infer_service import SERVICE, EnsembleService
 from .interceptors import CallInterceptor
+from .observing import Observers, ObservingInterceptor
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
 
@@ -44,6 +45,7 @@ OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
 )
+NOBODY = Observers()
 SHARED_FILES = (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
 
 GOODBYE_SECONDS = 0.02
@@ -59,8 +61,8 @@ class PortTaken(RuntimeError):
 class AdminServer:
     """The operators' service on its listener, if there is to be one."""
 
-    def __init__(self, settings: ServerSettings, pool: Executor) -> None:
-        """Put it together; `pool` parses large messages. Call it on the event loop."""
+    def __init__(self, settings: ServerSettings, pool: Executor, observers: Observers = NOBODY) -> None:
+        """Put it together; `pool` parses large messages, `observers` are told of calls. Call it on the event loop."""
         self._service = EnsembleAdminService(pool, settings)
         self._address = settings.admin_listen
         self._health = Health((ADMIN_SERVICE,))
@@ -68,7 +70,7 @@ class AdminServer:
         if self._address:
             files = (ensemble_admin_service_pb2.DESCRIPTOR, *SHARED_FILES)
             calls = CallInterceptor(settings.max_concurrent_calls)
-            self._server = _make_server(settings, calls, (self._service.handlers(),), self._health, files)
+            self._server = _make_server(settings, calls, (self._service.handlers(),), self._health, files, observers)
 
     async def start(self) -> str:
         """Listen; return the address with the port that was found, "" where there is to be no listener. Raises PortTaken."""
@@ -92,8 +94,8 @@ class AdminServer:
 class RpcServer:
     """The callers' services on their listener."""
 
-    def __init__(self, settings: ServerSettings, pool: Executor) -> None:
-        """Put the services together; `pool` parses large messages. Call it on the event loop."""
+    def __init__(self, settings: ServerSettings, pool: Executor, observers: Observers = NOBODY) -> None:
+        """Put the services together; `pool` parses large messages, `observers` are told of calls. Call it on the event loop."""
         self._health = Health((SERVICE, INFERENCE_SERVICE))
         self._ensemble_service = EnsembleService(pool, settings)
         self._inference_service = InferenceService(pool, settings)
@@ -101,7 +103,7 @@ class RpcServer:
         self._calls = CallInterceptor(settings.max_concurrent_calls, self._ensemble_service.note_failure)
         handlers = self._ensemble_service.handlers(), self._inference_service.handlers()
         files = (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, *SHARED_FILES)
-        self._server = _make_server(settings, self._calls, handlers, self._health, files)
+        self._server = _make_server(settings, self._calls, handlers, self._health, files, observers)
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
@@ -112,6 +114,11 @@ class RpcServer:
         """Let calls reach the engine, now that it is ready."""
         self._ensemble_service.open(engine)
         self._inference_service.open(engine)
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether health says SERVING."""
+        return self._health.is_serving
 
     def report(self, is_serving: bool, members: Mapping[str, bool]) -> None:
         """Set the health of the callers' services, and of each member by name."""
@@ -146,10 +153,13 @@ def _make_server(
     handlers: Sequence[grpc.GenericRpcHandler],
     health: Health,
     files: Sequence[FileDescriptor],
+    observers: Observers,
 ) -> grpc.aio.Server:
     """Make a server of some services, health and reflection, which describes the services in `files` and nothing else."""
     options = (*OPTIONS, ("grpc.max_receive_message_length", settings.max_message_bytes))
-    server = grpc.aio.server(interceptors=(calls,), options=options)
+    # Where calls are observed, it is from the outside: those that other interceptors refuse count, too.
+    observing = () if observers == NOBODY else (ObservingInterceptor(observers, files),)
+    server = grpc.aio.server(interceptors=(*observing, calls), options=options)
     server.add_generic_rpc_handlers(tuple(handlers))
     health.add_to(server)
     names = [service.full_name for file in files for service in file.services_by_name.values()]

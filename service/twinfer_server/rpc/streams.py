@@ -1,13 +1,14 @@
 """RPC streams: messages in, replies out, so many of them in flight at a time, and an end for all streams when the server drains."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
 
 from ..errors import Draining
-from .boundary import Context, fail, note_arrival
+from .boundary import Context, current_span, fail, note_arrival
 
 AnswerMessage = Callable[[bytes, Context], Coroutine[Any, Any, bytes]]
 """Answers one message of an RPC stream; failures are replies, too."""
@@ -66,9 +67,10 @@ class Streams:
 
     async def _read(self, context: Context, in_flight: set[Reply], replies: Replies, room: asyncio.Semaphore) -> None:
         await room.acquire()
+        answer = self._answer if current_span.get() is None else self._answer_in_span
         while (data := await context.read()) is not grpc.aio.EOF:
             note_arrival()
-            reply = asyncio.create_task(self._answer(data, context))
+            reply = asyncio.create_task(answer(data, context))
             in_flight.add(reply)
             reply.add_done_callback(in_flight.discard)
             if self._is_in_order:
@@ -76,6 +78,17 @@ class Streams:
             else:
                 reply.add_done_callback(replies.put_nowait)
             await room.acquire()
+
+    async def _answer_in_span(self, data: bytes, context: Context) -> bytes:
+        """Answer a message inside a span of its own; in a task of its own."""
+        stream = current_span.get()
+        assert stream is not None
+        message = stream.begin("message", time.monotonic())
+        current_span.set(message)
+        try:
+            return await self._answer(data, context)
+        finally:
+            message.end(time.monotonic())
 
 
 async def _was_cancelled(task: "asyncio.Task[None]") -> bool:

@@ -75,6 +75,7 @@ def _read_options(message: Infer, model: Model, outputs: Sequence[Output], arriv
         inputs={},
         arrived_at=arrival.at,
         deadline=arrival.deadline,
+        span=arrival.span,
         # A member by itself has only its own inputs, whatever the others would need.
         policy=_read_policy(parameters) if is_ensemble else Policy.BEST_EFFORT,
         timeout_seconds=timeout / 1e6 if timeout else None,

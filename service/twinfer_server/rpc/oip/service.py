@@ -14,7 +14,7 @@ from ...engine import Engine
 from ...errors import Loading, TwinferError, Unsupported
 from ...settings import ServerSettings
 from ...types import InferRequest, Response
-from ..boundary import SMALL_MESSAGE_BYTES, Context, describe_error, fail, find_arrival, parse, summarize, unary
+from ..boundary import SMALL_MESSAGE_BYTES, Context, describe_error, fail, find_arrival, note_span_error, parse, summarize, unary
 from ..codec import MAX_REQUEST_ID_BYTES
 from ..describe import describe
 from ..streams import Streams
@@ -162,6 +162,7 @@ class InferenceService:
             reply.infer_response.CopyFrom(await self._model_infer(message, len(data), context))
         except Exception as error:
             known = describe_error(error)
+            note_span_error(known)
             self._note_failure(known)
             reply.error_message = f"[{known.code.name}] {summarize(known)}"
             reply.infer_response.id = request_id
