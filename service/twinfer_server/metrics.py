@@ -33,6 +33,7 @@ class Metrics:
 
         self._requests = counter("requests", "Requests that have ended, with a response or an error.")
         self._failures = counter("request_failures", "Requests that ended with an error, by its code and reason.", "code", "reason")
+        self._by_caller = counter("caller_requests", "Requests, and calls that came to none, by caller and code.", "caller", "code")
         self._degraded = counter("degraded_responses", "Responses without a member that should have taken part.")
         self._duration = histogram("request_duration_seconds", "From a request's arrival to its response.")
         stages = histogram("stage_duration_seconds", "Where the time of answered requests went.", "stage")
@@ -95,6 +96,10 @@ class Metrics:
         """Count a request that ended with an error."""
         self._requests.inc()
         self._failures.labels(error.code.name, error.reason).inc()
+
+    def on_end(self, caller: str, code: str) -> None:
+        """Count a request, or a call that came to none, for its caller; names are those of `auth_file`, so there are few."""
+        self._by_caller.labels(caller or "anonymous", code).inc()
 
     def on_batch(self, record: BatchRecord) -> None:
         """Count a batch that has completed."""

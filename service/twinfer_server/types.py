@@ -54,6 +54,15 @@ DEGRADING = (State.FAILED, State.LATE, State.OFF)
 
 
 @dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """What one caller may ask for, whatever room there is; None is no limit of its own."""
+
+    requests_per_second: float | None = None
+    requests_in_flight: int | None = None
+    bytes_in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """One request as it arrived, checked against nothing yet but its own form.
 
@@ -74,6 +83,8 @@ class InferRequest:
     wants_member_predictions: bool = False
     wants_explanation: bool = False
     fusion_weights: Mapping[str, float] = field(default_factory=dict)
+    caller: str = ""
+    """The name that the caller has proved, by which limits, turns and counters go; empty where names are not asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,10 +37,11 @@ OnFailure = Callable[[TwinferError], None]
 
 
 class Arrival(NamedTuple):
-    """When a message came and by when it must be answered (None: its call has no deadline), by `time.monotonic()`."""
+    """Whose message came, when, and by when it must be answered (None: its call has no deadline), by `time.monotonic()`."""
 
     at: float
     deadline: float | None
+    caller: str = ""
 
 
 class Status(NamedTuple):
@@ -52,6 +53,7 @@ class Status(NamedTuple):
 
 
 _arrived_at: ContextVar[float] = ContextVar("arrived_at")
+_caller: ContextVar[str] = ContextVar("caller", default="")
 
 
 def note_arrival() -> None:
@@ -59,10 +61,20 @@ def note_arrival() -> None:
     _arrived_at.set(time.monotonic())
 
 
+def name_caller(caller: str) -> None:
+    """Note whose call it is; holds for the current task and for those that it begins."""
+    _caller.set(caller)
+
+
+def find_caller() -> str:
+    """Return whose call it is; empty where names are not asked for, or none was proved."""
+    return _caller.get()
+
+
 def find_arrival(context: Context) -> Arrival:
-    """Return when the current task's message came, and its call's deadline."""
+    """Return whose message the current task's is, when it came, and its call's deadline."""
     remaining: float | None = context.time_remaining()
-    return Arrival(_arrived_at.get(), None if remaining is None else time.monotonic() + remaining)
+    return Arrival(_arrived_at.get(), None if remaining is None else time.monotonic() + remaining, find_caller())
 
 
 async def parse(kind: type[M], data: bytes, pool: Executor) -> M:
@@ -125,7 +137,8 @@ def write_status(error: TwinferError) -> Status:
     """Write an error as the status of a call."""
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(error).SerializeToString())]
     if isinstance(error, Overloaded):
-        metadata.append((PUSHBACK_KEY, str(round((error.retry_after_seconds or 0.0) * 1000))))
+        after = error.retry_after_seconds
+        metadata.append((PUSHBACK_KEY, "-1" if after is None else str(round(after * 1000))))  # -1: not again (gRFC A6)
     return Status(error.code, summarize(error), tuple(metadata))
 
 

@@ -40,7 +40,9 @@ _NO_OPTIONS = _Options()
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def read_request(message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None) -> InferRequest:
+def read_request(
+    message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, caller: str
+) -> InferRequest:  # fmt: skip
     """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
     request_id = message.request_id
     if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
@@ -54,6 +56,7 @@ def read_request(message: ensemble_service_pb2.InferRequest, arrived_at: float, 
         ensemble=message.ensemble,
         version=message.version,
         request_id=request_id,
+        caller=caller,
         **options,
     )
 
