@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
 from .rpc import PortTaken
-from .types import Response, State
+from .types import ANONYMOUS, Response, State
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
@@ -99,7 +99,7 @@ class Metrics:
 
     def on_end(self, caller: str, code: str) -> None:
         """Count a request, or a call that came to none, for its caller; names are those of `auth_file`, so there are few."""
-        self._by_caller.labels(caller or "anonymous", code).inc()
+        self._by_caller.labels(caller or ANONYMOUS, code).inc()
 
     def on_batch(self, record: BatchRecord) -> None:
         """Count a batch that has completed."""

@@ -22,6 +22,8 @@ RawInput = bytes | str | tuple[str, ...] | Array
 """What a caller sent for one input: an encoded image, a text, several texts (at least one), or a ready tensor."""
 Samples = tuple[Array, ...]
 """A member's prepared input for one request: one array [samples, ...] per staging buffer of the member."""
+ANONYMOUS = "anonymous"
+"""What callers without a name are called in metrics and in the audit log; no caller's own name."""
 
 
 class Policy(IntEnum):

@@ -4,13 +4,14 @@ import json
 import logging
 
 from ..executor import FusionVersion
+from ..types import ANONYMOUS
 
 logger = logging.getLogger("twinfer_server.audit")
 
 
 def audit(caller: str, changed: str, before: object, after: object) -> None:
     """Log one line on a change that an operator has made; as JSON lines it has fields of these names."""
-    fields = {"caller": caller or "anonymous", "changed": changed, "before": before, "after": after}
+    fields = {"caller": caller or ANONYMOUS, "changed": changed, "before": before, "after": after}
     texts = (json.dumps(value) for value in (before, after))
     logger.info("%s changed %s from %s to %s", fields["caller"], changed, *texts, extra={"fields": fields})
 

@@ -1,4 +1,4 @@
-"""Callers by name: the limits of each, and a fair share for all of what there is only so much of. Event loop only."""
+"""Callers by name: the limits of each, and a fair share for each of what there is only so much of. Event loop only."""
 
 from ..errors import Overloaded
 from ..types import CallerLimits
