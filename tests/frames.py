@@ -35,14 +35,14 @@ def read_frames(connection: socket.socket) -> Iterator[tuple[int, int, int]]:
             yield kind, flags, stream
 
 
-def has_answer(address: str, method: str, headers: Sequence[tuple[str, str]]) -> bool:
-    """Make a call with an empty message and these headers, and return whether a message came back."""
+def has_answer(address: str, method: str, headers: Sequence[tuple[str, str]], *, is_whole: bool = True) -> bool:
+    """Make a call with these headers and an empty message, or one that never ends; return whether a message came back."""
     host, _, port = address.rpartition(":")
     pseudo = [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "x")]
     fields = write_headers([*pseudo, ("te", "trailers"), ("content-type", "application/grpc"), *headers])
+    message = write_frame(DATA, END_STREAM, 1, bytes(5)) if is_whole else write_frame(DATA, 0, 1, bytes(4) + b"\x10")
     with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
-        connection.sendall(PREFACE + write_frame(SETTINGS, 0, 0) + write_frame(HEADERS, END_HEADERS, 1, fields))
-        connection.sendall(write_frame(DATA, END_STREAM, 1, bytes(5)))
+        connection.sendall(PREFACE + write_frame(SETTINGS, 0, 0) + write_frame(HEADERS, END_HEADERS, 1, fields) + message)
         for kind, flags, stream in read_frames(connection):
             if kind == DATA and stream == 1:
                 return True
