@@ -1,6 +1,5 @@
 """Who is let in, and to what: roles by RPC, headers that are no token, files that change, certificates, and the audit log."""
 
-import hashlib
 import json
 import logging
 import socket
@@ -21,11 +20,12 @@ from tests.certificates import Pair, make_authority, sign
 from tests.frames import has_answer
 from tests.gated import make_gated, write_gated
 from tests.models import as_any
+from tests.secured import EVERYONE, TOKENS, Header, bearer, digest, entry
 from tests.servers import RunningServer, count, running, scrape
 from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_service_pb2 as pb
-from twinfer_server.auth_file import AuthFile, Role
+from twinfer_server.auth_file import AuthFile
 from twinfer_server.rpc.interceptors import HEALTH_METHODS
 from twinfer_server.rpc.oip import grpc_service_pb2
 from twinfer_server.rpc.oip.service import INFERENCE_SERVICE, UNSUPPORTED
@@ -38,23 +38,6 @@ pause = threading.Event()
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 SET_MEMBER = "/twinfer.v1.EnsembleAdminService/SetMember"
 HEALTH = "/grpc.health.v1.Health/Check"
-TOKENS = {role.value: f"{role.value}-token" for role in Role}
-Header = tuple[str, str | bytes]
-
-
-def digest(token: str) -> str:
-    return "sha256:" + hashlib.sha256(token.encode()).hexdigest()
-
-
-def entry(name: str, role: str, token: str, more: str = "") -> str:
-    return f'[callers.{name}]\nrole = "{role}"\ntoken = "{digest(token)}"\n{more}\n'
-
-
-EVERYONE = "".join(entry(f"{role}-er", role, token) for role, token in TOKENS.items())
-
-
-def bearer(token: str) -> list[Header]:
-    return [("authorization", f"Bearer {token}")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def _add(file: Path, name: str, entry: str) -> None:
     try:
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         if name in tomllib.loads(text).get("callers", {}):
-            raise typer.BadParameter(f"{name!r} is in {file} already; allowed: another name.", param_hint="NAME")
+            raise typer.BadParameter(f"{name!r} is in the file already; allowed: another name.", param_hint="NAME")
         with file.open("a", encoding="utf-8") as end:
             end.write(("" if text.endswith("\n") or not text else "\n") + ("\n" if text else "") + entry)
     except (OSError, ValueError) as error:
