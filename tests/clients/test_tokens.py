@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -100,7 +101,7 @@ def test_a_token_goes_over_tls(tmp_path: Path) -> None:
     authority = make_authority(tmp_path)
     pair = sign(tmp_path, authority, "server")
     (tmp_path / "callers.toml").write_text(EVERYONE)
-    tls = {"tls_cert": pair.certificate, "tls_key": pair.key, "auth_file": tmp_path / "callers.toml"}
+    tls: dict[str, Any] = {"tls_cert": pair.certificate, "tls_key": pair.key, "auth_file": tmp_path / "callers.toml"}
     credentials = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
     with running(write_gated(tmp_path / "gated"), trust_code=True, **tls) as server:
         with Client(server.address, credentials=credentials, token="infer-token") as client:
@@ -117,7 +118,7 @@ def run(*arguments: str, **environment: str) -> Result:
 
 
 def test_every_command_that_calls_takes_a_token(server: RunningServer, tmp_path: Path) -> None:
-    for role in Role:
+    for role in map(str, Role):
         (tmp_path / role).write_text(f"{role}-token\n")
     callers, operators = server.address, server.admin_address
     for role, *arguments in (

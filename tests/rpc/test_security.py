@@ -4,7 +4,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,23 @@ def operators(secured: Secured) -> Iterator[grpc.Channel]:
 
 def ask(channel: grpc.Channel, method: str, metadata: Sequence[Header] = (), message: bytes = b"") -> Failure | list[bytes]:
     """Call any method, unary ones too, with one message."""
-    call: Any = channel.stream_stream(method)(iter([message]), timeout=PATIENCE_SECONDS, metadata=tuple(metadata))
     try:
-        return list(call)
+        return list(begin_stream(channel, method, [message], metadata))
     except grpc.RpcError as failure:
         return read_failure(failure)
+
+
+def begin_stream(channel: grpc.Channel, method: str, messages: Iterable[bytes], metadata: Sequence[Header]) -> Any:
+    """Begin an RPC stream; gives its call."""
+    to_bytes: Any = channel.stream_stream(method)
+    return to_bytes(iter(messages), timeout=PATIENCE_SECONDS, metadata=tuple(metadata))
+
+
+def answer_of(channel: grpc.Channel, method: str, metadata: Sequence[Header], message: bytes) -> bytes:
+    """Call a method that is answered with one message."""
+    found = ask(channel, method, metadata, message)
+    assert isinstance(found, list)
+    return found[0]
 
 
 def code_of(found: Failure | list[bytes]) -> grpc.StatusCode:
@@ -106,8 +118,7 @@ EXPECTED: dict[str, set[str]] = {
 def list_services(channel: grpc.Channel) -> set[str]:
     """Ask reflection which services a listener has."""
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    [reply] = ask(channel, REFLECTION, bearer("observe-token"), request.SerializeToString())
-    assert isinstance(reply, bytes)
+    reply = answer_of(channel, REFLECTION, bearer("observe-token"), request.SerializeToString())
     response = reflection_pb2.ServerReflectionResponse.FromString(reply)
     return {service.name for service in response.list_services_response.service} | {"grpc.reflection.v1alpha.ServerReflection"}
 
@@ -141,15 +152,14 @@ def test_each_role_may_call_what_the_table_says_and_nothing_else(
 def test_health_needs_no_token_on_either_listener_and_reflection_does(secured: Secured, listener: str) -> None:
     with secured.channels()[listener] as channel:
         assert isinstance(ask(channel, HEALTH), list)
-        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=PATIENCE_SECONDS)
+        watch: Any = as_any(channel).unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=PATIENCE_SECONDS)
         assert next(iter(watch)) == b"\x08\x01"
         watch.cancel()
         assert code_of(ask(channel, REFLECTION)) is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_a_caller_with_the_role_is_answered(callers: grpc.Channel) -> None:
-    [reply] = ask(callers, INFER, bearer("infer-token"), make_gated().SerializeToString())
-    assert isinstance(reply, bytes)
+    reply = answer_of(callers, INFER, bearer("infer-token"), make_gated().SerializeToString())
     assert pb.InferResponse.FromString(reply).prediction.classification.classes[0].label == "c"
 
 
@@ -284,7 +294,11 @@ def test_http_1_gets_no_answer_whatever_it_shows(secured: Secured, path: str) ->
 @pytest.fixture
 def changing(secured: Secured) -> Iterator[Callable[[str], None]]:
     """Write other callers into the server's file; in the end those of before are back."""
-    yield lambda text: secured.file.write_text(text) and None
+
+    def change(text: str) -> None:
+        secured.file.write_text(text)
+
+    yield change
     secured.file.write_text(EVERYONE)
 
 
@@ -295,10 +309,9 @@ def test_a_revoked_token_ends_its_open_streams_and_no_others(
     changing(EVERYONE + entry("second", "infer", "second") + entry("third", "infer", "third"))
     wait_for(lambda: isinstance(ask(callers, GET_ENSEMBLE, bearer("third")), list))
     gone, staying = (
-        callers.stream_stream(INFER_STREAM)(iter(box), timeout=PATIENCE_SECONDS, metadata=tuple(bearer(token)))
-        for box, token in ((outbox, "second"), (kept, "third"))
+        begin_stream(callers, INFER_STREAM, box, bearer(token)) for box, token in ((outbox, "second"), (kept, "third"))
     )
-    reflecting = callers.stream_stream(REFLECTION)(iter(Outbox()), timeout=PATIENCE_SECONDS, metadata=tuple(bearer("second")))
+    reflecting = begin_stream(callers, REFLECTION, Outbox(), bearer("second"))
     for box, stream in ((outbox, gone), (kept, staying)):
         box.put(make_gated(request_id="1"))
         assert ids(read([next(stream)])) == ["1"]
@@ -449,7 +462,7 @@ def test_who_changes_a_member_or_the_fusion_is_in_the_audit_log(operators: grpc.
     caplog.set_level(logging.INFO, "twinfer_server.audit")
     token = bearer("operate-token")
     for state in ("DISABLED", "CLOSED"):
-        request = admin_pb.SetMemberRequest(member="numbers", breaker_state=f"BREAKER_STATE_{state}")  # type: ignore[arg-type]
+        request = admin_pb.SetMemberRequest(member="numbers", breaker_state=f"BREAKER_STATE_{state}")
         assert isinstance(ask(operators, SET_MEMBER, token, request.SerializeToString()), list)
     update = admin_pb.UpdateFusionRequest(weights={"numbers": 3.0, "picture": 1.0})
     assert isinstance(ask(operators, "/twinfer.v1.EnsembleAdminService/UpdateFusion", token, update.SerializeToString()), list)
