@@ -239,6 +239,7 @@ def test_turns_are_of_samples_and_not_of_requests() -> None:
     for _ in range(9):
         queue.put(make_request("a"))
     assert Counter(callers(take(queue, 8))) == {"g": 2, "a": 6}
+    assert Counter("".join(callers(take(queue, 1)) for _ in range(4))) == {"g": 1, "a": 3}
 
 
 def test_priority_orders_the_requests_of_one_caller_and_gives_it_no_more_turns() -> None:

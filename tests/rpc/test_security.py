@@ -15,14 +15,28 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.calls import GET_ENSEMBLE, INFER, INFER_STREAM, PATIENCE_SECONDS, Failure, Outbox, connect, ids, read, read_failure
+from tests import oip
+from tests.calls import (
+    BATCH_INFER,
+    GET_ENSEMBLE,
+    INFER,
+    INFER_STREAM,
+    PATIENCE_SECONDS,
+    Failure,
+    Outbox,
+    connect,
+    ids,
+    read,
+    read_failure,
+    send,
+)
 from tests.certificates import Pair, make_authority, sign
 from tests.frames import has_answer
 from tests.gated import make_gated, write_gated
 from tests.models import as_any
 from tests.secured import EVERYONE, TOKENS, Header, bearer, digest, entry
 from tests.servers import RunningServer, count, running, scrape
-from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
+from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2, error_pb2
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer_server.auth_file import AuthFile
@@ -83,7 +97,7 @@ def ask(channel: grpc.Channel, method: str, metadata: Sequence[Header] = (), mes
 
 
 def begin_stream(channel: grpc.Channel, method: str, messages: Iterable[bytes], metadata: Sequence[Header]) -> Any:
-    """Begin an RPC stream; gives its call."""
+    """Begin an RPC stream; and return its call."""
     to_bytes: Any = channel.stream_stream(method)
     return to_bytes(iter(messages), timeout=PATIENCE_SECONDS, metadata=tuple(metadata))
 
@@ -445,6 +459,12 @@ def test_a_caller_over_its_limits_is_refused_with_a_pushback_and_counted_under_i
     assert isinstance(found, Failure)
     assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     assert 90_000 < int(found.pushback) <= 100_000
+    together = pb.BatchInferRequest(requests=[make_gated()]).SerializeToString()
+    assert code_of(ask(callers, BATCH_INFER, bearer("slow"), together)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    open_inference = oip.request("gated", [oip.raw("numbers", "FP32", [[0, 0, 9]])]).SerializeToString()
+    assert code_of(ask(callers, oip.MODEL_INFER, bearer("slow"), open_inference)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    [streamed] = read([answer_of(callers, INFER_STREAM, bearer("slow"), *send(make_gated()))])
+    assert streamed.error.reason == error_pb2.REASON_OVERLOADED
     assert isinstance(ask(callers, INFER, bearer(GOOD), message), list)
     ask(callers, INFER, bearer("nobody's"), message)
     ask(callers, INFER, bearer("observe-token"), message)
@@ -456,6 +476,23 @@ def test_a_caller_over_its_limits_is_refused_with_a_pushback_and_counted_under_i
         assert count(samples, "twinfer_caller_requests_total", caller=caller, code=code) >= at_least
     names = {dict(labels)["caller"] for name, labels in samples if name == "twinfer_caller_requests_total"}
     assert names <= {"slow", "anonymous", "second", "third", *(f"{role}-er" for role in TOKENS)}
+
+
+def test_a_caller_with_all_the_calls_that_it_may_have_leaves_some_to_the_others(secured: Secured) -> None:
+    folder = secured.file.parent / "gated"
+    with (
+        running(folder, trust_code=True, auth_file=secured.file, max_concurrent_calls=8) as server,
+        connect(server.address) as channel,
+    ):
+        boxes = [Outbox() for _ in range(7)]
+        streams = [begin_stream(channel, INFER_STREAM, box, bearer(GOOD)) for box in boxes]
+        for box, stream in zip(boxes, streams, strict=True):
+            box.put(make_gated(request_id="1"))
+            assert ids(read([next(stream)])) == ["1"]
+        found = ask(channel, GET_ENSEMBLE, bearer(GOOD))
+        assert isinstance(found, Failure)
+        assert (found.code, found.details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "calls: found 8 at once; allowed: 7")
+        assert isinstance(ask(channel, GET_ENSEMBLE, bearer("observe-token")), list)
 
 
 def test_who_changes_a_member_or_the_fusion_is_in_the_audit_log(operators: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:

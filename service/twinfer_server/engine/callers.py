@@ -43,7 +43,7 @@ class Places:
     def take(self, caller: str, count: int) -> None:
         """Give places to a caller; `give_back` must follow."""
         self.taken += count
-        self._by_caller[caller] = self.held_by(caller) + count
+        self._by_caller[caller] = self._by_caller.get(caller, 0) + count
 
     def give_back(self, caller: str, count: int) -> None:
         """Take places back."""

@@ -65,6 +65,14 @@ class RequestQueue:
 
         What is not put back has been taken, which `note_taken` must be told.
         """
+        if len(self._lines) == 1:  # nobody to take turns with, as nearly always
+            [line] = self._lines.values()
+            while line.heap:
+                request = heapq.heappop(line.heap)[2]
+                self._count -= 1
+                if not request.is_answered:
+                    yield request
+            return
         turns = [(line.start, *line.heap[0][:2], line.heap) for line in self._lines.values() if line.heap]
         heapq.heapify(turns)
         while turns:

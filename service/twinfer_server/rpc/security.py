@@ -16,7 +16,7 @@ from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
 from ..auth_file import AuthFile, Caller, Role
 from ..errors import MalformedMessage, PermissionDenied, TwinferError, Unauthenticated, Unsupported
-from .boundary import Context, OnFailure, abort, fail, name_caller, write_status
+from .boundary import Context, OnFailure, abort, fail, find_caller, name_caller, write_status
 from .interceptors import HEALTH_METHODS, Behavior, Details, Handler
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, UNSUPPORTED
@@ -79,7 +79,7 @@ class OpenStream:
 
     method: str
     credential: Credential | None
-    caller: Caller
+    name: str
     revoked: "asyncio.Future[TwinferError]"
 
 
@@ -101,10 +101,9 @@ class SecurityInterceptor(grpc.aio.ServerInterceptor):
         if credential is None and self._auth_file.callers.has_certificates:
             # The certificate is known to handlers alone: a unary one gets to know it when it has the message.
             return self._open_call(continuation, handler_call_details, None)
-        found = self._find(method, credential)
-        if isinstance(found, TwinferError):
-            return self._refuse(found)
-        name_caller(found.name)
+        error = find_refusal(method, self._identify(credential))
+        if error is not None:
+            return self._refuse(error)
         if method in STREAMS:
             return self._open_call(continuation, handler_call_details, credential)
         return await continuation(handler_call_details) if method in ROLES else None
@@ -112,23 +111,25 @@ class SecurityInterceptor(grpc.aio.ServerInterceptor):
     def end_revoked(self) -> None:
         """End the RPC streams that are open and that their callers may call no more, now that the file has changed."""
         for stream in self._open:
-            found = self._find(stream.method, stream.credential)
-            if isinstance(found, Caller) and found.name != stream.caller.name:
-                found = Unauthenticated(UNAUTHENTICATED_TEXT)
-            if isinstance(found, TwinferError) and not stream.revoked.done():
-                stream.revoked.set_result(found)
+            caller = self._look_up(stream.credential)
+            is_same = caller is not None and caller.name == stream.name
+            error = find_refusal(stream.method, caller if is_same else None)
+            if error is not None and not stream.revoked.done():
+                stream.revoked.set_result(error)
 
-    def _find(self, method: str, credential: Credential | None) -> "Caller | TwinferError":
-        """Return whose credential it is, or why the call is refused."""
-        callers, caller = self._auth_file.callers, None
-        if credential is not None and credential.text:
-            find = callers.find_by_certificate if credential.is_certificate else callers.find_by_token
-            caller = find(credential.text)
-        if caller is None:
-            return Unauthenticated(UNAUTHENTICATED_TEXT)
-        if method in ROLES and caller.role not in ROLES[method]:
+    def _look_up(self, credential: Credential | None) -> Caller | None:
+        """Return whose credential it is; None for nobody's."""
+        if credential is None or not credential.text:
+            return None
+        callers = self._auth_file.callers
+        find = callers.find_by_certificate if credential.is_certificate else callers.find_by_token
+        return find(credential.text)
+
+    def _identify(self, credential: Credential | None) -> Caller | None:
+        """Return whose credential it is, and name the caller from now on; None for nobody's."""
+        caller = self._look_up(credential)
+        if caller is not None:
             name_caller(caller.name)
-            return PermissionDenied(DENIED_TEXT)
         return caller
 
     def _refuse(self, error: TwinferError) -> Handler:
@@ -147,11 +148,10 @@ class SecurityInterceptor(grpc.aio.ServerInterceptor):
 
         async def handle(request: Any, context: Context) -> Any:
             proof = credential or read_certificate(context)
-            found = self._find(details.method, proof)
-            if isinstance(found, TwinferError):
-                await self._end(context, found)
+            error = find_refusal(details.method, self._identify(proof))
+            if error is not None:
+                await self._end(context, error)
                 return None
-            name_caller(found.name)
             handler = await continuation(details) if details.method in ROLES else None
             if handler is None:
                 await self._end(context, Unsupported("there is no such method"))
@@ -159,7 +159,7 @@ class SecurityInterceptor(grpc.aio.ServerInterceptor):
             behave = _find_behavior(handler)
             if details.method not in STREAMS:
                 return await behave(request, context)
-            return await self._watch(OpenStream(details.method, proof, found, _make_future()), behave, request, context)
+            return await self._watch(OpenStream(details.method, proof, find_caller(), _make_future()), behave, request, context)
 
         is_unary = details.method in ROLES and details.method not in STREAMS
         make = grpc.unary_unary_rpc_method_handler if is_unary else grpc.stream_stream_rpc_method_handler
@@ -180,6 +180,14 @@ class SecurityInterceptor(grpc.aio.ServerInterceptor):
         if was_revoked:
             await self._end(context, stream.revoked.result())
         serving.result()
+
+
+def find_refusal(method: str, caller: Caller | None) -> TwinferError | None:
+    """Return why a caller may not call a method, whether there is one or not; None where it may."""
+    if caller is None:
+        return Unauthenticated(UNAUTHENTICATED_TEXT)
+    is_denied = method in ROLES and caller.role not in ROLES[method]
+    return PermissionDenied(DENIED_TEXT) if is_denied else None
 
 
 def read_token(metadata: Any) -> Credential | None:
