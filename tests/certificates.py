@@ -1,37 +1,64 @@
-"""Certificates for tests: an authority, and what it signs, made by `openssl`."""
+"""Certificates for tests, made by the openssl command."""
 
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A certificate and its key, as PEM files."""
+class Authority:
+    """An authority, and the certificates that it has issued: NAME.pem with NAME.key."""
 
-    certificate: Path
-    key: Path
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> "Authority":
+        """Make one; it brings `server`."""
+        if shutil.which("openssl") is None:
+            pytest.skip("there is no `openssl` on the PATH, which makes the certificates")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("ca", "server"):
+            openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", folder / f"{name}.key")
+        made = cls(folder)
+        openssl("req", "-x509", "-key", folder / "ca.key", "-subj", "/CN=authority", "-days", 2, "-out", made.ca)
+        made.issue("server", NAMES)
+        return made
+
+    @property
+    def ca(self) -> Path:
+        return self.folder / "ca.pem"
+
+    def pair(self, name: str) -> tuple[Path, Path]:
+        """Return the files of a certificate and its key."""
+        return self.folder / f"{name}.pem", self.folder / f"{name}.key"
+
+    def issue(self, name: str, *extensions: str, key: str = "server.key") -> None:
+        """Issue a certificate for one of the keys that are there already."""
+        certificate, copied = self.pair(name)
+        if key != copied.name:
+            shutil.copy(self.folder / key, copied)
+        added = [word for extension in extensions for word in ("-addext", extension)]
+        authority = ("-CA", self.ca, "-CAkey", self.folder / "ca.key", "-days", 2)
+        openssl("req", "-x509", "-key", copied, "-subj", f"/CN={name}", *added, *authority, "-out", certificate)
+
+    def serve(self, name: str = "server", *, asks_clients: bool = False) -> dict[str, Any]:
+        """Return the settings of a server with one of the certificates."""
+        certificate, key = self.pair(name)
+        return {"tls_cert": certificate, "tls_key": key} | ({"tls_client_ca": self.ca} if asks_clients else {})
+
+    def connect(self, client: str | None = None) -> grpc.ChannelCredentials:
+        """Return a client's credentials, with one of the certificates or without."""
+        certificate, key = (path.read_bytes() for path in self.pair(client)) if client else (None, None)
+        return grpc.ssl_channel_credentials(self.ca.read_bytes(), key, certificate)
 
 
-def make_authority(folder: Path) -> Pair:
-    """Make an authority of its own."""
-    pair = Pair(folder / "ca.pem", folder / "ca.key")
-    _openssl("req", "-x509", *_new_key(pair.key), "-subj", "/CN=authority", "-days", "2", "-out", pair.certificate)
-    return pair
-
-
-def sign(folder: Path, authority: Pair, common_name: str) -> Pair:
-    """Make a certificate with this subject, for localhost and 127.0.0.1."""
-    pair = Pair(folder / f"{common_name}.pem", folder / f"{common_name}.key")
-    names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-    signed = ("-CA", authority.certificate, "-CAkey", authority.key, "-days", "2")
-    _openssl("req", "-x509", *_new_key(pair.key), "-subj", f"/CN={common_name}", *names, *signed, "-out", pair.certificate)
-    return pair
-
-
-def _new_key(file: Path) -> tuple[object, ...]:
-    return ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", file)
-
-
-def _openssl(*arguments: object) -> None:
+def openssl(*arguments: object) -> None:
+    """Run a command of openssl."""
     subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)

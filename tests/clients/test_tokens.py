@@ -3,13 +3,12 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.certificates import make_authority, sign
+from tests.certificates import Authority
 from tests.gated import make_gated, write_gated
 from tests.scripted import Caller, ScriptedService
 from tests.secured import EVERYONE
@@ -98,11 +97,9 @@ def test_what_cannot_be_a_token_is_refused_before_anything_is_sent(token: str) -
 
 
 def test_a_token_goes_over_tls(tmp_path: Path) -> None:
-    authority = make_authority(tmp_path)
-    pair = sign(tmp_path, authority, "server")
+    authority = Authority.make(tmp_path / "authority")
     (tmp_path / "callers.toml").write_text(EVERYONE)
-    tls: dict[str, Any] = {"tls_cert": pair.certificate, "tls_key": pair.key, "auth_file": tmp_path / "callers.toml"}
-    credentials = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
+    tls, credentials = authority.serve() | {"auth_file": tmp_path / "callers.toml"}, authority.connect()
     with running(write_gated(tmp_path / "gated"), trust_code=True, **tls) as server:
         with Client(server.address, credentials=credentials, token="infer-token") as client:
             assert client.infer(make_gated()).label == "c"

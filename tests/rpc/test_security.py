@@ -30,7 +30,7 @@ from tests.calls import (
     read_failure,
     send,
 )
-from tests.certificates import Pair, make_authority, sign
+from tests.certificates import NAMES, Authority
 from tests.frames import has_answer
 from tests.gated import make_gated, write_gated
 from tests.models import as_any
@@ -529,30 +529,24 @@ class Mutual:
     """A server that asks for certificates, and whose authority."""
 
     address: str
-    authority: Pair
-    folder: Path
+    authority: Authority
 
     def connect(self, common_name: str) -> grpc.Channel:
-        """Connect with a certificate that the authority has signed."""
-        pair = sign(self.folder, self.authority, common_name)
-        credentials = grpc.ssl_channel_credentials(
-            self.authority.certificate.read_bytes(), pair.key.read_bytes(), pair.certificate.read_bytes()
-        )
-        return grpc.secure_channel(self.address, credentials, [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)])
+        """Connect with a certificate that the authority has issued."""
+        self.authority.issue(common_name, NAMES)
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        return grpc.secure_channel(self.address, self.authority.connect(common_name), options)
 
 
 @pytest.fixture(scope="module")
 def mutual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutual]:
     folder = tmp_path_factory.mktemp("mutual")
-    authority = make_authority(folder)
-    pair = sign(folder, authority, "server")
+    authority = Authority.make(folder / "authority")
     file = folder / "callers.toml"
     file.write_text('[callers.edge]\nrole = "infer"\ncertificate = "edge.example"\n' + entry("watcher", "observe", "watch"))
-    with running(
-        write_gated(folder / "gated"), trust_code=True, auth_file=file, tls_cert=pair.certificate, tls_key=pair.key,
-        tls_client_ca=authority.certificate,
-    ) as server:  # fmt: skip
-        yield Mutual(server.address, authority, folder)
+    tls = authority.serve(asks_clients=True)
+    with running(write_gated(folder / "gated"), trust_code=True, auth_file=file, **tls) as server:
+        yield Mutual(server.address, authority)
 
 
 def test_the_subject_of_a_client_certificate_is_the_callers_name(mutual: Mutual) -> None:
@@ -570,7 +564,7 @@ def test_the_subject_of_a_client_certificate_is_the_callers_name(mutual: Mutual)
         assert code_of(ask(channel, INFER, [("authorization", "")], message)) is grpc.StatusCode.UNAUTHENTICATED
 
 
-@pytest.mark.parametrize("common_name", ["edge", "EDGE.EXAMPLE", "server", "watcher"])
+@pytest.mark.parametrize("common_name", ["edge", "EDGE.EXAMPLE", "another server", "watcher"])
 def test_a_certificate_with_another_subject_is_nobodys(mutual: Mutual, common_name: str) -> None:
     with mutual.connect(common_name) as channel:
         for method in (INFER, INFER_STREAM, GET_ENSEMBLE, REFLECTION, "/twinfer.v1.EnsembleService/NoSuchMethod"):
