@@ -242,7 +242,7 @@ def test_the_readme_fits_on_a_few_screens() -> None:
 
 def test_the_table_of_settings_has_each_with_its_default() -> None:
     stated = {name: default for name, default, _ in table("operate.md", "Settings")}
-    words = {"": "empty", "[]": "none", "True": "true", "False": "false"}
+    words = {"": "empty", "[]": "none", "None": "none", "True": "true", "False": "false"}
     real = {name: str(field.default) for name, field in ServerSettings.model_fields.items()}
     assert stated == {name: words.get(default, default.removesuffix(".0")) for name, default in real.items()}
 

@@ -48,11 +48,20 @@ function connect(address) {
   });
 }
 
+// The metadata that prove who asks: the token in TWINFER_TOKEN, where the server knows its callers.
+function credentials() {
+  const metadata = new grpc.Metadata();
+  if (process.env.TWINFER_TOKEN) {
+    metadata.set('authorization', `Bearer ${process.env.TWINFER_TOKEN}`);
+  }
+  return metadata;
+}
+
 // Resolves to an InferResponse; rejects with gRPC's ServiceError.
 function infer(client, inputs, options = {}) {
   const deadline = Date.now() + TIMEOUT_MS; // always one: a call without it may wait for ever
   return new Promise((resolve, reject) => {
-    client.Infer({ inputs, options }, { deadline }, (error, answer) => (error ? reject(error) : resolve(answer)));
+    client.Infer({ inputs, options }, credentials(), { deadline }, (error, answer) => (error ? reject(error) : resolve(answer)));
   });
 }
 

@@ -23,9 +23,11 @@ from twinfer.errors import (
     NotFinite,
     NothingToFuse,
     Overloaded,
+    PermissionDenied,
     Reason,
     Stage,
     TwinferError,
+    Unauthenticated,
     Unavailable,
     UnknownEnsemble,
     UnknownInput,
@@ -36,8 +38,8 @@ from twinfer.errors import (
 __all__ = [
     "Cancelled", "DeadlinePassed", "Draining", "FusionConflict", "InternalError", "InvalidEnsemble", "InvalidInput",
     "InvalidOption", "InvalidRequest", "Loading", "MalformedMessage", "MemberFailed", "MemberLate", "MemberOff", "MissingInput",
-    "NotFinite", "NothingToFuse", "Overloaded", "Reason", "Stage", "TwinferError", "Unavailable", "UnknownEnsemble",
-    "UnknownInput", "UnknownMember", "Unsupported", "UntrustedCode", "detach", "quote",
+    "NotFinite", "NothingToFuse", "Overloaded", "PermissionDenied", "Reason", "Stage", "TwinferError", "Unauthenticated",
+    "Unavailable", "UnknownEnsemble", "UnknownInput", "UnknownMember", "Unsupported", "UntrustedCode", "detach", "quote",
 ]  # fmt: skip
 
 E = TypeVar("E", bound=TwinferError)

@@ -17,7 +17,7 @@ from .device import Device
 from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
 from .rpc import PortTaken
-from .types import DEGRADING, Response, State
+from .types import ANONYMOUS, DEGRADING, Response, State
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
@@ -72,6 +72,7 @@ class Metrics:
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self._requests = counter("requests", "Requests that have ended, with a response or an error.")
         self._failures = counter("request_failures", "Requests that ended with an error, by its code and reason.", "code", "reason")
+        self._by_caller = counter("caller_requests", "Requests, and calls that came to none, by caller and code.", "caller", "code")
         self._duration = histogram("request_duration_seconds", "From a request's arrival to its response.")
         stages = histogram("stage_duration_seconds", "Where the time of answered requests went.", "stage")
         self._decode, self._queue, self._device = (stages.labels(stage) for stage in ("decode", "queue", "device"))
@@ -186,6 +187,10 @@ class Metrics:
         """Count a request that ended with an error."""
         self._requests.inc()
         self._failures.labels(error.code.name, error.reason).inc()
+
+    def on_end(self, caller: str, code: str) -> None:
+        """Count a request, or a call that came to none, for its caller; names are those of `auth_file`, so there are few."""
+        self._by_caller.labels(caller or ANONYMOUS, code).inc()
 
     def on_batch(self, record: BatchRecord) -> None:
         """Count a batch that has completed."""

@@ -5,14 +5,15 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .auth_file import AuthFile
 from .device import open_device
 from .engine import Engine
 from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, warm_up
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""How often health is looked after."""
+"""How often health is looked after, and whether `auth_file` has changed."""
 LAST_YARDS_SECONDS = 1.0
 """How long the server's stop waits for calls that have no request in flight."""
 
@@ -83,7 +84,9 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             metrics = Metrics()
         tracing = _open_tracing()
         observers = Observers(metrics.on_call if metrics else None, tracing.begin_call if tracing else None)
-        server, admin = RpcServer(settings, parsers, observers), AdminServer(settings, parsers, observers)
+        auth_file = AuthFile(settings.auth_file, settings) if settings.auth_file else None
+        server = RpcServer(settings, parsers, observers, auth_file)
+        admin = AdminServer(settings, parsers, observers, auth_file)
         try:
             say(f"listening on {await server.start()}")
             if admin_address := await admin.start():
@@ -95,6 +98,8 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             if ensemble is None:
                 return
             engine = Engine(ensemble, settings)
+            if auth_file is not None:
+                engine.limit(auth_file.callers.limits)
             engine.start()
             if metrics is not None:
                 metrics.watch(engine)
@@ -105,7 +110,8 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             admin.open(engine)
             server.report(is_serving=True, members=engine.breakers.is_on)
             say("ready")
-            await _look_after(server, engine, stopping)
+            async with _watching(auth_file, (server, admin), engine):
+                await _look_after(server, engine, stopping)
             await _drain(server, admin, engine, settings.drain_seconds)
             if engine.loss:
                 raise DeviceLost(f"the device is lost and only a new process gets it back: {engine.loss}")
@@ -157,6 +163,29 @@ async def _look_after(server: RpcServer, engine: Engine, stopping: asyncio.Event
             await asyncio.wait_for(stopping.wait(), LOOK_SECONDS)
         except TimeoutError:
             continue
+
+
+@asynccontextmanager
+async def _watching(auth_file: AuthFile | None, servers: Sequence[RpcServer | AdminServer], engine: Engine) -> AsyncIterator[None]:
+    """Look now and then whether the callers have changed: their limits, and the RPC streams that they have open."""
+
+    async def watch(file: AuthFile) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                if await asyncio.to_thread(file.look):
+                    engine.limit(file.callers.limits)
+                    for server in servers:
+                        server.end_revoked()
+            except Exception:  # a defect must not end the one task that looks
+                logger.exception("looking for other callers failed")
+
+    task = None if auth_file is None else asyncio.create_task(watch(auth_file))
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
 
 
 async def _drain(server: RpcServer, admin: AdminServer, engine: Engine, drain_seconds: float) -> None:

@@ -3,6 +3,7 @@
 A flag wins over its variable. A variable that begins with TWINFER_ and names no setting is an error.
 """
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from .errors import quote
 
 PREFIX = "TWINFER_"
+CLIENTS = {"TWINFER_TOKEN"}
+"""What the client's commands read; a server may be started from the same shell."""
 Seconds = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -20,6 +23,15 @@ Count = Annotated[int, Field(ge=1)]
 def _is_host_and_port(value: str) -> bool:
     host, _, port = value.rpartition(":")
     return bool(host) and port.isascii() and port.isdigit() and int(port) < 65536
+
+
+def is_local(address: str) -> bool:
+    """Whether what is sent to HOST:PORT or unix:PATH stays on this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return address.startswith("unix:") or host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _check_http_address(value: str) -> str:
@@ -60,6 +72,14 @@ class ServerSettings(BaseSettings):
     """Where operators connect: HOST:PORT; empty means nowhere."""
     metrics_listen: HttpAddress = ""
     """Where Prometheus reads metrics over HTTP: HOST:PORT; empty means nowhere."""
+    tls_cert: Path | None = None
+    """The server's certificate, and those between it and its authority: a PEM file. Without it connections are in the clear."""
+    tls_key: Path | None = None
+    """The certificate's key: a PEM file."""
+    tls_client_ca: Path | None = None
+    """The authorities of client certificates, without one of which no client is let in: a PEM file."""
+    auth_file: Path | None = None
+    """The callers that are let in, with their roles and tokens; without it any caller is."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     trust_code: bool = False
@@ -116,6 +136,16 @@ class ServerSettings(BaseSettings):
         """The most requests that one BatchInfer may carry."""
         return min(self.max_batch_requests, self.max_in_flight_requests)
 
+    @field_validator("auth_file")
+    @classmethod
+    def _keeps_tokens_secret(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        for name in ("listen", "admin_listen"):
+            address = info.data.get(name, "")
+            if path is not None and address and not is_local(address) and info.data.get("tls_cert") is None:
+                allowed = f"empty where {name} is {address} without TLS, which tokens could be read from: set tls_cert and tls_key"
+                raise ValueError(f"Input should be {allowed}, or let {name} be a loopback address or unix:PATH")
+        return path
+
     @field_validator("breaker_failures")
     @classmethod
     def _can_be_reached(cls, failures: int, info: ValidationInfo) -> int:
@@ -137,7 +167,7 @@ def traces_are_wanted() -> bool:
 def read_settings(**flags: Any) -> ServerSettings:
     """Read the settings from `flags` (None: not given) and the environment; raises InvalidSettings."""
     known = {f"{PREFIX}{name.upper()}" for name in ServerSettings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known | CLIENTS)
     if unknown:
         raise InvalidSettings(f"environment: found {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
     try:

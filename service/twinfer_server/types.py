@@ -22,6 +22,8 @@ RawInput = bytes | str | tuple[str, ...] | Array
 """What a caller sent for one input: an encoded image, a text, several texts (at least one), or a ready tensor."""
 Samples = tuple[Array, ...]
 """A member's prepared input for one request: one array [samples, ...] per staging buffer of the member."""
+ANONYMOUS = "anonymous"
+"""What callers without a name are called in metrics and in the audit log; no caller's own name."""
 
 
 class Policy(IntEnum):
@@ -82,6 +84,15 @@ class TraceSpan(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """What one caller may ask for, whatever room there is; None is no limit of its own."""
+
+    requests_per_second: float | None = None
+    requests_in_flight: int | None = None
+    bytes_in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """One request as it arrived, checked against nothing yet but its own form.
 
@@ -102,6 +113,8 @@ class InferRequest:
     wants_member_predictions: bool = False
     wants_explanation: bool = False
     fusion_weights: Mapping[str, float] = field(default_factory=dict)
+    caller: str = ""
+    """The name that the caller has proved, by which limits, turns and counters go; empty where names are not asked for."""
     span: TraceSpan | None = None
     """The span that stands for the request, where its trace is recorded."""
 

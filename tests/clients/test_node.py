@@ -2,15 +2,20 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from tests.conftest import DigitsServer
+from tests.scripted import ANSWER, ScriptedService
 from twinfer import Client
+from twinfer.v1 import ensemble_service_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
 HELDOUT = ROOT / "ensembles" / "digits" / "heldout"
@@ -37,8 +42,9 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
         pytest.skip(f"npm cannot reach its registry: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([node, "infer.js", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command, env = [node, "infer.js", *arguments], os.environ | environment
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
 
     return run
 
@@ -72,6 +78,20 @@ def test_node_is_told_the_reason(ask: Ask, digits_server: DigitsServer, tmp_path
     error = json.loads(done.stderr)["error"]
     assert (error["code"], error["reason"]) == ("INVALID_ARGUMENT", "REASON_INVALID_INPUT")
     assert "image" in error["text"]
+
+
+def test_node_shows_the_token_that_it_is_given(ask: Ask, service: ScriptedService) -> None:
+    shown: list[dict[str, Any]] = []
+
+    def script(request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferResponse:
+        shown.append(dict(context.invocation_metadata()))
+        return ANSWER
+
+    service.script = script
+    image, text = first_heldout_row()
+    for token in ("", "infer-token"):
+        assert ask(service.address, str(image), text, TWINFER_TOKEN=token).returncode == 0
+    assert [metadata.get("authorization") for metadata in shown] == [None, "Bearer infer-token"]
 
 
 def test_node_is_told_where_no_server_listens(ask: Ask) -> None:

@@ -32,8 +32,10 @@ def picture() -> bytes:
     return encode(Image.fromarray(noise), compress_level=1)
 
 
-def make_request(**inputs: RawInput) -> Request:
-    return Request(InferRequest(inputs, arrived_at=0.0), Policy.BEST_EFFORT, None, reply_by=1e6, response=as_any(Future()))
+def make_request(caller: str = "", /, **inputs: RawInput) -> Request:
+    return Request(
+        InferRequest(inputs, arrived_at=0.0, caller=caller), Policy.BEST_EFFORT, None, reply_by=1e6, response=as_any(Future())
+    )
 
 
 class Receiver:
@@ -71,6 +73,17 @@ def test_the_requests_of_a_large_call_do_not_keep_others_from_their_turn(process
         receiver.open.set()
         assert [receiver.next_ready() for _ in range(5)] == [[many[0]], [single], [many[1]], [many[2]], [many[3]]]
         assert all(request.decode_seconds > TURN_SECONDS for request in many)
+
+
+def test_a_caller_with_many_calls_does_not_keep_others_from_their_turn(processor: RequestProcessor) -> None:
+    with receiving(processor, threads=1) as receiver:
+        many, single = [make_request("greedy", text="two") for _ in range(4)], make_request("other", text="two")
+        receiver.preprocessor.prepare([make_request("greedy", text="first")], 1)
+        receiver.next_ready()  # the only thread stands still until all calls have come
+        for request in (*many, single):
+            receiver.preprocessor.prepare([request], 1)
+        receiver.open.set()
+        assert [receiver.next_ready() for _ in range(5)] == [[many[0]], [single], [many[1]], [many[2]], [many[3]]]
 
 
 def test_requests_that_fail_or_are_cancelled_are_left_out_and_the_others_are_ready_in_their_order(

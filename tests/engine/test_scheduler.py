@@ -51,10 +51,11 @@ class Rig:
         return self.scheduler.breakers.is_on[name]
 
     def make(
-        self, *, policy: Policy = Policy.BEST_EFFORT, priority: Priority = Priority.NORMAL, reply_in: float = 1e6, **xs: float
+        self, *, policy: Policy = Policy.BEST_EFFORT, priority: Priority = Priority.NORMAL, reply_in: float = 1e6, caller: str = "",
+        **xs: float,
     ) -> Call:  # fmt: skip
         """Make a request with a number for each member that `xs` names; it is not put yet."""
-        request = InferRequest({name: number(x) for name, x in xs.items()}, arrived_at=0.0, priority=priority)
+        request = InferRequest({name: number(x) for name, x in xs.items()}, arrived_at=0.0, priority=priority, caller=caller)
         now = time.monotonic()
         future: Future[Response] = Future()
         made = Request(
@@ -167,6 +168,16 @@ def test_a_request_of_high_priority_goes_first_and_one_of_low_priority_last(tmp_
         for call in calls:
             call.response()
         assert rig.left.batches[1:] == [[4, 2], [3, 1]]
+
+
+def test_callers_take_turns_from_batch_to_batch_whoever_came_first(tmp_path: Path) -> None:
+    with open_rig(tmp_path, max_batch_size=1) as rig:
+        with under_way(rig):
+            greedy = [rig.put(left=x, caller="greedy") for x in (1, 2, 3, 4)]
+            other = [rig.put(left=x, caller="other") for x in (5, 6)]
+        for call in (*greedy, *other):
+            call.response()
+        assert rig.left.batches[1:] == [[1], [5], [2], [6], [3], [4]]
 
 
 @given(st.lists(st.tuples(st.integers(0, 640).map(lambda count: count / 64), st.sampled_from(Priority)), max_size=20))

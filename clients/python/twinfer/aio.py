@@ -62,7 +62,7 @@ class AsyncClient(Connection):
         room = asyncio.Semaphore(window)
         # Outcomes, and each task as it ends. Unbounded, for `room` bounds what can be in it.
         arrivals: asyncio.Queue[Outcome | asyncio.Task[None]] = asyncio.Queue()
-        call = self._stub.InferStream(timeout=stream_timeout)
+        call = self._stub.InferStream(timeout=stream_timeout, metadata=self._metadata)
 
         async def send() -> None:
             async for message in _messages(requests, sent, room):
@@ -119,7 +119,7 @@ class AsyncClient(Connection):
     async def _call(self, method: Any, request: object, timeout: float | None) -> Any:
         """Return the reply of a unary call. Raises TwinferError."""
         try:
-            return await method(request, timeout=self._seconds(timeout))
+            return await method(request, timeout=self._seconds(timeout), metadata=self._metadata)
         except grpc.RpcError as failure:
             raise error_from_call(failure) from None
 

@@ -1,6 +1,7 @@
 """How both clients connect: message sizes, retries, keepalive."""
 
 import json
+import re
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, ClassVar
@@ -23,7 +24,12 @@ DEFAULT_WINDOW = 64
 # Metadata count against gRPC's retry buffer too.
 _METADATA_BYTES = 64 * 2**10
 
+# As RFC 6750 has it: no space, and nothing that would begin another header.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_LOOPBACK = {"localhost", "::1", "0:0:0:0:0:0:0:1"}
+
 Option = tuple[str, str | int]
+Metadata = tuple[tuple[str, str], ...]
 
 
 class Connection:
@@ -37,6 +43,7 @@ class Connection:
         target: str = DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         attempts: int = DEFAULT_ATTEMPTS,
@@ -46,11 +53,14 @@ class Connection:
 
         target: HOST:PORT, or any name that gRPC resolves.
         credentials: for TLS (`grpc.ssl_channel_credentials()`); without, the connection is in the clear.
+        token: what the server's operator has made for this caller with `twinfer token new`; it goes along with every call, over TLS
+            or to this machine. Raises ValueError where it would travel in the clear.
         timeout: seconds that a call may take, its retries included, unless the call says otherwise.
         attempts: how often a call is tried while the server is unavailable or overloaded, the first included.
         options: further gRPC channel options; they win over the client's own.
         """
         all_options = [*options, *channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
+        self._metadata = token_metadata(token, target, is_encrypted=credentials is not None)
         self._channel: Any
         if credentials is None:
             self._channel = self._transport.insecure_channel(target, all_options)
@@ -69,6 +79,18 @@ class Connection:
         request = as_request(inputs, options)
         check_size(request, self._max_message_bytes)
         return request
+
+
+def token_metadata(token: str | None, target: str, *, is_encrypted: bool) -> Metadata | None:
+    """Return the metadata of calls that show a token. Raises ValueError where others could read it, or where it is none."""
+    if token is None:
+        return None
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("the token has characters that no token has; allowed: what `twinfer token new` has printed.")
+    host = target.removeprefix("dns:").lstrip("/").rpartition(":")[0].strip("[]")
+    if not (is_encrypted or target.startswith("unix:") or host in _LOOPBACK or host.startswith("127.")):
+        raise ValueError(f"a token would travel to {target[:60]!r} in the clear; allowed: credentials for TLS, or this machine.")
+    return (("authorization", f"Bearer {token}"),)
 
 
 def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:

@@ -73,7 +73,7 @@ class Client(Connection):
         # gRPC takes requests on a thread of its own; they are made here, so that the caller's generator runs on the
         # caller's thread and its exceptions come out where they belong.
         outbox: queue.SimpleQueue[ensemble_service_pb2.InferStreamRequest | None] = queue.SimpleQueue()
-        call = self._stub.InferStream(iter(outbox.get, None), timeout=stream_timeout)
+        call = self._stub.InferStream(iter(outbox.get, None), timeout=stream_timeout, metadata=self._metadata)
         try:
             for request in requests:
                 message = sent.add(request)
@@ -120,7 +120,7 @@ class Client(Connection):
     def _call(self, method: Any, request: object, timeout: float | None) -> Any:
         """Return the reply of a unary call. Raises TwinferError."""
         try:
-            return method(request, timeout=self._seconds(timeout))
+            return method(request, timeout=self._seconds(timeout), metadata=self._metadata)
         except grpc.RpcError as failure:
             raise error_from_call(failure) from None
 

@@ -37,6 +37,8 @@ class Reason(StrEnum):
     INTERNAL = "INTERNAL"
     FUSION_VERSION = "FUSION_VERSION"
     UNSUPPORTED = "UNSUPPORTED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
 
 
 class Stage(StrEnum):
@@ -131,6 +133,14 @@ class Unsupported(TwinferError, code=StatusCode.UNIMPLEMENTED, reason=Reason.UNS
 
 class Overloaded(TwinferError, code=StatusCode.RESOURCE_EXHAUSTED, reason=Reason.OVERLOADED):
     """The server has as much in flight as it may; the client's own retries were used up."""
+
+
+class Unauthenticated(TwinferError, code=StatusCode.UNAUTHENTICATED, reason=Reason.UNAUTHENTICATED):
+    """The server does not know the caller: give the client the `token` that the server's operator has made, or its certificate."""
+
+
+class PermissionDenied(TwinferError, code=StatusCode.PERMISSION_DENIED, reason=Reason.PERMISSION_DENIED):
+    """The server knows the caller, whose role does not allow the call: ask its operator for another role."""
 
 
 class Unavailable(TwinferError, code=StatusCode.UNAVAILABLE):

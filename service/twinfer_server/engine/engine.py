@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -11,8 +11,9 @@ from ..device import usable_cores
 from ..errors import Cancelled, Overloaded, TwinferError, UnknownMember, detach, quote
 from ..executor import Ensemble, FusionChange, FusionVersions
 from ..settings import ServerSettings
-from ..types import InferRequest, Policy, Request, Response
+from ..types import CallerLimits, InferRequest, Policy, Request, Response
 from .admission import Admission
+from .audit import audit, describe_version
 from .circuit_breaker import BreakerReading, CircuitBreakers
 from .deadlines import DeadlineTimer, ReplySlack
 from .preprocessor import Preprocessor
@@ -37,6 +38,10 @@ class Listener(Protocol):
 
     def on_failure(self, error: TwinferError) -> None:
         """Note that a request has ended with an error."""
+        ...
+
+    def on_end(self, caller: str, code: str) -> None:
+        """Note the code with which a request of a caller, or its call, has ended."""
         ...
 
     def on_breaker(self, member: str, reading: BreakerReading, times_opened: int) -> None:
@@ -97,8 +102,8 @@ class Engine:
 
         Raises TwinferError if they cannot be admitted.
         """
-        count = len(requests)
-        self._admission.enter(size_bytes, count)
+        count, caller = len(requests), requests[0].caller if requests else ""
+        self._admission.enter(caller, size_bytes, count)
         try:
             if requests[0].span is not None:
                 requests = begin_spans(requests)
@@ -110,12 +115,16 @@ class Engine:
                 end_spans(requests, made, self.ensemble.members)
             return [request.outcome if isinstance(request, Request) else request for request in made]
         finally:
-            self._admission.leave(size_bytes, count)
+            self._admission.leave(caller, size_bytes, count)
+
+    def limit(self, limits: Mapping[str, CallerLimits]) -> None:
+        """Keep callers to limits of their own, by name, from now on."""
+        self._admission.limit(limits)
 
     async def drain(self) -> None:
         """Admit nothing more and return when every request has been answered."""
         self._admission.is_draining = True
-        while self._admission.requests:
+        while self._admission.requests.taken:
             await asyncio.sleep(0.01)
 
     def _make_request(self, request: InferRequest, index: int, count: int) -> Request | TwinferError:
@@ -145,7 +154,7 @@ class Engine:
         except asyncio.CancelledError:
             for future in futures:
                 if future.cancel():
-                    self.note_failure(Cancelled("the caller went away"))
+                    self.note_failure(Cancelled("the caller went away"), requests[0].request.caller)
                 elif not future.cancelled():
                     future.exception()  # it will not be asked for
             self._scheduler.drop_answered()
@@ -157,7 +166,7 @@ class Engine:
         """Let prepared requests wait for their batches; any thread."""
         for request in requests:
             request.members = self.ensemble.first_members(request.samples)
-        self._scheduler.put(requests, self._admission.requests)
+        self._scheduler.put(requests, self._admission.requests.taken)
 
     def _on_time_up(self, request: Request) -> None:
         """Answer a request whose time is up: from the members so far if it is in a batch, else with an error."""
@@ -201,26 +210,32 @@ class Engine:
         """The members' circuit breakers, to read."""
         return self._scheduler.breakers
 
-    async def update_fusion(self, change: FusionChange) -> None:
+    async def update_fusion(self, change: FusionChange, caller: str = "") -> None:
         """Put another fusion to use, for every batch from now on; raises InvalidOption and FusionConflict."""
-        await asyncio.shield(self._change(partial(self._versions.update, change)))
+        await asyncio.shield(self._change(partial(self._versions.update, change), caller))
 
-    async def roll_back_fusion(self, version: int) -> None:
+    async def roll_back_fusion(self, version: int, caller: str = "") -> None:
         """Put an earlier version of the fusion to use again, 0 for the one before; raises FusionConflict."""
-        await asyncio.shield(self._change(partial(self._versions.roll_back, version)))
+        await asyncio.shield(self._change(partial(self._versions.roll_back, version), caller))
 
-    async def _change(self, change: Callable[[], None]) -> None:
+    async def _change(self, change: Callable[[], None], caller: str) -> None:
         """Make a change on a thread that may wait, one at a time, to its end even if its caller goes away."""
         async with self._changing:
+            before = self.ensemble.fusion
             await asyncio.to_thread(change)
+            audit(caller, "fusion", describe_version(before), describe_version(self.ensemble.fusion))
 
-    async def set_member(self, name: str, is_enabled: bool) -> None:
+    async def set_member(self, name: str, is_enabled: bool, caller: str = "") -> None:
         """Enable or disable a member by hand; raises UnknownMember."""
         names = [member.name for member in self.ensemble.members]
         if name not in names:
             raise UnknownMember(f"member: found {quote(name)}; allowed: {', '.join(map(repr, names))}")
         # Not behind other changes: one of them may be waiting for just the member that is to be disabled.
-        await asyncio.to_thread(self._scheduler.set_member, names.index(name), is_enabled)
+        await asyncio.to_thread(self._set_member, names.index(name), is_enabled, caller)
+
+    def _set_member(self, index: int, is_enabled: bool, caller: str) -> None:
+        before, after = self._scheduler.set_member(index, is_enabled)
+        audit(caller, f"member {self.ensemble.members[index].name}", before.name, after.name)
 
     async def capture_trace(self, seconds: float) -> str:
         """Watch everything for so long and return it as a Chrome trace; raises Overloaded if another capture is under way."""
@@ -240,12 +255,12 @@ class Engine:
     @property
     def requests_in_flight(self) -> int:
         """The requests that are being prepared, wait or compute."""
-        return self._admission.requests
+        return self._admission.requests.taken
 
     @property
     def bytes_in_flight(self) -> int:
         """The bytes of their calls."""
-        return self._admission.bytes
+        return self._admission.bytes.taken
 
     @property
     def requests_waiting(self) -> int:
@@ -284,11 +299,13 @@ class Engine:
         if self._listener is not None:
             trace_id = request.span.trace_id if request.span is not None else ""
             self._listener.on_response(response, now - request.arrived_at, trace_id)
+            self._listener.on_end(request.caller, "OK")
 
-    def note_failure(self, error: TwinferError) -> None:
+    def note_failure(self, error: TwinferError, caller: str) -> None:
         """Note that a request or a call has ended with an error."""
         if self._listener is not None:
             self._listener.on_failure(error)
+            self._listener.on_end(caller, error.code.name)
 
     def _note_breakers_soon(self) -> None:
         """Have the event loop note that a breaker has changed; any thread."""

@@ -62,6 +62,7 @@ class BatchFormer:
         decision = self._decide(now)
         for request in decision.waiting:
             self.queue.put(request)
+        self.queue.note_taken(decision.taken)
         try:
             return self._make(decision, now) if decision.taken else None, decision
         except Exception:  # a defect; it costs these requests, and no buffers

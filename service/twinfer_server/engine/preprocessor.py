@@ -3,11 +3,11 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from ..errors import InternalError, Stage, TwinferError, detach
 from ..inputs import RequestProcessor
 from ..types import Request
+from .turns import Turns
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class Preprocessor:
         self._threads = threads
         self._on_ready = on_ready
         self._on_failure = on_failure
+        self._turns = Turns()
         self._workers = Workers("preprocess", threads)
 
     def prepare(self, requests: Sequence[Request], size_bytes: int) -> None:
@@ -38,23 +39,30 @@ class Preprocessor:
         Requests in which there is nothing to decode are prepared at once: handing them to a thread would take longer.
         """
         if all(self._processor.is_light(request.request) for request in requests):
-            self._take_turn(requests)
+            self._prepare_some(requests)
             return
         shares = min(self._threads, len(requests), 1 + size_bytes // SHARE_BYTES)
         for first in range(shares):
-            self._workers.do(partial(self._take_turn, requests[first::shares]))
+            self._wait_for_turn(requests[first::shares])
 
     def close(self) -> None:
         """End the threads behind what is queued."""
         self._workers.close()
 
-    def _take_turn(self, requests: Sequence[Request]) -> None:
-        """Prepare requests until they are done or the turn is over; the others go behind what has come meanwhile."""
+    def _wait_for_turn(self, requests: Sequence[Request]) -> None:
+        self._turns.put(requests)
+        self._workers.do(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._prepare_some(self._turns.take())
+
+    def _prepare_some(self, requests: Sequence[Request]) -> None:
+        """Prepare requests until they are done or the turn is over; the others wait for another turn."""
         ends = time.monotonic() + TURN_SECONDS
         ready = []
         for position, request in enumerate(requests):
             if position and time.monotonic() > ends:
-                self._workers.do(partial(self._take_turn, requests[position:]))
+                self._wait_for_turn(requests[position:])
                 break
             if not request.is_answered and self._prepare(request):
                 ready.append(request)

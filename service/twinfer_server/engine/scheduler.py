@@ -22,7 +22,7 @@ from ..errors import MemberLate, TwinferError
 from ..executor import Batch, Ensemble, escalate
 from ..settings import ServerSettings
 from ..types import Policy, Request, Response
-from .circuit_breaker import CircuitBreakers
+from .circuit_breaker import BreakerState, CircuitBreakers
 from .completion import Completion, complete, refuse, respond_from_done, respond_from_partials
 from .forming import BatchFormer, Decision
 from .in_flight import LATE_TOGETHER_SECONDS, InFlight
@@ -100,11 +100,15 @@ class Scheduler:
                     self._arrivals.remove(request)
         self._poke()
 
-    def set_member(self, index: int, is_enabled: bool) -> None:
-        """Enable or disable a member by hand; not for the event loop."""
+    def set_member(self, index: int, is_enabled: bool) -> tuple[BreakerState, BreakerState]:
+        """Enable or disable a member by hand; return its breaker's state before and now. Not for the event loop."""
+        breaker = self.breakers.breakers[index]
         with self._lock:
+            before = breaker.reading.state
             self.breakers.set_by_hand(index, is_enabled)
+            after = breaker.reading.state
         self._poke()
+        return before, after
 
     def behind_seconds(self) -> dict[str, float]:
         """Return for how long each member's stream has been behind its time, by member name; not for the event loop."""

@@ -26,6 +26,8 @@ def end_spans(requests: Sequence[InferRequest], made: Sequence[Request | Twinfer
             continue
         if request.request_id:
             request.span.note({"twinfer.request.id": request.request_id})
+        if request.caller:
+            request.span.note({"twinfer.caller": request.caller})
         outcome = way.outcome if isinstance(way, Request) else way
         if isinstance(way, Request) and way.ready_at:
             _note_way(request.span, way, outcome)

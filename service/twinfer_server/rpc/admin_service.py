@@ -12,7 +12,7 @@ from ..engine import Engine
 from ..errors import InvalidOption, Loading
 from ..executor import FusionChange
 from ..settings import ServerSettings
-from .boundary import Context, unary
+from .boundary import Context, find_caller, unary
 from .describe import describe
 
 ADMIN_SERVICE = pb.DESCRIPTOR.services_by_name["EnsembleAdminService"].full_name
@@ -69,14 +69,14 @@ class EnsembleAdminService:
         )
         if change == FusionChange(message.expected_version):
             raise InvalidOption("found nothing to change; allowed: a method, weights, temperatures, or fitted")
-        await engine.update_fusion(change)
+        await engine.update_fusion(change, find_caller())
         return pb.UpdateFusionResponse(fusion=self._describe(engine).fusion)
 
     async def _roll_back_fusion(
         self, message: pb.RollbackFusionRequest, size_bytes: int, context: Context
     ) -> pb.RollbackFusionResponse:  # fmt: skip
         engine = self._ready_engine()
-        await engine.roll_back_fusion(message.version)
+        await engine.roll_back_fusion(message.version, find_caller())
         return pb.RollbackFusionResponse(fusion=self._describe(engine).fusion)
 
     async def _set_member(self, message: pb.SetMemberRequest, size_bytes: int, context: Context) -> pb.SetMemberResponse:
@@ -85,6 +85,6 @@ class EnsembleAdminService:
         if message.breaker_state not in (closed, disabled):
             found = message.breaker_state
             raise InvalidOption(f"breaker_state: found {found}; allowed: {closed} (CLOSED), {disabled} (DISABLED)")
-        await engine.set_member(message.member, message.breaker_state == closed)
+        await engine.set_member(message.member, message.breaker_state == closed, find_caller())
         member = next(member for member in self._describe(engine).members if member.name == message.member)
         return pb.SetMemberResponse(member=member)

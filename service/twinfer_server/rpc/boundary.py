@@ -38,13 +38,14 @@ OnFailure = Callable[[TwinferError], None]
 
 
 class Arrival(NamedTuple):
-    """When a message came and by when it must be answered (None: its call has no deadline), by `time.monotonic()`.
+    """Whose message came, when, and by when it must be answered (None: its call has no deadline), by `time.monotonic()`.
 
     `span` stands for the call, or for the message of an RPC stream, where its trace is recorded.
     """
 
     at: float
     deadline: float | None
+    caller: str = ""
     span: TraceSpan | None = None
 
 
@@ -59,6 +60,7 @@ class Status(NamedTuple):
 _arrived_at: ContextVar[float] = ContextVar("arrived_at")
 current_span: ContextVar[TraceSpan | None] = ContextVar("current_span", default=None)
 """What stands for the current task's call or message, where its trace is recorded."""
+_caller: ContextVar[str] = ContextVar("caller", default="")
 
 
 def note_arrival() -> None:
@@ -66,10 +68,21 @@ def note_arrival() -> None:
     _arrived_at.set(time.monotonic())
 
 
+def name_caller(caller: str) -> None:
+    """Note whose call it is; holds for the current task and for those that it begins."""
+    _caller.set(caller)
+
+
+def find_caller() -> str:
+    """Return whose call it is; empty where names are not asked for, or none was proved."""
+    return _caller.get()
+
+
 def find_arrival(context: Context) -> Arrival:
-    """Return when the current task's message came, and its call's deadline."""
+    """Return whose message the current task's is, when it came, and its call's deadline."""
     remaining: float | None = context.time_remaining()
-    return Arrival(_arrived_at.get(), None if remaining is None else time.monotonic() + remaining, current_span.get())
+    deadline = None if remaining is None else time.monotonic() + remaining
+    return Arrival(_arrived_at.get(), deadline, find_caller(), current_span.get())
 
 
 def note_span_error(error: TwinferError) -> None:
@@ -139,7 +152,8 @@ def write_status(error: TwinferError) -> Status:
     """Write an error as the status of a call."""
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, write_error(error).SerializeToString())]
     if isinstance(error, Overloaded):
-        metadata.append((PUSHBACK_KEY, str(round((error.retry_after_seconds or 0.0) * 1000))))
+        after = error.retry_after_seconds
+        metadata.append((PUSHBACK_KEY, "-1" if after is None else str(round(after * 1000))))  # -1: not again (gRFC A6)
     return Status(error.code, summarize(error), tuple(metadata))
 
 

@@ -41,7 +41,11 @@ _NO_OPTIONS = _Options()
 
 
 def read_request(
-    message: ensemble_service_pb2.InferRequest, arrived_at: float, deadline: float | None, span: TraceSpan | None = None
+    message: ensemble_service_pb2.InferRequest,
+    arrived_at: float,
+    deadline: float | None,
+    caller: str = "",
+    span: TraceSpan | None = None,
 ) -> InferRequest:  # fmt: skip
     """Turn a parsed request into a plain one; raises InvalidInput and InvalidOption for what no ensemble could accept."""
     request_id = message.request_id
@@ -57,6 +61,7 @@ def read_request(
         ensemble=message.ensemble,
         version=message.version,
         request_id=request_id,
+        caller=caller,
         **options,
     )
 

@@ -13,7 +13,7 @@ from ..engine import Engine
 from ..errors import InvalidOption, Loading, TwinferError
 from ..settings import ServerSettings
 from ..types import InferRequest, Response
-from .boundary import Arrival, Context, describe_error, find_arrival, note_span_error, parse, unary
+from .boundary import Arrival, Context, describe_error, find_arrival, find_caller, note_span_error, parse, unary
 from .codec import MAX_REQUEST_ID_BYTES, read_request, write_error
 from .describe import describe
 from .responses import ResponseWriter
@@ -57,7 +57,7 @@ class EnsembleService:
     def note_failure(self, error: TwinferError) -> None:
         """Tell the engine, if there is one by now, of a call or a request that ends with an error."""
         if self._served is not None:
-            self._served[0].note_failure(error)
+            self._served[0].note_failure(error, find_caller())
 
     def _ready(self) -> tuple[Engine, ResponseWriter]:
         if self._served is None:
@@ -137,6 +137,6 @@ class EnsembleService:
 def _read(message: pb.InferRequest, arrival: Arrival) -> InferRequest | TwinferError:
     """Read one request of several, which fails alone."""
     try:
-        return read_request(message, arrival.at, arrival.deadline, arrival.span)
+        return read_request(message, *arrival)
     except Exception as error:
         return describe_error(error)

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_health.v1 import health_pb2
 
+from ..engine import Places
 from ..errors import Overloaded
-from .boundary import Context, OnFailure, fail, write_status
+from .boundary import Context, OnFailure, fail, find_caller, write_status
 
 RETRY_SECONDS = 0.5
 """When a call that was one too many may come again: a place is free when another call ends, which cannot be foreseen."""
@@ -31,9 +32,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, max_calls: int, on_failure: OnFailure | None = None) -> None:
         """Let `max_calls` in at once; `on_failure` is told of each that is refused."""
-        self.calls = 0
-        """The calls that there are now, but for those of the health service."""
-        self._max_calls = max_calls
+        self._places = Places(max_calls)
+        """For all calls but those of the health service."""
         self._on_failure = on_failure
         self._came = 0
         self._may_reply = asyncio.Event()
@@ -49,18 +49,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._came += 1
         method = handler_call_details.method
         if method not in HEALTH_METHODS:
-            if self.calls >= self._max_calls:
+            caller = find_caller()
+            if self._places.taken + 1 > self._places.allowed(caller, 1):
                 return self._refusing
-            self.calls += 1
+            self._places.take(caller, 1)
             task = asyncio.current_task()
             assert task is not None  # `grpc` runs each call, interceptors included, in a task of its own
-            task.add_done_callback(self._release)
+            task.add_done_callback(lambda task: self._places.give_back(caller, 1))
         if method not in self._guarded:
             handler = await continuation(handler_call_details)
             if handler is None:  # no such method
                 return None
             self._guarded[method] = self._guard(handler)
         return self._guarded[method]
+
+    @property
+    def calls(self) -> int:
+        """The calls that there are now, but for those of the health service."""
+        return self._places.taken
 
     async def settle(self) -> None:
         """Hold unary replies, and return when no call has come for a moment.
@@ -104,11 +110,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
     async def _refuse(self, requests: object, context: Context) -> None:
-        text = f"calls: found {self.calls + 1} at once; allowed: {self._max_calls}"
+        text = f"calls: found {self.calls + 1} at once; allowed: {self._places.allowed(find_caller(), 1)}"
         error = Overloaded(text, retry_after_seconds=RETRY_SECONDS)
         if self._on_failure is not None:
             self._on_failure(error)
         await context.abort(*write_status(error))
-
-    def _release(self, task: object) -> None:
-        self.calls -= 1

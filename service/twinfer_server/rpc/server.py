@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2
 
+from ..auth_file import AuthFile
 from ..engine import Engine
 from ..settings import ServerSettings
 from .admin_service import ADMIN_SERVICE, EnsembleAdminService
@@ -22,6 +23,7 @@ from .interceptors import CallInterceptor
 from .observing import Observers, ObservingInterceptor
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
+from .security import SecurityInterceptor
 
 OPTIONS = (
     # A second server on the port is refused. By default both would share it, and each get a part of the connections.
@@ -61,25 +63,37 @@ class PortTaken(RuntimeError):
 class AdminServer:
     """The operators' service on its listener, if there is to be one."""
 
-    def __init__(self, settings: ServerSettings, pool: Executor, observers: Observers = NOBODY) -> None:
-        """Put it together; `pool` parses large messages, `observers` are told of calls. Call it on the event loop."""
+    def __init__(
+        self, settings: ServerSettings, pool: Executor, observers: Observers = NOBODY, auth_file: AuthFile | None = None
+    ) -> None:  # fmt: skip
+        """Put it together. Call it on the event loop.
+
+        `pool` parses large messages, `observers` are told of calls, and `auth_file` names the callers.
+        """
         self._service = EnsembleAdminService(pool, settings)
-        self._address = settings.admin_listen
+        self._address, self._settings = settings.admin_listen, settings
         self._health = Health((ADMIN_SERVICE,))
         self._server: grpc.aio.Server | None = None
+        self._security = SecurityInterceptor(auth_file) if auth_file else None
         if self._address:
             files = (ensemble_admin_service_pb2.DESCRIPTOR, *SHARED_FILES)
             calls = CallInterceptor(settings.max_concurrent_calls)
-            self._server = _make_server(settings, calls, (self._service.handlers(),), self._health, files, observers)
+            interceptors = self._security, calls
+            self._server = _make_server(settings, interceptors, (self._service.handlers(),), self._health, files, observers)
 
     async def start(self) -> str:
         """Listen; return the address with the port that was found, "" where there is to be no listener. Raises PortTaken."""
-        return "" if self._server is None else await _start(self._server, self._address)
+        return "" if self._server is None else await _start(self._server, self._address, self._settings)
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine; from now on the service serves, whatever becomes of the callers'."""
         self._service.open(engine)
         self._health.report(is_serving=True)
+
+    def end_revoked(self) -> None:
+        """End the RPC streams of callers that are let in no more."""
+        if self._security is not None:
+            self._security.end_revoked()
 
     def end(self) -> None:
         """Report NOT_SERVING for good and end watches."""
@@ -94,21 +108,28 @@ class AdminServer:
 class RpcServer:
     """The callers' services on their listener."""
 
-    def __init__(self, settings: ServerSettings, pool: Executor, observers: Observers = NOBODY) -> None:
-        """Put the services together; `pool` parses large messages, `observers` are told of calls. Call it on the event loop."""
+    def __init__(
+        self, settings: ServerSettings, pool: Executor, observers: Observers = NOBODY, auth_file: AuthFile | None = None
+    ) -> None:  # fmt: skip
+        """Put the services together. Call it on the event loop.
+
+        `pool` parses large messages, `observers` are told of calls, and `auth_file` names the callers.
+        """
         self._health = Health((SERVICE, INFERENCE_SERVICE))
         self._ensemble_service = EnsembleService(pool, settings)
         self._inference_service = InferenceService(pool, settings)
-        self._address = settings.listen
+        self._address, self._settings = settings.listen, settings
+        self._security = SecurityInterceptor(auth_file, self._ensemble_service.note_failure) if auth_file else None
         self._calls = CallInterceptor(settings.max_concurrent_calls, self._ensemble_service.note_failure)
         handlers = self._ensemble_service.handlers(), self._inference_service.handlers()
         files = (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, *SHARED_FILES)
-        self._server = _make_server(settings, self._calls, handlers, self._health, files, observers)
+        interceptors = self._security, self._calls
+        self._server = _make_server(settings, interceptors, handlers, self._health, files, observers)
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Listen; return the address with the port that was found. Raises PortTaken."""
-        return await _start(self._server, self._address)
+        return await _start(self._server, self._address, self._settings)
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
@@ -124,6 +145,11 @@ class RpcServer:
         """Set the health of the callers' services, and of each member by name."""
         self._health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
         self._inference_service.report(is_serving, members)
+
+    def end_revoked(self) -> None:
+        """End the RPC streams of callers that are let in no more."""
+        if self._security is not None:
+            self._security.end_revoked()
 
     async def drain(self, grace_seconds: float) -> None:
         """Report NOT_SERVING for good, send clients elsewhere, end watches now, and RPC streams when their requests are answered.
@@ -149,7 +175,7 @@ class RpcServer:
 
 def _make_server(
     settings: ServerSettings,
-    calls: CallInterceptor,
+    interceptors: Sequence[grpc.aio.ServerInterceptor | None],
     handlers: Sequence[grpc.GenericRpcHandler],
     health: Health,
     files: Sequence[FileDescriptor],
@@ -158,8 +184,8 @@ def _make_server(
     """Make a server of some services, health and reflection, which describes the services in `files` and nothing else."""
     options = (*OPTIONS, ("grpc.max_receive_message_length", settings.max_message_bytes))
     # Where calls are observed, it is from the outside: those that other interceptors refuse count, too.
-    observing = () if observers == NOBODY else (ObservingInterceptor(observers, files),)
-    server = grpc.aio.server(interceptors=(*observing, calls), options=options)
+    observing = None if observers == NOBODY else ObservingInterceptor(observers, files)
+    server = grpc.aio.server(interceptors=tuple(filter(None, (observing, *interceptors))), options=options)
     server.add_generic_rpc_handlers(tuple(handlers))
     health.add_to(server)
     names = [service.full_name for file in files for service in file.services_by_name.values()]
@@ -183,16 +209,25 @@ def _make_pool(files: Sequence[FileDescriptor]) -> DescriptorPool:
     return pool
 
 
-async def _start(server: grpc.aio.Server, address: str) -> str:
+async def _start(server: grpc.aio.Server, address: str, settings: ServerSettings) -> str:
     """Listen on HOST:PORT or unix:PATH; return the address with the port that was found. Raises PortTaken."""
     if address.startswith("unix:") and _is_answered(address.removeprefix("unix:")):  # `grpc` would take it over
         raise PortTaken(f"cannot listen on {address}: another server does")
     try:
-        port = server.add_insecure_port(address)
+        credentials = _read_credentials(settings)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:  # `grpc` keeps to itself what the system said
         raise PortTaken(f"cannot listen on {address}: another server does, or it is no address of this machine") from None
     await server.start()
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _read_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
+    roots = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+    return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
 
 
 def _is_answered(path: str) -> bool:

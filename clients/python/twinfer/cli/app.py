@@ -10,6 +10,7 @@ from twinfer.cli.describe import describe
 from twinfer.cli.infer import infer
 from twinfer.cli.operate import fusion, member, timeline
 from twinfer.cli.server import add_server_commands
+from twinfer.cli.token import token
 
 SAYS = "Two models side by side, one fused answer."
 
@@ -18,6 +19,7 @@ for command in (infer, describe, bench, timeline):
     app.command()(command)
 app.add_typer(fusion, name="fusion")
 app.add_typer(member, name="member")
+app.add_typer(token, name="token")
 add_server_commands(app)
 
 

@@ -11,9 +11,17 @@ import typer
 
 from twinfer.cli.extras import needing
 from twinfer.cli.inputs import Image, Inputs, Text, read_inputs
-from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Timeout, check_folder, failures_reported
+from twinfer.cli.options import (
+    DEFAULT_SERVER,
+    DEFAULT_TIMEOUT,
+    Timeout,
+    TokenFile,
+    check_folder,
+    connect,
+    failures_reported,
+    read_token,
+)
 from twinfer.cli.report import print_table
-from twinfer.client import Client
 from twinfer.requests import make_request
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
 
@@ -43,6 +51,7 @@ def bench(
         int, typer.Option(min=1, help="Open loop: an arrival that finds so many calls in flight is not sent, and counted.")
     ] = 512,
     timeout: Timeout = DEFAULT_TIMEOUT,
+    token_file: TokenFile = None,
     image_size: Annotated[int, typer.Option(min=1, help="Width and height of random images.")] = 224,
     seed: Annotated[int, typer.Option(help="Of random rows and arrivals.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where the figures go, as JSON.")] = None,
@@ -59,11 +68,11 @@ def bench(
         load = importlib.import_module("twinfer.load")
     points = _read_points(load, concurrency, rate)
     values = read_inputs(image, text, inputs)
-    with failures_reported(as_json=False), Client(address, timeout=timeout) as client:
+    with failures_reported(as_json=False), connect(address, token_file, timeout) as client:
         ensemble = client.describe()
         requests, origin = _make_requests(load, ensemble, values, data, image_size, seed)
         client.infer(requests[0])  # what fails without any load is said at once
-    wanted = load.Load(address, requests, span, warm_up, timeout, batch, max_in_flight, seed)
+    wanted = load.Load(address, requests, span, warm_up, timeout, batch, max_in_flight, seed, read_token(token_file))
     title = f"{ensemble.name} version {ensemble.version} at {address}: {wanted.method}, {origin}"
     typer.echo(title)
     measured, is_interrupted = _measure(load, wanted, points)

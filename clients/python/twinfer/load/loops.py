@@ -31,6 +31,7 @@ class Load:
     # Of an open loop. Beyond it arrivals are not sent, and counted.
     max_in_flight: int = 512
     seed: int = 0
+    token: str | None = None
 
     @property
     def method(self) -> str:
@@ -87,7 +88,7 @@ class _Stretch:
         # No retries, which would hide failures; and connections of their own, where gRPC would make one of them.
         apart = [("grpc.use_local_subchannel_pool", 1)]
         self._clients = [
-            AsyncClient(load.target, timeout=load.timeout, attempts=1, options=apart)
+            AsyncClient(load.target, token=load.token, timeout=load.timeout, attempts=1, options=apart)
             for _ in range(-(-in_flight // CALLS_PER_CONNECTION))
         ]
         self._next_client = itertools.cycle(self._clients)

@@ -39,6 +39,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_FUSION_VERSION: _ClassVar[Reason]
     REASON_UNSUPPORTED: _ClassVar[Reason]
+    REASON_UNAUTHENTICATED: _ClassVar[Reason]
+    REASON_PERMISSION_DENIED: _ClassVar[Reason]
 STAGE_UNSPECIFIED: Stage
 STAGE_ADMIT: Stage
 STAGE_DECODE: Stage
@@ -68,6 +70,8 @@ REASON_NOTHING_TO_FUSE: Reason
 REASON_INTERNAL: Reason
 REASON_FUSION_VERSION: Reason
 REASON_UNSUPPORTED: Reason
+REASON_UNAUTHENTICATED: Reason
+REASON_PERMISSION_DENIED: Reason
 
 class Error(_message.Message):
     __slots__ = ("code", "reason", "member", "stage", "text")

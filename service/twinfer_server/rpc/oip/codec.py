@@ -83,6 +83,7 @@ def _read_options(message: Infer, model: Model, outputs: Sequence[Output], arriv
         priority={0: Priority.NORMAL, 1: Priority.HIGH, 2: Priority.NORMAL}.get(priority, Priority.LOW),
         wants_member_predictions=any(output.is_members_prediction for output in outputs),
         request_id=message.id,
+        caller=arrival.caller,
     )
 
 

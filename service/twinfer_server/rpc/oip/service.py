@@ -14,7 +14,18 @@ from ...engine import Engine
 from ...errors import Loading, TwinferError, Unsupported
 from ...settings import ServerSettings
 from ...types import InferRequest, Response
-from ..boundary import SMALL_MESSAGE_BYTES, Context, describe_error, fail, find_arrival, note_span_error, parse, summarize, unary
+from ..boundary import (
+    SMALL_MESSAGE_BYTES,
+    Context,
+    describe_error,
+    fail,
+    find_arrival,
+    find_caller,
+    note_span_error,
+    parse,
+    summarize,
+    unary,
+)  # fmt: skip
 from ..codec import MAX_REQUEST_ID_BYTES
 from ..describe import describe
 from ..streams import Streams
@@ -133,7 +144,7 @@ class InferenceService:
 
     def _note_failure(self, error: TwinferError) -> None:
         if self._engine is not None:
-            self._engine.note_failure(error)
+            self._engine.note_failure(error, find_caller())
 
     async def _model_infer(self, message: pb.ModelInferRequest, size_bytes: int, context: Context) -> pb.ModelInferResponse:
         arrival, engine = find_arrival(context), self._ready_engine()
@@ -196,7 +207,7 @@ async def _infer_all(engine: Engine, requests: Sequence[InferRequest], size_byte
             text = f"request {number}: {error.text}" if len(results) > 1 else error.text
             errors.append(type(error)(text, member=error.member, stage=error.stage))
     for error in errors[1:]:
-        engine.note_failure(error)  # the first is noted with the call
+        engine.note_failure(error, find_caller())  # the first is noted with the call
     if errors:
         raise errors[0]
     return cast(list[Response], results)
