@@ -104,14 +104,14 @@ class Member:
         return [output.cpu() for output in self.read(module(*self.arguments(buffers, bucket)))]
 
     def arguments(self, buffers: StagingBuffers, bucket: Bucket) -> tuple[Tensor, ...]:
-        """Return what the model is called with for what `buffers` hold."""
+        """Return what the model is called with for what `buffers` hold, in its own dtypes and layouts."""
         staged = buffers.inputs(bucket)
         arguments: list[Tensor] = []
         for kind in self.inputs:
             count = len(kind.buffers)
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
-        return tuple(arguments)
+        return self.model.adapt(arguments)
 
     def read(self, outputs: object) -> list[Tensor]:
         """Find, in what the model returns, the output that counts and the extra ones: float32 [samples, ...] each."""
