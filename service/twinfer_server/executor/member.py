@@ -95,13 +95,17 @@ class Member:
         """Compute the output that counts, and behind it the extra ones: float32 [samples, ...] each; on the member's stream."""
         return self.read(self.model.module(*self.arguments(buffers, bucket)))
 
-    def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:
-        """Compute samples on the calling thread, with the model's own slow checks, and bring all outputs to the host."""
-        buffers, bucket = self.buffers[0], Bucket(len(samples), self.token_sizes[-1])
+    def stage(self, samples: Sequence[Samples]) -> tuple[Tensor, ...]:
+        """Write samples into the first staging buffers, which nothing else may use; return what the model is called with."""
+        buffers, bucket = self.buffers[0], Bucket(len(samples), self.bucket(samples).tokens)
         buffers.write(samples, bucket)
         buffers.copy_in(bucket)
+        return self.arguments(buffers, bucket)
+
+    def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:
+        """Compute samples on the calling thread, with the model's own slow checks, and bring all outputs to the host."""
         module = self.model.checked or self.model.module
-        return [output.cpu() for output in self.read(module(*self.arguments(buffers, bucket)))]
+        return [output.cpu() for output in self.read(module(*self.stage(samples)))]
 
     def arguments(self, buffers: StagingBuffers, bucket: Bucket) -> tuple[Tensor, ...]:
         """Return what the model is called with for what `buffers` hold, in its own dtypes and layouts."""

@@ -28,4 +28,4 @@ def make_input(
     return INPUT_KINDS[spec.kind](f"members.{member}.input.{name}", name, spec, folder, limits, device)
 
 
-__all__ = ["BufferSpec", "InputKind", "InputLimits", "RequestProcessor", "UpstreamInput", "make_input"]
+__all__ = ["BufferSpec", "InputKind", "InputLimits", "RequestProcessor", "TextInput", "UpstreamInput", "make_input"]
