@@ -64,15 +64,17 @@ def _walk_tensors(message: Any) -> Iterator[Any]:
                 yield from _walk_tensors(part)
 
 
-def find_data(folder: Path, model: str, location: str) -> Path:
-    """Return the path of a file that the graph `model` of the folder keeps tensors in; raises ValueError where that is none.
-
-    ONNX has such files beside the graph or below.
-    """
+def check_location(location: str) -> PurePosixPath:
+    """Return the path, from the graph's folder, of a file that it keeps tensors in; raises ValueError for what ONNX does not allow."""
     path = PurePosixPath(location)
     if not path.name or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
         raise ValueError(f"found the path {quote(location)}; allowed: one from the graph's own folder, without '..' and backslashes")
-    return find_file(folder, str(Path(model).parent / path))
+    return path
+
+
+def find_data(folder: Path, model: str, location: str) -> Path:
+    """Return the path of a file that the graph `model` of the folder keeps tensors in; raises ValueError where that is none."""
+    return find_file(folder, str(Path(model).parent / check_location(location)))
 
 
 def _find_last(makers: dict[str, Any], name: str) -> str:

@@ -1,6 +1,6 @@
 """What an ensemble folder says: `ensemble.toml`, parsed and checked before anything is loaded."""
 
-from .directory import PREFIX, find_directory, find_output_kind, has_several_labels, name_classes, read_json
+from .directory import PREFIX, complete_table, find_directory, find_output_kind, has_several_labels, name_classes, read_json
 from .ensemble import BatchingSpec, CascadeSpec, EnsembleSpec, FusionSpec, Task
 from .files import NAME_PATTERN, LeavesFolder, find_file
 from .members import (
@@ -34,6 +34,7 @@ __all__ = [
     "TextInputSpec",
     "UpstreamInputSpec",
     "check_classes",
+    "complete_table",
     "describe_faults",
     "find_directory",
     "find_file",
