@@ -8,17 +8,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.models import as_any
 from twinfer_server.types import Array
 
 FLOAT = TensorProto.FLOAT
 
 
-def describe_value(name: str, kind: int, shape: Sequence[str | int]) -> Any:
+def describe_value(name: str, kind: int, shape: Sequence[object]) -> Any:
     """Give the value of a graph."""
-    return helper.make_tensor_value_info(name, kind, shape)
+    return helper.make_tensor_value_info(name, kind, as_any(shape))
 
 
-def save_nodes(path: Path, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], weights: Sequence[Any] = ()) -> Path:
+def save_nodes(
+    path: Path, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], weights: Sequence[Any] = ()
+) -> Path:
     """Write a graph of these parts."""
     graph = helper.make_graph(nodes, "graph", inputs, outputs, list(weights))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,11 +81,13 @@ def save_pooled(path: Path, kind: int, is_last: bool, classes: int = 3) -> Path:
         helper.make_node("MatMul", ["mean", "w"], ["logits"]),
     ]
     shape = ["n", 16, 12, 3] if is_last else ["n", 3, 16, 12]
-    return save_nodes(path, nodes, [describe_value("pixels", kind, shape)], [describe_value("logits", inside, ["n", classes])], [weights])
+    return save_nodes(
+        path, nodes, [describe_value("pixels", kind, shape)], [describe_value("logits", inside, ["n", classes])], [weights]
+    )
 
 
 def save_text(path: Path, kind: int, vocabulary: int, takes_types: bool = False, tokens: str | int = "tokens") -> Path:
-    """Write a classifier of texts, whose ids, mask and types are of this kind of numbers: of their embeddings' sum under the mask."""
+    """Write a classifier of texts, whose ids, mask and types are of this kind of numbers: of the sum of their embeddings."""
     names = ["input_ids", "attention_mask", *["token_type_ids"] * takes_types]
     weights = [
         numpy_helper.from_array(make_weights(2, vocabulary, 8), "table"),

@@ -1,4 +1,4 @@
-"""Sources of every kind: what `twinfer init` writes of them is loaded as `twinfer validate` does, or the draft says what is missing."""
+"""Sources of every kind: what `twinfer init` writes is loaded as `twinfer validate` does, or it says what is missing."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,13 +13,15 @@ import transformers
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.graphs import FLOAT, describe_value, make_weights, move_weights, save_linear, save_nodes, save_pooled, save_text
-from tests.models import as_any
 from tests.pretrained import MAX_TOKENS, SMALL, WORDS, make_tokenizer, save, save_bert, save_clip, save_vit, save_yolos
 from twinfer_server.draft import CannotDraft, MemberDraft, check_folder, draft_member, draft_towers, write_folder
 from twinfer_server.spec import EnsembleSpec, read_spec
 
 Source = tuple[str, str]
 """What is given on the command line: a source, and the task of a graph."""
+
+
+BERT = {"model_type": "bert", "max_position_embeddings": MAX_TOKENS, "vocab_size": len(WORDS)}
 
 
 def save_encoder(directory: Path, with_mean: bool = True) -> str:
@@ -36,7 +38,7 @@ def save_encoder(directory: Path, with_mean: bool = True) -> str:
 
 def save_decoder(directory: Path) -> str:
     sizes = SMALL | {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(WORDS), "max_position_embeddings": MAX_TOKENS}
-    config = transformers.Qwen3Config(**as_any(sizes), num_labels=2, pad_token_id=0)
+    config = transformers.Qwen3Config(**sizes | {"num_labels": 2, "pad_token_id": 0})
     save(directory, transformers.Qwen3ForSequenceClassification(config), make_tokenizer())
     return f"hf:{directory}"
 
@@ -74,16 +76,15 @@ def save_two_outputs(path: Path) -> str:
     return str(save_nodes(path, nodes, [describe_value("x", FLOAT, ["n", 8])], outputs, weights))
 
 
-def save_bert_graph(folder: Path, kind: int = TensorProto.INT64, *, takes_types: bool = False, **facts: object) -> str:
-    """Write a graph of texts with the files of its tokenizer beside it, as exporters do; `facts` are those of its config.json."""
+def save_bert_graph(folder: Path, kind: int = TensorProto.INT64, takes_types: bool = False, has_config: bool = True) -> str:
+    """Write a graph of texts with the files of its tokenizer beside it, as exporters do."""
     path = save_text(folder / "model.onnx", kind, len(WORDS), takes_types)
     make_tokenizer().save_pretrained(folder)
-    if facts:
-        (folder / "config.json").write_text(json.dumps(facts))
+    if has_config:
+        (folder / "config.json").write_text(json.dumps(BERT))
     return str(path)
 
 
-BERT = {"model_type": "bert", "max_position_embeddings": MAX_TOKENS, "vocab_size": len(WORDS)}
 SERVED: dict[str, Callable[[Path], Sequence[Source]]] = {
     "a classifier of pictures": lambda at: [(f"hf:{save_vit(at / 'm') and at / 'm'}", "")],
     "a classifier of texts": lambda at: [(f"hf:{save_bert(at / 'm') and at / 'm'}", "")],
@@ -107,9 +108,9 @@ SERVED: dict[str, Callable[[Path], Sequence[Source]]] = {
     "two graphs of one name and two dtypes": lambda at: [
         (str(save_linear(at / f"{kind}.onnx", kind=kind)), "classification") for kind in (FLOAT, TensorProto.DOUBLE)
     ],
-    "a graph of texts": lambda at: [(save_bert_graph(at / "m", **BERT), "classification")],
+    "a graph of texts": lambda at: [(save_bert_graph(at / "m"), "classification")],
     "a graph of texts of int32 with types": lambda at: [
-        (save_bert_graph(at / "m", TensorProto.INT32, takes_types=True, **BERT), "classification")
+        (save_bert_graph(at / "m", TensorProto.INT32, takes_types=True), "classification")
     ],
     "a graph of texts below its tokenizer": lambda at: [(move_below(at / "m"), "classification")],
     "a graph beside a directory": lambda at: [
@@ -119,7 +120,7 @@ SERVED: dict[str, Callable[[Path], Sequence[Source]]] = {
 
 
 def move_below(folder: Path) -> str:
-    path = Path(save_bert_graph(folder, **BERT))
+    path = Path(save_bert_graph(folder))
     (folder / "onnx").mkdir()
     return str(path.rename(folder / "onnx" / "model.onnx"))
 
@@ -151,7 +152,7 @@ def test_towers_are_loaded(tmp_path: Path) -> None:
 
 
 def test_a_graph_of_texts_is_drafted_as_one(tmp_path: Path) -> None:
-    spec, _ = draft_all(tmp_path / "made", [(save_bert_graph(tmp_path / "m", takes_types=True, **BERT), "classification")])
+    spec, _ = draft_all(tmp_path / "made", [(save_bert_graph(tmp_path / "m", takes_types=True), "classification")])
     assert spec is not None
     [text] = spec.members["m0"].input.values()
     assert (text.kind, getattr(text, "mask", None), getattr(text, "token_types", None)) == ("text", True, True)
@@ -168,7 +169,7 @@ ASKED: dict[str, tuple[Callable[[Path], Source], str]] = {
         r"members\.m0\.output\.select: the name of an output, one of 'by_w', 'by_v'",
     ),
     "a length": (
-        lambda at: (save_bert_graph(at / "m"), "classification"),
+        lambda at: (save_bert_graph(at / "m", has_config=False), "classification"),
         r"members\.m0\.input\.text\.max_tokens: the most tokens that the model takes",
     ),
     "a pooling": (lambda at: (save_encoder(at / "m", with_mean=False), ""), r"members\.m0\.pooling: found nothing"),
@@ -201,19 +202,19 @@ def test_what_no_source_says_is_asked_for_in_the_file_and_by_an_error(
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Source], str]] = {
-    "a fixed batch": (lambda at: (str(save_linear(at / "m.onnx", rows=2)), "tensor"), r"\[2, 8\], for exactly 2; allowed: any number"),
+    "a fixed batch": (lambda at: (str(save_linear(at / "m.onnx", rows=2)), "tensor"), r"\[2, 8\], for exactly 2; allowed: any"),
     "one number for a class": (lambda at: (str(save_linear(at / "m.onnx", classes=1)), "classification"), "--task multi_label"),
     "sigmoids for one class": (
         lambda at: (str(save_linear(at / "m.onnx", last="Sigmoid")), "classification"), "comes from a sigmoid.*--task multi_label",
     ),
-    "no vector": (lambda at: (str(save_linear(at / "m.onnx", columns=(2, 8))), "embedding"), r"allowed for task 'embedding': floats"),
+    "no vector": (lambda at: (str(save_linear(at / "m.onnx", columns=(2, 8))), "embedding"), "task 'embedding': floats"),
     "texts of one length": (lambda at: (fix_length(at / "m"), "classification"), r"'input_ids' is tensor\(int64\) \['n', 7\]"),
     "a tokenizer that is none": (lambda at: (spoil_tokenizer(at / "m"), "classification"), "cannot be followed"),
 }  # fmt: skip
 
 
 def fix_length(folder: Path) -> str:
-    source = save_bert_graph(folder, **BERT)
+    source = save_bert_graph(folder)
     model = onnx.load(source)
     for node in model.graph.input:
         node.type.tensor_type.shape.dim[1].dim_value = 7
@@ -222,7 +223,7 @@ def fix_length(folder: Path) -> str:
 
 
 def spoil_tokenizer(folder: Path) -> str:
-    source = save_bert_graph(folder, **BERT)
+    source = save_bert_graph(folder)
     (folder / "tokenizer.json").write_text("[]")
     return source
 

@@ -1,9 +1,9 @@
 """Names: folders, files, classes and inputs of any name that the system allows; and what a draft leaves behind that breaks off."""
 
 import os
+import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -14,20 +14,21 @@ from onnx import helper
 
 from tests.graphs import FLOAT, describe_value, move_weights, save_linear, save_nodes
 from tests.pretrained import save_vit
+from tests.processes import COMMAND
 from twinfer_server.draft import CannotDraft, MemberDraft, check_folder, draft_member, draft_towers, folder, write_folder
 from twinfer_server.draft.lines import comment, quote_toml
 from twinfer_server.draft.member import plain_name
 from twinfer_server.spec import NAME_PATTERN, read_spec
 
 NAMES = [
-    "with spaces", 'quo"ted', "it's", "new\nline", "back\\slash", "tab\t", "ünï", "日本", "🎉", ".hidden", "-dash", "--flag", "#hash", "a=b",
-    "bell\x07", "del\x7f", "x" * 200, "UPPER", "1st", "$HOME", "`id`", "a;b", "line\u2028separator", "\u202eright to left", "[table]",
+    "with spaces", 'quo"ted', "it's", "new\nline", "back\\slash", "tab\t", "ünï", "日本", "🎉", ".hidden", "-dash", "--flag",
+    "#hash", "bell\x07", "del\x7f", "x" * 200, "UPPER", "1st", "$HOME", "`id`", "a;b", "line\u2028separator", "\u202eright to left", "a=b",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_folders_and_files_may_have_any_name(tmp_path: Path, name: str) -> None:
-    path = move_weights(save_linear(tmp_path / name / f"{name}.onnx"), f"{name[:100].strip()}.data".replace("\\", "/"))
+    path = move_weights(save_linear(tmp_path / name / f"{name}.onnx"), f"{name[:100]}.data".replace("\\", "-"))
     made = tmp_path / "made" / name
     draft = draft_member("one", str(path), "classification")
     write_folder(made, [draft], "")
@@ -39,7 +40,7 @@ def test_folders_and_files_may_have_any_name(tmp_path: Path, name: str) -> None:
 def test_a_folder_whose_name_is_no_text_is_written_and_named(tmp_path: Path) -> None:
     source = save_linear(tmp_path / os.fsdecode(b"m\xff.onnx"))
     made = tmp_path / os.fsdecode(b"made\xfe")
-    command = [sys.executable, "-m", "twinfer.cli.main", "init", made, "--member", os.fsencode(f"one={source}"), "--task", "tensor"]
+    command: list[str | bytes] = [*COMMAND, "init", os.fsencode(made), "--member", os.fsencode(f"one={source}"), "--task", "tensor"]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert read_spec(made).name == "made"
@@ -81,6 +82,7 @@ def test_inputs_that_are_parted_by_their_members_names_stay_apart(tmp_path: Path
     assert inputs == {"a": ["a_x", "b_x"], "b": ["b_x_2"]}
 
 
+@settings(max_examples=50)
 @given(text=st.text())
 def test_any_text_is_quoted_as_toml_has_it(text: str) -> None:
     if not any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -88,11 +90,9 @@ def test_any_text_is_quoted_as_toml_has_it(text: str) -> None:
     assert tomllib.loads("\n".join([*comment(text), "key = 1"]).encode(errors="replace").decode()) == {"key": 1}
 
 
-@settings(max_examples=200)
+@settings(max_examples=50)
 @given(names=st.lists(st.text(max_size=90), max_size=6))
 def test_any_names_become_names_that_a_file_may_have(names: list[str]) -> None:
-    import re
-
     found: list[str] = []
     for name in names:
         found.append(plain_name(name, "_", "input", found))
@@ -122,16 +122,14 @@ def test_the_command_that_is_next_can_be_pasted_into_a_shell(tmp_path: Path) -> 
     assert shlex.split(line.partition("`twinfer serve ")[2].removesuffix("`."))[0] == str(made)
 
 
-def break_off(*arguments: object) -> None:
-    raise OSError(28, "No space left on device")
-
-
 @pytest.mark.parametrize("was_there", [True, False])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "interrupted"])
 def test_a_draft_that_breaks_off_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_there: bool, error: BaseException
 ) -> None:
-    drafts = [draft_member(name, str(move_weights(save_linear(tmp_path / f"{name}.onnx"), f"{name}.data")), "tensor") for name in "ab"]
+    drafts = [
+        draft_member(name, str(move_weights(save_linear(tmp_path / f"{name}.onnx"), f"{name}.data")), "tensor") for name in "ab"
+    ]
     made = tmp_path / "made" / "below"
     if was_there:
         made.mkdir(parents=True)

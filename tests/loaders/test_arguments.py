@@ -1,11 +1,11 @@
 """Dtypes and layouts: members give what their models take, and answer what ONNX Runtime and torch answer by themselves."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 import torch
 from onnx import TensorProto
@@ -29,13 +29,15 @@ PICTURES[0] = np.arange(16 * 12 * 3, dtype=np.uint32).reshape(16, 12, 3) % 256  
 
 def load_member(folder: Path, model: str, table: str, keys: str = "") -> Member:
     """Load an ensemble of one member, whose one input has this table."""
-    toml = f'name = "one"\nversion = 1\ntask = "classification"\n[members.m]\nmodel = "{model}"\n{keys}\n[members.m.input.x]\n{table}\n'
-    [member] = load_folder(write_ensemble(folder, toml + '[fusion]\nmethod = "weighted_mean"')).members
+    head = 'name = "one"\nversion = 1\ntask = "classification"\nfusion.method = "weighted_mean"'
+    toml = f'{head}\n[members.m]\nmodel = "{model}"\n{keys}\n[members.m.input.x]\n{table}'
+    [member] = load_folder(write_ensemble(folder, toml)).members
     return member
 
 
-def ask(member: Member, samples: Sequence[Array]) -> Array:
+def ask(member: Member, samples: Iterable[Array]) -> Array:
     """Compute samples of one array each together; give the output that counts, float32, and check that each alone has the same."""
+    samples = list(samples)
     with torch.inference_mode():
         together, *_ = member.compute_checked([(sample[np.newaxis],) for sample in samples])
         alone = torch.cat([member.compute_checked([(sample[np.newaxis],)])[0] for sample in samples])
@@ -64,7 +66,9 @@ def test_pictures_go_into_floats_normalised_in_the_graphs_own_dtype_and_layout(t
     path = save_pooled(tmp_path / "m.onnx", KINDS[kind], is_last)
     pixels = (PICTURES.astype(np.float32) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
     expected = compute_directly(path, pixels.astype(np.float32))
-    assert ask(load_member(tmp_path, "m.onnx", NORMALISED), PICTURES) == pytest.approx(expected, abs=2e-2 if kind == "float16" else 1e-5)
+    assert ask(load_member(tmp_path, "m.onnx", NORMALISED), PICTURES) == pytest.approx(
+        expected, abs=2e-2 if kind == "float16" else 1e-5
+    )
 
 
 @pytest.mark.parametrize("is_last", [False, True], ids=["channels first", "channels last"])
@@ -103,7 +107,7 @@ def test_ids_mask_and_types_of_a_text_are_of_the_graphs_own_dtype(tmp_path: Path
 
 
 REFUSED = {
-    "mean of raw pixels": ("u8.onnx", NORMALISED, r"input\.x\.mean: found \[0\.5.*'pixels' is uint8 \[any, 3, 16, 12\].*allowed: none"),
+    "mean of raw pixels": ("u8.onnx", NORMALISED, r"input\.x\.mean: found \[0\.5.*'pixels' is uint8 \[any, 3, .*allowed: none"),
     "std of raw pixels": ("u8.onnx", f"{IMAGE}\nstd = [0.1, 0.1, 0.1]", r"input\.x\.std: found .*; allowed: none"),
     "another size": ("f32.onnx", 'kind = "image"\nsize = [16, 16]', r"input\.x\.size: found \[16, 16\].*; allowed: \[16, 12\]"),
     "another size, pixels last": ("last.onnx", 'kind = "image"\nsize = [8, 12]', r"input\.x\.size: .*; allowed: \[16, 12\]"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -82,7 +82,7 @@ def test_tensors_that_are_not_beside_the_graph_are_refused_by_name(tmp_path: Pat
 def test_a_data_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     move_weights(save_linear(tmp_path / "a.onnx"), "a.data")
     (tmp_path / "a.data").write_bytes((tmp_path / "a.data").read_bytes()[:-8])
-    with pytest.raises(InvalidEnsemble, match="which ONNX Runtime .* cannot read"):
+    with pytest.raises(InvalidEnsemble, match=r"which ONNX Runtime .* cannot read"):
         load_linear(tmp_path)
 
 
@@ -96,7 +96,11 @@ def make_external(name: str, location: str) -> TensorProto:
 
 def test_tensors_are_found_wherever_a_graph_may_have_them() -> None:
     inner = helper.make_graph(
-        [helper.make_node("Constant", [], ["c"], value=make_external("c", "constant"))], "inner", [], [], [make_external("i", "inner")]
+        [helper.make_node("Constant", [], ["c"], value=make_external("c", "constant"))],
+        "inner",
+        [],
+        [],
+        [make_external("i", "inner")],
     )
     sparse = helper.make_sparse_tensor(make_external("v", "values"), make_external("d", "indices"), [4])
     branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)

@@ -17,7 +17,13 @@ from twinfer import Client
 from twinfer_server.draft import draft_towers, write_folder
 
 TEXTS = ["word1 word2 word3", "word4 word5", "word6"]
-TEXT = SMALL | {"vocab_size": len(WORDS), "max_position_embeddings": MAX_TOKENS, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1}
+TEXT = SMALL | {
+    "vocab_size": len(WORDS),
+    "max_position_embeddings": MAX_TOKENS,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+}
 VISION = SMALL | {"image_size": 32, "patch_size": 8}
 
 
@@ -40,7 +46,8 @@ def make_aimv2() -> Any:
 
 def make_align() -> Any:
     vision = {
-        "image_size": 32, "hidden_dim": 32, "in_channels": [32, 16], "out_channels": [16, 24], "kernel_sizes": [3, 3], "strides": [1, 2],
+        "image_size": 32, "hidden_dim": 32, "in_channels": [32, 16], "out_channels": [16, 24], "kernel_sizes": [3, 3],
+        "strides": [1, 2],
         "depthwise_padding": [], "num_block_repeats": [1, 1], "expand_ratios": [1, 2], "width_coefficient": 1.0,
         "depth_coefficient": 1.0, "depth_divisor": 8,
     }  # fmt: skip

@@ -45,7 +45,9 @@ def write_folder(folder: Path, drafts: Sequence[MemberDraft], method: str) -> No
             lines = write_lines(folder, _part_inputs(drafts), method or METHOD_OF_TASK[task], bool(labels))
             (folder / SPEC_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     except (OSError, UnicodeError, ValueError, shutil.Error) as error:  # no space, no permission, a name that no file can have
-        raise CannotDraft(f"{str(folder)!r} cannot be written: {error}; allowed: a new folder, of sources that can be read") from error
+        raise CannotDraft(
+            f"{str(folder)!r} cannot be written: {error}; allowed: a new folder, of sources that can be read"
+        ) from error
 
 
 def check_folder(folder: Path, drafts: Sequence[MemberDraft]) -> str:

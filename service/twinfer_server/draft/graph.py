@@ -55,11 +55,14 @@ def _open(name: str, path: Path) -> tuple[OnnxGraph, Any]:
         raise CannotDraft(f"member {name}: {error.name} cannot be imported ({error}); pip install 'twinfer[onnx]'") from None
     found = f"member {name}: found {quote(path)}, which ONNX Runtime {onnxruntime.__version__} cannot read"
     try:
-        graph = parse_graph(onnx, path.read_bytes())
+        content = path.read_bytes()
+        graph = parse_graph(onnx, content)
         _find_data(name, path, graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        return graph, onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return graph, onnxruntime.InferenceSession(
+            path if graph.locations else content, options, providers=["CPUExecutionProvider"]
+        )
     except CannotDraft:
         raise
     except Exception as error:  # of classes of its own
@@ -92,7 +95,9 @@ def _check_samples(name: str, node: Any) -> None:
         raise CannotDraft(f"member {name}: its input {_describe(node)}, without a dimension for samples; allowed: [samples, ...]")
     if isinstance(node.shape[0], int):
         dynamic = "export it with a first dimension of any size (dynamic_shapes or dynamic_axes)"
-        raise CannotDraft(f"member {name}: its input {_describe(node)}, for exactly {node.shape[0]}; allowed: any number: {dynamic}")
+        raise CannotDraft(
+            f"member {name}: its input {_describe(node)}, for exactly {node.shape[0]}; allowed: any number: {dynamic}"
+        )
 
 
 def _draft_tensor(name: str, node: Any) -> dict[str, object]:
@@ -146,7 +151,10 @@ def _draft_output(name: str, outputs: Sequence[Any], task: str, graph: OnnxGraph
     else:
         tensors = [node for node in tensors if len(node.shape) in (0, 2)]
     if not tensors:
-        found, allowed = ", ".join(map(_describe, outputs)), "any tensor of numbers" if task == "tensor" else "floats [samples, any]"
+        found, allowed = (
+            ", ".join(map(_describe, outputs)),
+            "any tensor of numbers" if task == "tensor" else "floats [samples, any]",
+        )
         raise CannotDraft(f"member {name}: its output {found}; allowed for task {task!r}: {allowed}")
     if len(tensors) > 1:
         names = ", ".join(quote(node.name) for node in tensors)

@@ -9,14 +9,18 @@ from pathlib import Path
 from .member import MemberDraft, plain_name
 
 ASKED = "?"
-"""Stands for what is not known: of no type that a key has, and the name of no output, so that the file is refused until it is there."""
+"""Stands for what is not known: of no type that a key has, and the name of no output, so that the file is refused with it."""
 NOTES = {
     "image": "JPEG, PNG, ... or pixels; size, mean and std are read from the model's directory",
     "text": "a text; tokenizer, length and padding are read from the model's directory",
     "tensor": "a ready tensor of this dtype and shape",
 }
 """What the file says of an input, by its kind."""
-FUSION_NOTES = {"scale": "cosines times this, as the model was trained", "bias": "plus this", "activation": "one probability for each"}
+FUSION_NOTES = {
+    "scale": "cosines times this, as the model was trained",
+    "bias": "plus this",
+    "activation": "one probability for each",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ EXACTLY = 1e-5
 def check_member(member: Member, task: str) -> None:
     """Compute a member on made-up samples, keep the shapes of its outputs, and compare what it gives; raises InvalidEnsemble.
 
-    Each alone first, then one of them twice, then different ones, then texts of different lengths: so that where it raises or differs
-    all else is known to be well. Call it in inference mode, on a thread that the device has prepared, with nothing under way.
+    Each alone first, then one of them twice, then different ones, then texts of different lengths: where it raises or differs, all
+    before is known to be well. Call it in inference mode, on a thread that the device has prepared, with nothing under way.
     """
     samples = [member.example(seed, member.token_sizes[-1]) for seed in range(min(3, member.max_samples))]
     raised = ("raised on one sample", *["answers one sample and raises on another, which is alone too"] * 2)
@@ -81,7 +81,8 @@ def _compare(member: Member, samples: Sequence[Samples], alone: Sequence[Tensor]
                 "The model draws random numbers or changes with every call: put it into evaluation mode before exporting it"
             )
         raise InvalidEnsemble(
-            f"{key}: a sample's output changes by {error:.3g} when it shares a batch with {others}; allowed: {allowed:.3g}. The model "
+            f"{key}: a sample's output changes by {error:.3g} when it shares a batch with {others}; allowed: {allowed:.3g}. "
+            "The model "
             + (
                 "mixes its samples: put it into evaluation mode (batch normalisation, dropout) before exporting it, if it was not"
                 if others == "others"
@@ -100,7 +101,7 @@ def _measure(member: Member, found: Tensor, expected: Tensor) -> tuple[float, fl
 
 
 def _check_lengths(member: Member) -> None:
-    """Compute a long and a short text together, and compare them with each alone: padding must not count; raises InvalidEnsemble."""
+    """Compare a long and a short text together with each alone: padding must not count; raises InvalidEnsemble."""
     if not any(buffer.is_ragged for buffer in member.buffer_specs) or member.max_samples == 1:
         return
     try:
@@ -167,7 +168,7 @@ def _compute(member: Member, samples: Sequence[Samples], what: str) -> list[Tens
 
 
 def _find_remedy(member: Member, count: int, error: Exception) -> str:
-    """Return what would help, where that is sure; else "": the model says that it takes another number of samples, or lacks a token."""
+    """Return what would help, where that is sure, else "": the model declares another number of samples, or lacks a token."""
     fixed = member.model.fixed_samples
     if fixed is not None and fixed != count:
         dynamic = "export it with a dynamic one (dynamic_shapes={...: {0: torch.export.Dim('batch')}})"

@@ -19,7 +19,7 @@ RAW_PIXELS = (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32,
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What a model says of one of its inputs; `shape` has None for a size that may be any, and is None itself where nothing is said."""
+    """What a model says of one of its inputs; `shape` has None for a size that may be any, and is None where nothing is said."""
 
     name: str
     dtype: torch.dtype

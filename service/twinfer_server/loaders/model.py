@@ -19,9 +19,9 @@ class LoadedModel:
 
     `module` takes the member's arguments by position, each as its adapter leaves it. `digest` is the sha256 of all files that it
     came from, empty where they are not known. `is_capturable` is False where the loader knows that no CUDA graph can hold a call.
-    `checked` is the same model with checks of its arguments' shapes that are too slow for every batch; it is called when the member
-    is loaded. `dtype` is that of the floats that it was saved with, where these are not float32. `fixed_samples` is how many samples
-    it says to take, None for any number.
+    `checked` is the same model with checks of its arguments' shapes that are too slow for every batch; it is called when the
+    member is loaded. `dtype` is that of the floats that it was saved with. `fixed_samples` is how many samples it says to take,
+    None for any number.
     """
 
     module: Callable[..., object]

@@ -4,6 +4,7 @@ On a GPU the member's inputs come to the host and its outputs go back, and the l
 ONNX Runtime's CUDA provider, which would compute on a stream of its own, is not supported yet.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..errors import InvalidEnsemble, quote
 from .arguments import Declared, make_adapters
 from .model import LoadedModel
 from .onnx_graph import DTYPES, OnnxGraph, find_data, parse_graph
-from .source import TEXT, Source, hash_file, hash_files
+from .source import TEXT, Source, hash_files
 
 TOKEN_TYPES = TEXT[2]
 """0 wherever a text stands alone, and so in a member that does not bring it."""
@@ -60,10 +61,14 @@ class OnnxModel:
 
     def _wrap(self, tensor: Tensor) -> Any:
         """Hand a tensor to ONNX Runtime; NumPy has no bfloat16."""
-        return self._values.from_dlpack(tensor) if tensor.dtype is torch.bfloat16 else self._values.ortvalue_from_numpy(tensor.numpy())
+        return (
+            self._values.from_dlpack(tensor) if tensor.dtype is torch.bfloat16 else self._values.ortvalue_from_numpy(tensor.numpy())
+        )
 
     def _unwrap(self, value: Any) -> Tensor:
-        found: Tensor = torch.from_dlpack(value) if value.data_type() == "tensor(bfloat16)" else torch.from_numpy(value.numpy())
+        found: Tensor = (
+            torch.utils.dlpack.from_dlpack(value) if value.data_type() == "tensor(bfloat16)" else torch.from_numpy(value.numpy())
+        )
         return found
 
 
@@ -79,11 +84,13 @@ def load_onnx(source: Source) -> LoadedModel:
     """
     onnxruntime = source.import_extra("onnxruntime", "onnx")
     path, cannot_read = source.folder / source.spec.model, f"which ONNX Runtime {onnxruntime.__version__} cannot read"
-    with source.holding([source.find_file()]):
-        graph, files = _read_graph(source, path, cannot_read)
-        with source.holding(files):
-            session = _open_session(source, onnxruntime, path, cannot_read)
-            digest = hash_file(path) if not files else hash_files(source.folder.resolve(), [source.find_file(), *files])
+    with source.reading(cannot_read, "an ONNX model"):
+        content = source.find_file().read_bytes()
+    graph, files = _read_graph(source, content, cannot_read)
+    with source.holding([source.find_file(), *files]):
+        # From the bytes that are hashed; a graph in several files from its path, for ONNX Runtime looks for the others beside that.
+        session = _open_session(source, onnxruntime, path if files else content, cannot_read)
+        digest = hash_files(source.folder.resolve(), [source.find_file(), *files]) if files else hashlib.sha256(content).hexdigest()
     inputs = {node.name: node for node in session.get_inputs()}
     names = _name_arguments(source, list(inputs))
     declared = [_declare(source, inputs[name]) for name in names]
@@ -96,24 +103,24 @@ def load_onnx(source: Source) -> LoadedModel:
     )  # fmt: skip
 
 
-def _read_graph(source: Source, path: Path, found: str) -> tuple[OnnxGraph, list[Path]]:
-    """Read the file, and find the files that it keeps tensors in; raises InvalidEnsemble for one that the folder has not."""
+def _read_graph(source: Source, content: bytes, found: str) -> tuple[OnnxGraph, list[Path]]:
+    """Parse the file, and find the files that it keeps tensors in; raises InvalidEnsemble for one that the folder has not."""
     onnx = source.import_extra("onnx", "onnx")
     with source.reading(found, "an ONNX model"):
-        graph = parse_graph(onnx, path.read_bytes())
+        graph = parse_graph(onnx, content)
     try:
         return graph, [find_data(source.folder, source.spec.model, location) for location in graph.locations]
     except ValueError as error:
         raise InvalidEnsemble(f"{source.key}.model: {quote(source.spec.model)} keeps tensors in another file: {error}") from None
 
 
-def _open_session(source: Source, onnxruntime: Any, path: Path, found: str) -> Any:
+def _open_session(source: Source, onnxruntime: Any, model: Path | bytes, found: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # what matters is raised
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other members want the cores
     with source.reading(found, "an ONNX model"):
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _declare(source: Source, node: Any) -> Declared:

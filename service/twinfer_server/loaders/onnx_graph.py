@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+
 from ..errors import quote
 from ..spec import find_file
 from .arguments import find_float_dtype
@@ -25,8 +26,8 @@ SAME = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 class OnnxGraph:
     """What a graph says of itself, beside what a session on it tells.
 
-    `locations` are the files that it keeps tensors in, by their paths from the folder that it lies in, each once; `dtype` is that of
-    its floats, the coarsest where it has several; `last` names the operator behind each output, by the output's name.
+    `locations` are the files that it keeps tensors in, by their paths from its own folder, each once; `dtype` is that of its
+    floats, the coarsest where it has several; `last` names the operator behind each output, by the output's name.
     """
 
     locations: tuple[str, ...]
@@ -65,10 +66,12 @@ def _walk_tensors(message: Any) -> Iterator[Any]:
 
 
 def check_location(location: str) -> PurePosixPath:
-    """Return the path, from the graph's folder, of a file that it keeps tensors in; raises ValueError for what ONNX does not allow."""
+    """Return the path from the graph's folder to a file that it keeps tensors in; raises ValueError where ONNX allows none."""
     path = PurePosixPath(location)
     if not path.name or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
-        raise ValueError(f"found the path {quote(location)}; allowed: one from the graph's own folder, without '..' and backslashes")
+        raise ValueError(
+            f"found the path {quote(location)}; allowed: one from the graph's own folder, without '..' and backslashes"
+        )
     return path
 
 

@@ -133,13 +133,12 @@ def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
 def _list_inputs(program: "ExportedProgram") -> list[Declared]:
     """Return what a program says of its inputs; none where some are no tensors."""
     places = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    values = {name: places.get(name) for name in program.graph_signature.user_inputs if isinstance(name, str)}
+    values = {str(name): places.get(str(name)) for name in program.graph_signature.user_inputs}
     if not all(isinstance(value, Tensor) for value in values.values()):
         return []
     return [
         Declared(name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
         for name, value in values.items()
-        if isinstance(value, Tensor)
     ]
 
 

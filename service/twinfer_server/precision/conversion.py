@@ -83,7 +83,7 @@ def measure_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 
 def _find_precision(spec: MemberSpec, model: LoadedModel, key: str) -> str:
-    """Return the precision to convert to: "fp32", which leaves a model as it is, for its own; raises InvalidEnsemble for a third."""
+    """Return the precision to convert to, for the model's own "fp32", which changes nothing; raises InvalidEnsemble for another."""
     own = OWN_PRECISIONS.get(model.dtype, "fp32")
     if model.dtype is not torch.float32 and spec.precision not in ("fp32", own):
         allowed = " or ".join(f'"{name}"' for name in dict.fromkeys((own, "fp32")))
