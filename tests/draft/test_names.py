@@ -22,7 +22,8 @@ from twinfer_server.spec import NAME_PATTERN, read_spec
 
 NAMES = [
     "with spaces", 'quo"ted', "it's", "new\nline", "back\\slash", "tab\t", "ünï", "日本", "🎉", ".hidden", "-dash", "--flag",
-    "#hash", "bell\x07", "del\x7f", "x" * 200, "UPPER", "1st", "$HOME", "`id`", "a;b", "line\u2028separator", "\u202eright to left", "a=b",
+    "#hash", "bell\x07", "del\x7f", "x" * 200, "UPPER", "1st", "$HOME", "`id`", "a;b", "line\u2028separator", "[table]", "a=b",
+    "\u202eright to left",
 ]  # fmt: skip
 
 

@@ -130,6 +130,11 @@ def test_the_message_says_what_was_sent_and_what_came_back(tmp_path: Path, answe
     assert "dynamic" not in str(refused.value), "nothing says that its batch is fixed"
 
 
+def test_a_model_that_gives_back_what_it_was_given_is_served(tmp_path: Path) -> None:
+    folder = edit_spec(write_members(tmp_path, {"m": Scripted(lambda x: x)}), "shape = [1]", "shape = [3]")
+    assert load_members(folder).members[0].output_shape == (3,)
+
+
 def test_an_extra_output_of_another_number_is_refused(tmp_path: Path) -> None:
     toml = ['name = "chain"', "version = 1", 'task = "classification"', "[fusion]", 'method = "weighted_mean"']
     first = Scripted(lambda x: (pair_of(x), x[:1]))

@@ -203,7 +203,9 @@ def test_a_model_that_was_saved_in_halves_computes_in_them_and_its_own_precision
         model = save_program(tmp_path, name, dtype)
     expected, tolerance = compute_net(model, dtype), 1e-2 if half == "fp16" else 5e-2
     for keys in ("", f'precision = "{half}"'):
-        assert ask(load_member(tmp_path, name, IMAGE, keys), PICTURES) == pytest.approx(expected, abs=tolerance)
+        member = load_member(tmp_path, name, IMAGE, keys)
+        assert ask(member, PICTURES) == pytest.approx(expected, abs=tolerance)
+        assert member.precision == half
     other = next(one for one in HALVES if one != half)
     saved = str(dtype).removeprefix("torch.")
     message = rf'^members\.m\.precision: found "{other}", and the model was saved in {saved}.*allowed: "{half}" or "fp32"'

@@ -79,6 +79,17 @@ def test_tensors_that_are_not_beside_the_graph_are_refused_by_name(tmp_path: Pat
             draft_member("one", str(folder / "a.onnx"), "classification")
 
 
+@pytest.mark.parametrize("name", [b"a.data", b"logits", b"w", b"rows"])
+def test_names_that_are_no_text_are_refused(tmp_path: Path, name: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    path = move_weights(save_linear(tmp_path / "a.onnx"), "a.data")
+    path.write_bytes(path.read_bytes().replace(name, name[:-1] + b"\xff"))
+    with pytest.raises(InvalidEnsemble, match=r"^members\.vision\.model: .*a\.onnx"):
+        load_linear(tmp_path)
+    with pytest.raises(CannotDraft, match=r"^member one: "):
+        draft_member("one", str(path), "classification")
+    assert capfd.readouterr().out == ""
+
+
 def test_a_data_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     move_weights(save_linear(tmp_path / "a.onnx"), "a.data")
     (tmp_path / "a.data").write_bytes((tmp_path / "a.data").read_bytes()[:-8])

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from ..errors import quote
 from ..loaders.arguments import name_dtype
 from ..loaders.onnx import find_dtype
-from ..loaders.onnx_graph import OnnxGraph, check_location, parse_graph
+from ..loaders.onnx_graph import OnnxGraph, check_location, parse_graph, read_names
 from ..loaders.source import TEXT, outline
 from ..spec import PREFIX, TensorInputSpec, complete_table
 from .lines import Asked
@@ -60,13 +60,14 @@ def _open(name: str, path: Path) -> tuple[OnnxGraph, Any]:
         _find_data(name, path, graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        return graph, onnxruntime.InferenceSession(
-            path if graph.locations else content, options, providers=["CPUExecutionProvider"]
-        )
+        model = path if graph.locations else content
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=False)
+        read_names(session)
     except CannotDraft:
         raise
     except Exception as error:  # of classes of its own
         raise CannotDraft(f"{found} ({outline(error)}); allowed: an ONNX model") from error
+    return graph, session
 
 
 def _find_data(name: str, path: Path, graph: OnnxGraph) -> dict[str, Path]:

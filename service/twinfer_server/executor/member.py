@@ -9,7 +9,7 @@ from ..device import CannotCapture, Device, Stream
 from ..errors import InvalidEnsemble
 from ..inputs import InputKind, UpstreamInput
 from ..loaders import LoadedModel
-from ..precision import Converted
+from ..precision import OWN_PRECISIONS, Converted
 from ..spec import MemberSpec
 from ..types import Samples
 from .buffers import BUFFER_SETS, MemberGraph, StagingBuffers
@@ -71,6 +71,11 @@ class Member:
         return self.converted.model
 
     @property
+    def precision(self) -> str:
+        """The precision that it computes in: the file's, or that in which the model was saved."""
+        return OWN_PRECISIONS.get(self.model.dtype, self.spec.precision)
+
+    @property
     def largest_bucket(self) -> Bucket:
         """The bucket of the most samples and tokens."""
         return Bucket(self.max_samples, self.token_sizes[-1])
@@ -103,9 +108,10 @@ class Member:
         return self.arguments(buffers, bucket)
 
     def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:
-        """Compute samples on the calling thread, with the model's own slow checks, and bring all outputs to the host."""
+        """Compute samples on the calling thread, with the model's own slow checks, and copy all outputs to the host."""
         module = self.model.checked or self.model.module
-        return [output.cpu() for output in self.read(module(*self.stage(samples)))]
+        # A model may give back what it was given, which the next samples are written over.
+        return [output.cpu().clone() for output in self.read(module(*self.stage(samples)))]
 
     def arguments(self, buffers: StagingBuffers, bucket: Bucket) -> tuple[Tensor, ...]:
         """Return what the model is called with for what `buffers` hold, in its own dtypes and layouts."""

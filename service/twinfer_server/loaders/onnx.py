@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InvalidEnsemble, quote
 from .arguments import Declared, make_adapters
 from .model import LoadedModel
-from .onnx_graph import DTYPES, OnnxGraph, find_data, parse_graph
+from .onnx_graph import DTYPES, OnnxGraph, find_data, parse_graph, read_names
 from .source import TEXT, Source, hash_files
 
 TOKEN_TYPES = TEXT[2]
@@ -120,7 +120,9 @@ def _open_session(source: Source, onnxruntime: Any, model: Path | bytes, found: 
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other members want the cores
     with source.reading(found, "an ONNX model"):
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=False)
+        read_names(session)
+    return session
 
 
 def _declare(source: Source, node: Any) -> Declared:

@@ -40,7 +40,8 @@ def parse_graph(onnx: Any, content: bytes) -> OnnxGraph:
     model = onnx.ModelProto.FromString(content)
     tensors = list(_walk_tensors(model))
     locations = dict.fromkeys(
-        entry.value
+        # What is no UTF-8 comes as bytes; no file is found by what that becomes.
+        entry.value if isinstance(entry.value, str) else entry.value.decode(errors="replace")
         for tensor in tensors
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
@@ -51,6 +52,11 @@ def parse_graph(onnx: Any, content: bytes) -> OnnxGraph:
     types = weights or [one.type.tensor_type.elem_type for one in model.graph.input]
     dtype = find_float_dtype([FLOATS[number] for number in types if number in FLOATS])
     return OnnxGraph(tuple(sorted(locations)), dtype, {one.name: _find_last(makers, one.name) for one in model.graph.output})
+
+
+def read_names(session: Any) -> list[tuple[str, str, list[object]]]:
+    """Return name, type and shape of all that a session takes and gives; raises UnicodeDecodeError where one is no text."""
+    return [(node.name, node.type, node.shape) for node in (*session.get_inputs(), *session.get_outputs())]
 
 
 def _walk_tensors(message: Any) -> Iterator[Any]:

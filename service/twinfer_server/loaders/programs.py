@@ -133,13 +133,14 @@ def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
 def _list_inputs(program: "ExportedProgram") -> list[Declared]:
     """Return what a program says of its inputs; none where some are no tensors."""
     places = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    values = {str(name): places.get(str(name)) for name in program.graph_signature.user_inputs}
-    if not all(isinstance(value, Tensor) for value in values.values()):
-        return []
-    return [
-        Declared(name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
-        for name, value in values.items()
-    ]
+    declared: list[Declared] = []
+    for name in map(str, program.graph_signature.user_inputs):
+        value: object = places.get(name)
+        if not isinstance(value, Tensor):
+            return []
+        sizes: tuple[object, ...] = tuple(value.shape)  # symbols, too
+        declared.append(Declared(name, value.dtype, tuple(size if isinstance(size, int) else None for size in sizes)))
+    return declared
 
 
 def _adapt(source: Source, declared: Sequence[Declared]) -> tuple[Adapter | None, ...]:
