@@ -47,7 +47,10 @@ def write_opinions(folder: Path, head: str = "") -> Path:
 
 
 REFUSED: dict[str, tuple[Answer, str]] = {
-    "a fixed batch": (one_at_a_time, r"its batch is fixed: export it with a dynamic one \(dynamic_shapes"),
+    "one sample at a time": (
+        one_at_a_time,
+        r"answers 1 sample and raises on twice the same: ValueError: expected 1 sample, found 2; it was given float32 \[2, 1\]$",
+    ),
     "samples that are normalised together": (lambda x: pair_of(x - x.mean(0)), "mixes its samples: put it into evaluation mode"),
     "samples that see the one before": (lambda x: pair_of(x.cumsum(0)), "mixes its samples"),
     "one answer for the whole batch": (lambda x: pair_of(x).mean(0, keepdim=True), r"gave an output of shape \[1, 2\]"),

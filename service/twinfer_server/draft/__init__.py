@@ -1,5 +1,9 @@
-"""What `twinfer init` does: make an ensemble folder of models that a user has, with a file that explains itself."""
+"""The tool behind `twinfer init`: from models that you have to an ensemble folder that explains itself."""
 
-from .draft import CannotDraft, MemberDraft, draft_member, draft_towers, write_folder
+from .draft import draft_member
+from .folder import check_folder, write_folder
+from .lines import Asked
+from .member import CannotDraft, MemberDraft
+from .towers import draft_towers
 
-__all__ = ["CannotDraft", "MemberDraft", "draft_member", "draft_towers", "write_folder"]
+__all__ = ["Asked", "CannotDraft", "MemberDraft", "check_folder", "draft_member", "draft_towers", "write_folder"]

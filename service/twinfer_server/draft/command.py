@@ -1,14 +1,20 @@
 """`twinfer init`."""
 
+import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..spec import NAME_PATTERN
+from ..errors import UntrustedCode
+from ..spec import NAME_PATTERN, SPEC_FILE
 from ..terminal import plain_errors
-from .draft import draft_member, draft_towers, write_folder
+from .draft import draft_member
+from .folder import check_folder, write_folder
+from .member import CannotDraft
+from .towers import draft_towers
 
 
 def init_command(
@@ -26,8 +32,16 @@ def init_command(
         towers = draft_towers(next(iter(sources.values()))) if len(sources) == 1 else None
         drafts = towers or [draft_member(name, source, task) for name, source in sources.items()]
         write_folder(folder, drafts, fusion)
-    typer.echo(f"{folder / 'ensemble.toml'}: {len(drafts)} members, task {drafts[0].task}")
-    typer.echo(f"next: twinfer validate {folder}")
+        trust = ""
+        try:
+            asked = check_folder(folder, drafts)
+        except UntrustedCode:
+            asked, trust = "", " --trust-code"
+        if asked:
+            raise CannotDraft(f"{folder / SPEC_FILE} is written, and before it can be served this has to be mended in it:\n{asked}")
+    shown = os.fsencode(folder).decode(errors="replace")
+    typer.echo(f"{shown}/{SPEC_FILE}: {len(drafts)} members, task {drafts[0].task}")
+    typer.echo(f"next: twinfer validate {shlex.quote(shown)}{trust}")
 
 
 def _split_all(texts: list[str]) -> dict[str, str]:

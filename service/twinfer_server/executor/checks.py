@@ -9,7 +9,10 @@ from torch import Tensor
 
 from ..errors import InvalidEnsemble, InvalidInput
 from ..fusion import ROUNDING
-from ..types import Samples
+from ..inputs import TextInput
+from ..loaders.arguments import name_dtype
+from ..loaders.source import outline
+from ..types import Array, Samples
 from .bounds import explain_length
 from .member import Member
 
@@ -17,39 +20,114 @@ logger = logging.getLogger(__name__)
 
 RELATIVE_TOLERANCE = 1e-3
 """Generous, for kernels differ with the batch; a member that mixes samples is off by far more."""
+STEPS = 8
+"""How many of its dtype's steps a coarser dtype than float32 may be off."""
+MAX_WORDS = 30_000
+"""The most of a made-up text; the longest that are taken from callers have some more."""
 EXACTLY = 1e-5
 """How close to 1 the sums of logits have to be for them to be taken for probabilities."""
 
 
 def check_member(member: Member, task: str) -> None:
-    """Compute a member on 1, 2 and 3 samples, keep the shapes of its outputs, and compare what it gives; raises InvalidEnsemble.
+    """Compute a member on made-up samples, keep the shapes of its outputs, and compare what it gives; raises InvalidEnsemble.
 
-    Call it in inference mode, on a thread that the device has prepared, with nothing under way.
+    Each alone first, then one of them twice, then different ones, then texts of different lengths: where it raises or differs, all
+    before is known to be well. Call it in inference mode, on a thread that the device has prepared, with nothing under way.
+    """
+    samples = [member.example(seed, member.token_sizes[-1]) for seed in range(min(3, member.max_samples))]
+    raised = ("raised on one sample", *["answers one sample and raises on another, which is alone too"] * 2)
+    outputs = [(1, _compute(member, [sample], what)) for sample, what in zip(samples, raised, strict=False)]
+    alone = [output for _, (output, *_) in outputs]
+    together = alone[0]
+    if len(samples) > 1:
+        outputs.append((2, _compute(member, samples[:1] * 2, "answers 1 sample and raises on twice the same")))
+        for count in range(2, len(samples) + 1):
+            what = f"answers twice the same sample and raises on {count} different ones"
+            outputs.append((count, _compute(member, samples[:count], what)))
+        together = outputs[-1][1][0]
+    member.output_shape, *extra = [tuple(output.shape[1:]) for output in outputs[-1][1]]
+    member.extra_shapes = tuple(extra)
+    for count, found in outputs:
+        _check_shapes(member, count, found)
+    _compare(member, samples, alone, together, "others")
+    _check_lengths(member)
+    _check_kind(member, task, together)
+
+
+def _check_shapes(member: Member, count: int, outputs: Sequence[Tensor]) -> None:
+    """Refuse outputs that are not one for each of `count` samples; raises InvalidEnsemble."""
+    for output, shape in zip(outputs, (member.output_shape, *member.extra_shapes), strict=True):
+        if output.shape != (count, *shape):
+            raise InvalidEnsemble(
+                f"members.{member.name}.model: {count} {'sample' if count == 1 else 'samples'} gave an output of shape "
+                f"{list(output.shape)}; allowed: {[count, *shape]}, one output per sample"
+            )
+
+
+def _compare(member: Member, samples: Sequence[Samples], alone: Sequence[Tensor], together: Tensor, others: str) -> None:
+    """Refuse a member that answers a sample otherwise beside `others` than alone; raises InvalidEnsemble.
+
+    alone: float32 [1, ...] for each of the samples; together: float32 [samples, ...].
     """
     key = f"members.{member.name}.model"
-    samples = [member.example(seed, member.token_sizes[-1]) for seed in range(min(3, member.max_samples))]
-    outputs = {count: _compute(member, samples[:count]) for count in range(1, len(samples) + 1)}
-    most = max(outputs)
-    member.output_shape, *extra = [tuple(output.shape[1:]) for output in outputs[most]]
-    member.extra_shapes = tuple(extra)
-    for count, (output, *_) in outputs.items():
-        if output.shape != (count, *member.output_shape):
+    for index, expected in enumerate(alone):
+        error, allowed = _measure(member, together[index], expected[0])
+        if error <= allowed:
+            continue
+        again = _compute(member, samples[index : index + 1], "answers one sample and raises on the same one again")[0]
+        drift, _ = _measure(member, again[0], expected[0])
+        if not drift <= allowed:
             raise InvalidEnsemble(
-                f"{key}: {count} samples gave an output of shape {list(output.shape)}; "
-                f"allowed: {[count, *member.output_shape]}, one output per sample"
+                f"{key}: the same sample, twice alone, has outputs that differ by {drift:.3g}; allowed: {allowed:.3g}. "
+                "The model draws random numbers or changes with every call: put it into evaluation mode before exporting it"
             )
-    together = outputs[most][0]
-    for index in range(most):
-        alone = _compute(member, samples[index : index + 1])[0][0]
-        # What is not finite must be so in both, and the same; its difference would be NaN.
-        error = (together[index] - alone).masked_fill(_same(together[index], alone), 0.0).abs().max().item()
-        allowed = RELATIVE_TOLERANCE * max(1.0, alone.masked_fill(~alone.isfinite(), 0.0).abs().max().item())
-        if not error <= allowed:
-            raise InvalidEnsemble(
-                f"{key}: a sample's output changes by {error:.3g} when it shares a batch with others; allowed: {allowed:.3g}. "
-                "The model mixes its samples: put it into evaluation mode (batch normalisation, dropout) before exporting it"
+        raise InvalidEnsemble(
+            f"{key}: a sample's output changes by {error:.3g} when it shares a batch with {others}; allowed: {allowed:.3g}. "
+            "The model "
+            + (
+                "mixes its samples: put it into evaluation mode (batch normalisation, dropout) before exporting it, if it was not"
+                if others == "others"
+                else "does not leave out what its mask calls padding"
             )
-    _check_kind(member, task, together)
+        )
+
+
+def _measure(member: Member, found: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Return how far two outputs of a sample are from each other, and how far they may be in the member's dtype."""
+    # What is not finite must be so in both, and the same; its difference would be NaN.
+    error = (found - expected).masked_fill(_same(found, expected), 0.0).abs().max().item() if expected.numel() else 0.0
+    largest = expected.masked_fill(~expected.isfinite(), 0.0).abs().max().item() if expected.numel() else 0.0
+    tolerance = max(RELATIVE_TOLERANCE, STEPS * torch.finfo(member.model.dtype).eps)
+    return error, tolerance * max(1.0, largest)
+
+
+def _check_lengths(member: Member) -> None:
+    """Compare a long and a short text together with each alone: padding must not count; raises InvalidEnsemble."""
+    if not any(buffer.is_ragged for buffer in member.buffer_specs) or member.max_samples == 1:
+        return
+    try:
+        samples = [_make_text(member, words) for words in (member.token_sizes[-1], 1)]
+    except InvalidInput:  # a tokenizer that knows no letters
+        return
+    alone = [_compute(member, [sample], "raises on one text")[0] for sample in samples]
+    together = _compute(member, samples, "answers each of two texts alone, and raises on both together")[0]
+    _compare(member, samples, alone, together, "a longer text")
+
+
+def _make_text(member: Member, words: int) -> Samples:
+    """Make a sample with a real text of so many words: what a model makes of made-up ids may hang on where these end.
+
+    Raises InvalidInput where the tokenizer refuses it.
+    """
+    arrays: list[Array] = []
+    text = " ".join(["a"] * min(words, MAX_WORDS))
+    for kind in member.inputs:
+        if isinstance(kind, TextInput):
+            spec = member.spec.input[kind.name]
+            arrays += kind.prepare((text, "a") if getattr(spec, "pair", False) else (text,))
+        else:
+            arrays += [array[:1] for array in kind.example(0, words)]
+    return tuple(arrays)
 
 
 def check_positions(member: Member) -> None:
@@ -57,7 +135,8 @@ def check_positions(member: Member) -> None:
 
     Kernels may compute the rows of a matrix in blocks, and those that are left over another way; no padding helps there.
     """
-    output = _compute(member, [member.example(0, member.token_sizes[-1])] * member.max_samples)[0]
+    samples = [member.example(0, member.token_sizes[-1])] * member.max_samples
+    output = _compute(member, samples, f"raises on {member.max_samples} times the same sample")[0]
     differs = ~_same(output, output[:1])
     if differs.any():
         error = (output - output[:1]).masked_fill(~differs, 0.0).abs().max().item()
@@ -71,22 +150,35 @@ def _same(one: Tensor, other: Tensor) -> Tensor:
     return (one == other) | (one.isnan() & other.isnan())
 
 
-def _compute(member: Member, samples: Sequence[Samples]) -> list[Tensor]:
-    """Compute samples on the calling thread, and bring all outputs to the host; raises InvalidEnsemble."""
-    key, count = f"members.{member.name}.model", len(samples)
+def _compute(member: Member, samples: Sequence[Samples], what: str) -> list[Tensor]:
+    """Compute samples on the calling thread, and bring all outputs to the host; raises InvalidEnsemble that says `what` it does."""
     try:
         return member.compute_checked(samples)
     except InvalidEnsemble:
         raise
     except Exception as error:
-        if count == 1:
-            if too_long := explain_length(member, error):
-                raise too_long from error
-            raise InvalidEnsemble(f"{key}: the member raised on one sample: {type(error).__name__}: {error}") from error
-        raise InvalidEnsemble(
-            f"{key}: the member answers 1 sample and raises on {count} ({type(error).__name__}: {error}). Its batch is fixed: "
-            "export it with a dynamic one (dynamic_shapes={...: {0: torch.export.Dim('batch')}})"
-        ) from error
+        if len(samples) == 1 and (too_long := explain_length(member, error)):
+            raise too_long from error
+        key, raised = f"members.{member.name}.model", f"{type(error).__name__}: {outline(error)}"
+        try:
+            member.compute_checked(samples)
+            what = f"{what}, and not when it is tried again"
+        except Exception:  # as before
+            pass
+        given = ", ".join(f"{name_dtype(argument.dtype)} {list(argument.shape)}" for argument in member.stage(samples))
+        remedy = _find_remedy(member, len(samples), error)
+        raise InvalidEnsemble(f"{key}: the member {what}: {raised}; it was given {given}{remedy and f'. {remedy}'}") from error
+
+
+def _find_remedy(member: Member, count: int, error: Exception) -> str:
+    """Return what would help, where that is sure, else "": the model declares another number of samples, or lacks a token."""
+    fixed = member.model.fixed_samples
+    if fixed is not None and fixed != count:
+        dynamic = "export it with a dynamic one (dynamic_shapes={...: {0: torch.export.Dim('batch')}})"
+        return f"The model declares {fixed} {'sample' if fixed == 1 else 'samples'}. Its batch is fixed: {dynamic}"
+    if member.model.loader == "huggingface" and "padding token" in str(error):
+        return "Its directory names none: write pad_token_id into config.json, the id of the token that fills up shorter texts"
+    return ""
 
 
 def _check_kind(member: Member, task: str, outputs: Tensor) -> None:

@@ -10,7 +10,7 @@ from ..device import CannotCapture, Device, Stream
 from ..errors import InvalidEnsemble
 from ..inputs import InputKind, UpstreamInput
 from ..loaders import LoadedModel
-from ..precision import Converted
+from ..precision import OWN_PRECISIONS, Converted
 from ..spec import MemberSpec
 from ..types import Samples
 from .buffers import BUFFER_SETS, MemberGraph, StagingBuffers
@@ -72,6 +72,11 @@ class Member:
         return self.converted.model
 
     @property
+    def precision(self) -> str:
+        """The precision that it computes in: the file's, or that in which the model was saved."""
+        return OWN_PRECISIONS.get(self.model.dtype, self.spec.precision)
+
+    @property
     def largest_bucket(self) -> Bucket:
         """The bucket of the most samples and tokens."""
         return Bucket(self.max_samples, self.token_sizes[-1])
@@ -106,16 +111,21 @@ class Member:
         """Compute a made-up sample past the staging buffers, which may be in use."""
         return self.read(self.model.module(*self.arrange_samples(self.example(0, self.token_sizes[0]))))
 
-    def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:
-        """Compute samples on the calling thread, with the model's own slow checks, and bring all outputs to the host."""
-        buffers, bucket = self.buffers[0], Bucket(len(samples), self.token_sizes[-1])
+    def stage(self, samples: Sequence[Samples]) -> tuple[Tensor, ...]:
+        """Write samples into the first staging buffers, which nothing else may use; return what the model is called with."""
+        buffers, bucket = self.buffers[0], Bucket(len(samples), self.bucket(samples).tokens)
         buffers.write(samples, bucket)
         buffers.copy_in(bucket)
+        return self.arguments(buffers, bucket)
+
+    def compute_checked(self, samples: Sequence[Samples]) -> list[Tensor]:
+        """Compute samples on the calling thread, with the model's own slow checks, and copy all outputs to the host."""
         module = self.model.checked or self.model.module
-        return [output.cpu() for output in self.read(module(*self.arguments(buffers, bucket)))]
+        # A model may give back what it was given, which the next samples are written over.
+        return [output.cpu().clone() for output in self.read(module(*self.stage(samples)))]
 
     def arguments(self, buffers: StagingBuffers, bucket: Bucket) -> tuple[Tensor, ...]:
-        """Return what the model is called with for what `buffers` hold."""
+        """Return what the model is called with for what `buffers` hold, in its own dtypes and layouts."""
         return self._arrange(buffers.inputs(bucket))
 
     def arrange_samples(self, samples: Samples) -> tuple[Tensor, ...]:
@@ -124,13 +134,13 @@ class Member:
         return self._arrange([torch.tensor(array, dtype=spec.dtype, device=self.device.torch_device) for array, spec in pairs])
 
     def _arrange(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return what the model is called with for staged samples."""
+        """Return what the model is called with for staged samples, in its own dtypes and layouts."""
         arguments: list[Tensor] = []
         for kind in self.inputs:
             count = len(kind.buffers)
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
-        return tuple(arguments)
+        return self.model.adapt(arguments)
 
     def read(self, outputs: object) -> list[Tensor]:
         """Find, in what the model returns, the output that counts and the extra ones: float32 [samples, ...] each."""

@@ -5,9 +5,8 @@ model without a head, whose features become one vector per sample. Python in the
 data, and a directory that has only a `pytorch_model.bin`, which is a pickle, has to be trusted.
 """
 
-import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +19,11 @@ from ..errors import InvalidEnsemble, quote
 from ..spec import find_directory, find_file
 from .model import LoadedModel, count_bytes, list_tensors
 from .pooling import Pooling, embed, find_pooling
-from .source import TEXT, Source, hash_file
+from .source import TEXT, Source, hash_files
+from .weights import PICKLE_SUFFIX, is_pickled, list_weights
 
-PICKLE = "pytorch_model.bin"
+COUNTED = ("*.json", "*.safetensors", "pytorch_model*.bin")
+"""The files of a directory that say what the model computes: configuration and weights."""
 UNREAD_MASKS = "sdpa_with_unread_masks"
 
 
@@ -56,20 +57,23 @@ def load_huggingface(source: Source) -> LoadedModel:
     except ValueError as error:
         raise InvalidEnsemble(f"{source.key}.model: {error}") from None
     transformers = source.import_extra("transformers", "hf")
-    is_pickle = all(path.suffix != ".safetensors" for path in files)
+    weights, counted = _find_weights(source, directory), [path for path in files if any(map(path.match, COUNTED))]
+    is_pickle = is_pickled(weights)
     name = _name_class(source)
     # What it would report is checked below.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     cannot_load = f"which transformers {transformers.__version__} cannot load as {name}"
     allowed = "a directory that model.save_pretrained has written, for an architecture of transformers"
-    copying = _copy_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory)
-    with copying as weights, source.reading(cannot_load, allowed):
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        model, found = getattr(transformers, name).from_pretrained(
-            weights, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
-            trust_remote_code=False, use_safetensors=not is_pickle,
-        )  # fmt: skip
+    copying = _copy_pickles(source, weights) if is_pickle else nullcontext(directory)
+    with source.holding(counted), copying as place:
+        with source.reading(cannot_load, allowed):
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            model, found = getattr(transformers, name).from_pretrained(
+                place, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
+                trust_remote_code=False, use_safetensors=not is_pickle,
+            )  # fmt: skip
+        digest = hash_files(directory, counted)
     _leave_masks_unread(transformers, model)
     pooling = find_pooling(source, directory, model) if name == "AutoModel" else None
     may_miss = ("pooler.",) if pooling and pooling.method != "pooler" else ()
@@ -80,7 +84,7 @@ def load_huggingface(source: Source) -> LoadedModel:
             f"an output.kind that {config.architectures} was saved with",
         )
     module = NamedArguments(model, _name_arguments(source), pooling).to(source.device).eval().requires_grad_(False)
-    return LoadedModel(module, "huggingface", count_bytes(list_tensors(module)), _hash_files(directory, files))
+    return LoadedModel(module, "huggingface", count_bytes(list_tensors(module)), digest)
 
 
 def _name_class(source: Source) -> str:
@@ -123,21 +127,24 @@ def _leave_masks_unread(transformers: Any, model: Any) -> None:
     model.set_attn_implementation(UNREAD_MASKS)
 
 
-@contextmanager
-def _copy_pickle(source: Source, path: Path) -> Iterator[Path]:
-    """Copy a trusted pickle into a directory of its own, so that the bytes that are hashed are those that are loaded."""
+def _find_weights(source: Source, directory: Path) -> list[Path]:
+    """Return the files that have the weights; raises InvalidEnsemble where there are none, or not all that an index names."""
     try:
-        content = path.read_bytes()
-    except OSError:
-        raise source.refuse("which has no weights", f"a directory with model.safetensors, or a trusted {PICKLE}") from None
-    source.trust.admit_bytes(f"{source.key}.model", path, content)
+        weights = list_weights(directory)
+    except ValueError as error:
+        raise source.refuse(f"whose {error}", "all files of the weights, inside the directory") from None
+    if not weights:
+        raise source.refuse("which has no weights", "a directory with model.safetensors, or a trusted pytorch_model.bin")
+    return weights
+
+
+@contextmanager
+def _copy_pickles(source: Source, weights: Sequence[Path]) -> Iterator[Path]:
+    """Copy trusted pickles into a directory of their own, so that the bytes that are hashed are those that are loaded."""
     with TemporaryDirectory() as directory:
-        (Path(directory) / PICKLE).write_bytes(content)
+        for path in weights:
+            content = path.read_bytes()
+            if path.suffix == PICKLE_SUFFIX:
+                source.trust.admit_bytes(f"{source.key}.model", path, content)
+            (Path(directory) / path.name).write_bytes(content)
         yield Path(directory)
-
-
-def _hash_files(directory: Path, files: list[Path]) -> str:
-    """Return one sha256 for configuration and weights, in the order of their names."""
-    counted = sorted({path for path in files if path.suffix in (".json", ".safetensors") or path.name == PICKLE})
-    lines = [f"{hash_file(path)}  {path.relative_to(directory)}\n" for path in counted]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,11 +1,13 @@
 """What every loader returns: a model that is ready to be called; and what several of them may share."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from .arguments import Adapter
 
 MIN_SHARED_BYTES = 4096
 """Smaller tensors are not worth the comparison."""
@@ -15,9 +17,11 @@ MIN_SHARED_BYTES = 4096
 class LoadedModel:
     """A model on its device, in inference mode for good, safe to call from several threads.
 
-    `module` takes the member's arguments by position. `digest` is the sha256 of the file that it came from, empty where
-    there is no one file. `is_capturable` is False where the loader knows that no CUDA graph can hold a call. `checked` is the same
-    model with checks of its arguments' shapes that are too slow for every batch; it is called when the member is loaded.
+    `module` takes the member's arguments by position, each as its adapter leaves it. `digest` is the sha256 of all files that it
+    came from, empty where they are not known. `is_capturable` is False where the loader knows that no CUDA graph can hold a call.
+    `checked` is the same model with checks of its arguments' shapes that are too slow for every batch; it is called when the
+    member is loaded. `dtype` is that of the floats that it was saved with. `fixed_samples` is how many samples it says to take,
+    None for any number.
     """
 
     module: Callable[..., object]
@@ -26,6 +30,16 @@ class LoadedModel:
     digest: str = ""
     is_capturable: bool = True
     checked: Callable[..., object] | None = None
+    adapters: tuple[Adapter | None, ...] = ()
+    dtype: torch.dtype = torch.float32
+    fixed_samples: int | None = None
+
+    def adapt(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Cast and lay out a member's tensors as the model takes them; empty adapters leave all as they are."""
+        if not any(self.adapters):
+            return tuple(arguments)
+        pairs = zip(self.adapters, arguments, strict=True)
+        return tuple(adapter.apply(argument) if adapter else argument for adapter, argument in pairs)
 
 
 def list_tensors(module: nn.Module) -> list[Tensor]:

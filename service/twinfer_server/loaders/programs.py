@@ -8,15 +8,18 @@ import io
 import itertools
 import json
 import logging
+import re
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .arguments import Adapter, Declared, cast_floats, find_float_dtype, find_own_dtype, list_arguments, make_adapters
 from .model import LoadedModel, count_bytes, list_tensors
 from .source import Source
 
@@ -27,6 +30,8 @@ COMPILED_FOLDER = "/data/aotinductor/"
 """Where in the archive AOTInductor's libraries lie; an exported program has its graph in `models/`."""
 SCRIPT_FOLDER = "/code/"
 """Where TorchScript lies; torch.save writes the same kind of archive without it."""
+EXPECTED_DTYPE = re.compile(r"(\w+)_expected_dtype = aoti_torch_dtype_(\w+)\(\)")
+"""What a compiled package's source says of each input, in their order."""
 CUDA_RUNNERS = 2
 """As many as a member may have batches on a GPU at once. A runner is free again only when the GPU is done, and a call without one
 waits for that, on the launch thread. They share their weights."""
@@ -54,9 +59,14 @@ def load_pt2(source: Source) -> LoadedModel:
     module = program.module(check_guards=False)  # keeps the mode it was exported in; its .eval() only raises
     module.requires_grad_(False)
     constants = [value for value in program.constants.values() if isinstance(value, Tensor)]
-    size = count_bytes([*program.state_dict.values(), *constants])
+    tensors = [*program.state_dict.values(), *constants]
+    declared = _list_inputs(program)
+    fixed = {one.shape[0] for one in declared if one.shape} - {None}
     # `forward` goes past the checks of the inputs' shapes, which are symbolic algebra in Python and cost more than a small model.
-    return LoadedModel(module.forward, "pt2", size, digest, checked=module)
+    return LoadedModel(
+        module.forward, "pt2", count_bytes(tensors), digest, checked=module, adapters=_adapt(source, declared),
+        dtype=find_float_dtype(tensor.dtype for tensor in tensors), fixed_samples=next(iter(fixed), None),
+    )  # fmt: skip
 
 
 def load_torchscript(source: Source) -> LoadedModel:
@@ -74,7 +84,10 @@ def load_torchscript(source: Source) -> LoadedModel:
     logger.warning(
         "%s is TorchScript, which PyTorch has deprecated; it is served, but save it with torch.export some day", source.spec.model
     )
-    return LoadedModel(module, "torchscript", count_bytes(list_tensors(module)), digest)
+    tensors = list_tensors(module)
+    dtype, is_alone = find_own_dtype(tensors)
+    adapters = cast_floats(source, dtype) if is_alone else ()
+    return LoadedModel(module, "torchscript", count_bytes(tensors), digest, adapters=adapters, dtype=dtype)
 
 
 def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
@@ -86,6 +99,7 @@ def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         facts = [json.loads(archive.read(entry)) for entry in entries if entry.filename.endswith("wrapper_metadata.json")]
+        code = [archive.read(entry).decode() for entry in entries if entry.filename.endswith(".wrapper.cpp")]
     kind = source.device.type
     for fact in facts:
         made_for, instructions = fact.get("AOTI_DEVICE_KEY", ""), fact.get("AOTI_CPU_ISA", "")
@@ -108,7 +122,30 @@ def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
         return pytree.tree_unflatten(loader.boxed_run(list(arguments)), form)
 
     size = sum(entry.file_size for entry in entries if entry.filename.endswith((".so", ".bin")) or "/weights/" in entry.filename)
-    return LoadedModel(compute, "aotinductor", size, digest, is_capturable=False)
+    # The library does not look at what it is given; its source, which the archive brings, says what it takes.
+    declared = [Declared(name, getattr(torch, dtype)) for name, dtype in EXPECTED_DTYPE.findall("".join(code))]
+    dtype = find_float_dtype(one.dtype for one in declared)
+    return LoadedModel(
+        compute, "aotinductor", size, digest, is_capturable=False, adapters=_adapt(source, declared), dtype=dtype
+    )  # fmt: skip
+
+
+def _list_inputs(program: "ExportedProgram") -> list[Declared]:
+    """Return what a program says of its inputs; none where some are no tensors."""
+    places = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    declared: list[Declared] = []
+    for name in map(str, program.graph_signature.user_inputs):
+        value: object = places.get(name)
+        if not isinstance(value, Tensor):
+            return []
+        sizes: tuple[object, ...] = tuple(value.shape)  # symbols, too
+        declared.append(Declared(name, value.dtype, tuple(size if isinstance(size, int) else None for size in sizes)))
+    return declared
+
+
+def _adapt(source: Source, declared: Sequence[Declared]) -> tuple[Adapter | None, ...]:
+    """Find what becomes of the member's tensors; where they are not as many as the program's inputs, the first call says so."""
+    return make_adapters(source, declared) if len(declared) == len(list(list_arguments(source.spec.input))) else ()
 
 
 def _list_entries(content: bytes) -> list[str]:

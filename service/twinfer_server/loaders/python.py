@@ -16,6 +16,7 @@ from types import ModuleType
 from torch import nn
 
 from ..errors import quote
+from .arguments import cast_floats, find_own_dtype
 from .model import LoadedModel, count_bytes, list_tensors
 from .source import Source
 
@@ -25,7 +26,12 @@ def load_python(source: Source) -> LoadedModel:
     model = make_python(source, source.spec.model, "model")
     if not callable(model):
         raise source.refuse(f"which gives {quote(type(model).__name__)}", "an nn.Module, or another callable on tensors")
-    return LoadedModel(model, "python", count_bytes(list_tensors(model)) if isinstance(model, nn.Module) else 0)
+    if not isinstance(model, nn.Module):
+        return LoadedModel(model, "python", 0)
+    tensors = list_tensors(model)
+    dtype, is_alone = find_own_dtype(tensors)
+    adapters = cast_floats(source, dtype) if is_alone else ()
+    return LoadedModel(model, "python", count_bytes(tensors), adapters=adapters, dtype=dtype)
 
 
 def make_python(source: Source, text: str, key: str) -> object:

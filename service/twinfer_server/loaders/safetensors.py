@@ -30,10 +30,12 @@ def load_safetensors(source: Source) -> LoadedModel:
     module = make_python(source, architecture, "architecture") if is_python else _make_timm(source, architecture)
     if not isinstance(module, nn.Module):
         raise source.refuse(f"which gives {type(module).__name__}", "what gives an nn.Module", "architecture")
-    with source.reading(f"which does not fit {architecture}", "weights of that architecture"):
-        load_model(module, path)  # strict; a tensor that several parameters share is in the file once
+    with source.holding([path]):
+        with source.reading(f"which does not fit {architecture}", "weights of that architecture"):
+            load_model(module, path)  # strict; a tensor that several parameters share is in the file once
+        digest = "" if is_python else hash_file(path)
     module = module.to(source.device).float().eval().requires_grad_(False)
-    return LoadedModel(module, "safetensors", count_bytes(list_tensors(module)), "" if is_python else hash_file(path))
+    return LoadedModel(module, "safetensors", count_bytes(list_tensors(module)), digest)
 
 
 def _make_timm(source: Source, architecture: str) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,15 @@ class Source:
             content = path.read_bytes()
         return content, self.trust.admit_bytes(f"{self.key}.model", path, content)
 
+    @contextmanager
+    def holding(self, paths: Sequence[Path]) -> Iterator[None]:
+        """Refuse files that change while the body loads and hashes them: what is hashed is what is loaded."""
+        before = [_stamp(path) for path in paths]
+        yield
+        changed = [path.name for path, stamp in zip(paths, before, strict=True) if _stamp(path) != stamp]
+        if changed:
+            raise self.refuse(f"whose file {quote(changed[0])} changed while it was loaded", "files that stay as they are")
+
     def refuse(self, found: str, allowed: str, key: str = "model") -> InvalidEnsemble:
         """Make the error for a source that cannot be loaded: `found` says what about it."""
         return InvalidEnsemble(f"{self.key}.{key}: found {quote(getattr(self.spec, key))}, {found}; allowed: {allowed}")
@@ -73,6 +82,18 @@ def outline(error: Exception) -> str:
     """Return what a library's error says on one line, at most its first part: some list every weight of a model."""
     text = " ".join(str(error).split())
     return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
+
+
+def hash_files(folder: Path, paths: Sequence[Path]) -> str:
+    """Return one sha256 for some files of a folder and their names, in the order of these."""
+    lines = [f"{hash_file(path)}  {path.relative_to(folder)}\n" for path in sorted({*paths})]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file's content or with the file behind its name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def hash_file(path: Path) -> str:

@@ -9,13 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidEnsemble
 from ..loaders import LoadedModel
+from ..loaders.arguments import name_dtype
 from ..loaders.model import count_bytes
 from ..spec import MemberSpec
 from .precisions import ACCELERATIONS, PRECISIONS, CalibrationSamples, Refused
+
+OWN_PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""What a model that was saved in other floats than float32 computes in already."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +40,15 @@ def convert(spec: MemberSpec, model: LoadedModel, samples: CalibrationSamples, k
     parameters and buffers; compiled code packs its own copy of the weights beside them. Call it in inference mode.
     Raises InvalidEnsemble where the device, the model or an absent library cannot do it, and where `spec.tolerance` is exceeded.
     """
+    precision = _find_precision(spec, model, key)
+    if (precision, spec.acceleration) == ("fp32", "eager"):
+        return Converted(model)
     accelerating = partial(_refusing, f"{key}.acceleration", spec.acceleration, "eager")
     converting = partial(_refusing, f"{key}.precision", spec.precision, "fp32") if spec.precision != "fp32" else accelerating
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and torchao warn about their own parts while they are imported and at work
         with converting():
-            converted = PRECISIONS[spec.precision](_copy_module(model), samples.shapes[0])
+            converted = PRECISIONS[precision](_copy_module(model), samples.shapes[0])
         with accelerating():
             called = ACCELERATIONS[spec.acceleration](converted, samples)
     expected = samples.read(model.module(*samples.largest))
@@ -72,6 +80,16 @@ def measure_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
         error = (values - wanted).abs().max().item() / (wanted.abs().max().item() or 1.0)
         errors.append(error if math.isfinite(error) else math.inf)
     return max(errors)
+
+
+def _find_precision(spec: MemberSpec, model: LoadedModel, key: str) -> str:
+    """Return the precision to convert to, for the model's own "fp32", which changes nothing; raises InvalidEnsemble for another."""
+    own = OWN_PRECISIONS.get(model.dtype, "fp32")
+    if model.dtype is not torch.float32 and spec.precision not in ("fp32", own):
+        allowed = " or ".join(f'"{name}"' for name in dict.fromkeys((own, "fp32")))
+        found = f'found "{spec.precision}", and the model was saved in {name_dtype(model.dtype)}, in which it computes'
+        raise InvalidEnsemble(f"{key}.precision: {found}; allowed: {allowed}, which leave it so")
+    return spec.precision if model.dtype is torch.float32 else "fp32"
 
 
 @contextmanager

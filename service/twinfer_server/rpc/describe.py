@@ -88,7 +88,7 @@ def _describe_member(ensemble: Ensemble, member: Member, breaker: BreakerReading
     return pb.Member(
         name=member.name,
         loader=member.model.loader,
-        precision=member.spec.precision,
+        precision=member.precision,
         acceleration=member.spec.acceleration,
         largest_error=member.converted.largest_error,
         device=str(member.device.torch_device),

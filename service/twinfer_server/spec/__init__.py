@@ -1,9 +1,18 @@
 """What an ensemble folder says: `ensemble.toml`, parsed and checked before anything is loaded."""
 
-from .directory import PREFIX, find_directory, find_output_kind, has_several_labels, name_classes
+from .directory import PREFIX, complete_table, find_directory, find_output_kind, has_several_labels, name_classes
 from .ensemble import BatchingSpec, CascadeSpec, EnsembleSpec, FusionSpec, Task
-from .files import NAME_PATTERN, LeavesFolder, find_file
-from .members import ImageInputSpec, MemberSpec, OutputSpec, RequestInputSpec, TensorInputSpec, TextInputSpec, UpstreamInputSpec
+from .files import NAME_PATTERN, LeavesFolder, find_file, read_json
+from .members import (
+    ImageInputSpec,
+    InputSpec,
+    MemberSpec,
+    OutputSpec,
+    RequestInputSpec,
+    TensorInputSpec,
+    TextInputSpec,
+    UpstreamInputSpec,
+)
 from .reading import SPEC_FILE, check_classes, describe_faults, read_labels, read_spec
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "EnsembleSpec",
     "FusionSpec",
     "ImageInputSpec",
+    "InputSpec",
     "LeavesFolder",
     "MemberSpec",
     "OutputSpec",
@@ -24,12 +34,14 @@ __all__ = [
     "TextInputSpec",
     "UpstreamInputSpec",
     "check_classes",
+    "complete_table",
     "describe_faults",
     "find_directory",
     "find_file",
     "find_output_kind",
     "has_several_labels",
     "name_classes",
+    "read_json",
     "read_labels",
     "read_spec",
 ]

@@ -76,6 +76,12 @@ def complete_member(member: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return completed
 
 
+def complete_table(table: Mapping[str, Any], model: str, folder: Path) -> dict[str, Any]:
+    """Return an input's table as a member `model` of the folder, "hf:DIR", would have it; raises ValueError."""
+    completed: dict[str, Any] = complete_member({"model": model, "input": {"input": table}}, folder)["input"]["input"]
+    return completed
+
+
 def _complete_output(output: Any, config: Mapping[str, Any]) -> Any:
     if not isinstance(output, dict):
         return output
