@@ -2,6 +2,9 @@
 //
 //   node infer.js 127.0.0.1:50051 five.png fve
 //
+// By TLS where TWINFER_TLS_CA names a file with the server's authority; TWINFER_TLS_CLIENT_CERT and TWINFER_TLS_CLIENT_KEY are
+// this client's own certificate and key, for a server that wants them. All of them in PEM.
+//
 // The contract is read from protos/ as it stands; nothing is generated.
 'use strict';
 
@@ -39,8 +42,14 @@ const serviceConfig = {
   ],
 };
 
+function credentials({ TWINFER_TLS_CA, TWINFER_TLS_CLIENT_CERT, TWINFER_TLS_CLIENT_KEY }) {
+  if (!TWINFER_TLS_CA) return grpc.credentials.createInsecure();
+  const read = (file) => (file ? fs.readFileSync(file) : null);
+  return grpc.credentials.createSsl(read(TWINFER_TLS_CA), read(TWINFER_TLS_CLIENT_KEY), read(TWINFER_TLS_CLIENT_CERT));
+}
+
 function connect(address) {
-  return new EnsembleService(address, grpc.credentials.createInsecure(), {
+  return new EnsembleService(address, credentials(process.env), {
     'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
     'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
     'grpc.per_rpc_retry_buffer_size': MAX_MESSAGE_BYTES, // else what is larger than 256 KiB is never sent again
@@ -68,8 +77,9 @@ async function main([address, imagePath, text]) {
     console.error('usage: node infer.js HOST:PORT IMAGE TEXT');
     return 2;
   }
-  const client = connect(address);
+  let client;
   try {
+    client = connect(address);
     const inputs = { image: { image: fs.readFileSync(imagePath) }, text: { text } };
     console.log(JSON.stringify(await infer(client, inputs, { member_predictions: true })));
     return 0;
@@ -81,7 +91,7 @@ async function main([address, imagePath, text]) {
     console.error(JSON.stringify({ error: describeError(error) }));
     return 1;
   } finally {
-    client.close();
+    client?.close();
   }
 }
 

@@ -17,7 +17,7 @@ from .device import open_device
 from .engine import Engine
 from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, warm_up
 from .inputs import InputLimits
-from .rpc import AdminServer, RpcServer
+from .rpc import AdminServer, Certificates, HealthServer, RpcServer, warn_of_plain_listeners
 from .runtime import end_process, freeze_garbage
 from .settings import ServerSettings
 from .spec import read_spec
@@ -70,20 +70,25 @@ def _find_budget(ensemble: Ensemble, settings: ServerSettings) -> int | None:
 async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event, say: Say, on_progress: OnProgress) -> None:
     """Serve the ensemble in `folder` until `stopping` is set, then drain and return.
 
-    Raises DeviceLost after draining, PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
+    Raises DeviceLost after draining, PortTaken, InvalidSettings, InvalidEnsemble, and RuntimeError where the device is not there.
     """
+    certificates = Certificates.read(settings)
+    warn_of_plain_listeners(settings)
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers, ExitStack() as stack:
-        server, admin = RpcServer(settings, parsers), AdminServer(settings, parsers)
+        server, admin = RpcServer(settings, parsers, certificates), AdminServer(settings, parsers, certificates)
+        probed = HealthServer(settings, server.health)
         try:
             say(f"listening on {await server.start()}")
             if admin_address := await admin.start():
                 say(f"operators on {admin_address}")
+            if health_address := await probed.start():
+                say(f"health on {health_address}")
             metrics = None
             if settings.metrics_listen:
                 from .metrics import Metrics  # brings an HTTP server
 
                 metrics = Metrics(list(read_spec(folder).members))
-                say(f"metrics on {stack.enter_context(metrics.listening(settings.metrics_listen))}")
+                say(f"metrics on {stack.enter_context(metrics.listening(settings.metrics_listen, certificates))}")
             ensemble = await _load(folder, settings, on_progress, stopping)
             if ensemble is None:
                 return
@@ -101,7 +106,7 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             if engine.loss:
                 raise DeviceLost(f"the device is lost and only a new process gets it back: {engine.loss}")
         finally:
-            await asyncio.gather(server.stop(grace_seconds=0), admin.stop(grace_seconds=0))
+            await asyncio.gather(server.stop(grace_seconds=0), admin.stop(grace_seconds=0), probed.stop())
 
 
 async def _load(folder: Path, settings: ServerSettings, on_progress: OnProgress, stopping: asyncio.Event) -> Ensemble | None:

@@ -13,6 +13,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from .errors import quote
 
 PREFIX = "TWINFER_"
+CLIENT_VARIABLES = frozenset(
+    {"TWINFER_TLS", "TWINFER_TLS_CA", "TWINFER_TLS_CLIENT_CERT", "TWINFER_TLS_CLIENT_KEY", "TWINFER_TLS_SERVER_NAME"}
+)
+"""What the client's commands read: no settings, but an environment may well have both."""
 Seconds = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -34,6 +38,10 @@ def _check_address(value: str) -> str:
     return value
 
 
+def _drop_empty(value: object) -> object:
+    return value or None
+
+
 def _split_paths(value: object) -> object:
     return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
 
@@ -41,6 +49,7 @@ def _split_paths(value: object) -> object:
 Address = Annotated[str, AfterValidator(_check_address)]
 OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _check_address(value))]
 HttpAddress = Annotated[str, AfterValidator(_check_http_address)]
+OptionalFile = Annotated[Path | None, BeforeValidator(_drop_empty)]
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(_split_paths)]
 """Written as one string, as in PATH: with colons between them."""
 
@@ -59,7 +68,15 @@ class ServerSettings(BaseSettings):
     admin_listen: OptionalAddress = ""
     """Where operators connect: HOST:PORT; empty means nowhere."""
     metrics_listen: HttpAddress = ""
-    """Where Prometheus reads metrics over HTTP: HOST:PORT; empty means nowhere."""
+    """Where Prometheus reads metrics over HTTP, or HTTPS with `tls_cert`: HOST:PORT; empty means nowhere."""
+    health_listen: OptionalAddress = ""
+    """Where probes ask for health, and for nothing else, always in the clear: HOST:PORT; empty means nowhere."""
+    tls_cert: OptionalFile = None
+    """The listeners' certificate and those of its issuers, in PEM; read again when it changes. None means plain text."""
+    tls_key: OptionalFile = None
+    """The certificate's private key, in PEM, without a passphrase."""
+    tls_client_ca: OptionalFile = None
+    """The authorities, in PEM, of which one must have issued a client's certificate; None means that clients need none."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     trust_code: bool = False
@@ -128,7 +145,7 @@ class ServerSettings(BaseSettings):
 def read_settings(**flags: Any) -> ServerSettings:
     """Read the settings from `flags` (None: not given) and the environment; raises InvalidSettings."""
     known = {f"{PREFIX}{name.upper()}" for name in ServerSettings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known | CLIENT_VARIABLES)
     if unknown:
         raise InvalidSettings(f"environment: found {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
     try:

@@ -106,7 +106,7 @@ class AsyncClient(Connection):
         readiness = Readiness(timeout)
         while True:
             try:
-                if readiness.is_reached(await check(REQUEST, timeout=readiness.remaining_seconds(), wait_for_ready=True)):
+                if readiness.is_reached(await check(REQUEST, timeout=readiness.remaining_seconds())):
                     return
             except grpc.RpcError as failure:
                 readiness.failed(failure)

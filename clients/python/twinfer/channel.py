@@ -45,7 +45,7 @@ class Connection:
         """Make a client; the connection is made by the first call.
 
         target: HOST:PORT, or any name that gRPC resolves.
-        credentials: for TLS (`grpc.ssl_channel_credentials()`); without, the connection is in the clear.
+        credentials: for TLS (`tls_credentials()`); without, the connection is in the clear.
         timeout: seconds that a call may take, its retries included, unless the call says otherwise.
         attempts: how often a call is tried while the server is unavailable or overloaded, the first included.
         options: further gRPC channel options; they win over the client's own.

@@ -107,7 +107,7 @@ class Client(Connection):
         readiness = Readiness(timeout)
         while True:
             try:
-                if readiness.is_reached(check(REQUEST, timeout=readiness.remaining_seconds(), wait_for_ready=True)):
+                if readiness.is_reached(check(REQUEST, timeout=readiness.remaining_seconds())):
                     return
             except grpc.RpcError as failure:
                 readiness.failed(failure)

@@ -1,6 +1,7 @@
 """The RPC layer: gRPC's servers and the services on them; parses, translates and answers, and knows no torch."""
 
 from .describe import describe
-from .server import AdminServer, PortTaken, RpcServer
+from .server import AdminServer, HealthServer, PortTaken, RpcServer
+from .tls import Certificates, warn_of_plain_listeners
 
-__all__ = ["AdminServer", "PortTaken", "RpcServer", "describe"]
+__all__ = ["AdminServer", "Certificates", "HealthServer", "PortTaken", "RpcServer", "describe", "warn_of_plain_listeners"]

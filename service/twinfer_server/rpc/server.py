@@ -1,4 +1,4 @@
-"""The gRPC servers, one for callers and one for operators: listeners, options and services, put together."""
+"""The gRPC servers, for callers, for operators and for probes: listeners, options and services, put together."""
 
 import asyncio
 import socket
@@ -21,6 +21,7 @@ from .infer_service import SERVICE, EnsembleService
 from .interceptors import CallInterceptor
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
+from .tls import Certificates
 
 OPTIONS = (
     # A second server on the port is refused. By default both would share it, and each get a part of the connections.
@@ -59,8 +60,9 @@ class PortTaken(RuntimeError):
 class AdminServer:
     """The operators' service on its listener, if there is to be one."""
 
-    def __init__(self, settings: ServerSettings, pool: Executor) -> None:
+    def __init__(self, settings: ServerSettings, pool: Executor, certificates: Certificates | None = None) -> None:
         """Put it together; `pool` parses large messages. Call it on the event loop."""
+        self._certificates = certificates
         self._service = EnsembleAdminService(pool, settings)
         self._address = settings.admin_listen
         self._health = Health((ADMIN_SERVICE,))
@@ -72,7 +74,7 @@ class AdminServer:
 
     async def start(self) -> str:
         """Listen; return the address with the port that was found, "" where there is to be no listener. Raises PortTaken."""
-        return "" if self._server is None else await _start(self._server, self._address)
+        return "" if self._server is None else await _start(self._server, self._address, self._certificates)
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine; from now on the service serves, whatever becomes of the callers'."""
@@ -92,21 +94,22 @@ class AdminServer:
 class RpcServer:
     """The callers' services on their listener."""
 
-    def __init__(self, settings: ServerSettings, pool: Executor) -> None:
+    def __init__(self, settings: ServerSettings, pool: Executor, certificates: Certificates | None = None) -> None:
         """Put the services together; `pool` parses large messages. Call it on the event loop."""
-        self._health = Health((SERVICE, INFERENCE_SERVICE))
+        self.health = Health((SERVICE, INFERENCE_SERVICE))
+        self._certificates = certificates
         self._ensemble_service = EnsembleService(pool, settings)
         self._inference_service = InferenceService(pool, settings)
         self._address = settings.listen
         self._calls = CallInterceptor(settings.max_concurrent_calls, self._ensemble_service.note_failure)
         handlers = self._ensemble_service.handlers(), self._inference_service.handlers()
         files = (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, *SHARED_FILES)
-        self._server = _make_server(settings, self._calls, handlers, self._health, files)
+        self._server = _make_server(settings, self._calls, handlers, self.health, files)
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Listen; return the address with the port that was found. Raises PortTaken."""
-        return await _start(self._server, self._address)
+        return await _start(self._server, self._address, self._certificates)
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
@@ -115,7 +118,7 @@ class RpcServer:
 
     def report(self, is_serving: bool, members: Mapping[str, bool]) -> None:
         """Set the health of the callers' services, and of each member by name."""
-        self._health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
+        self.health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
         self._inference_service.report(is_serving, members)
 
     async def drain(self, grace_seconds: float) -> None:
@@ -123,7 +126,7 @@ class RpcServer:
 
         Calls that came before clients were told are served; after the grace they are cancelled.
         """
-        self._health.end()
+        self.health.end()
         await self._calls.settle()
         self._stopping = asyncio.create_task(self._server.stop(grace_seconds))  # listens no more, and tells clients, at once
         await asyncio.sleep(GOODBYE_SECONDS)
@@ -138,6 +141,24 @@ class RpcServer:
         until = asyncio.get_running_loop().time() + ON_THEIR_WAY_SECONDS
         while self._calls.calls and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.01)
+
+
+class HealthServer:
+    """The health of the callers' services on a listener of its own, if there is to be one; always in the clear, for probes."""
+
+    def __init__(self, settings: ServerSettings, health: Health) -> None:
+        """Put it together. Call it on the event loop."""
+        self._address = settings.health_listen
+        self._server = grpc.aio.server(options=OPTIONS)
+        health.add_to(self._server)
+
+    async def start(self) -> str:
+        """Listen; return the address with the port that was found, "" where there is to be no listener. Raises PortTaken."""
+        return await _start(self._server, self._address, None) if self._address else ""
+
+    async def stop(self) -> None:
+        """Close the listener, and cancel what is still open."""
+        await self._server.stop(0)
 
 
 def _make_server(
@@ -173,12 +194,12 @@ def _make_pool(files: Sequence[FileDescriptor]) -> DescriptorPool:
     return pool
 
 
-async def _start(server: grpc.aio.Server, address: str) -> str:
-    """Listen on HOST:PORT or unix:PATH; return the address with the port that was found. Raises PortTaken."""
+async def _start(server: grpc.aio.Server, address: str, certificates: Certificates | None) -> str:
+    """Listen on HOST:PORT or unix:PATH, in the clear without certificates; return the address with its port. Raises PortTaken."""
     if address.startswith("unix:") and _is_answered(address.removeprefix("unix:")):  # `grpc` would take it over
         raise PortTaken(f"cannot listen on {address}: another server does")
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_secure_port(address, certificates.credentials()) if certificates else server.add_insecure_port(address)
     except RuntimeError:  # `grpc` keeps to itself what the system said
         raise PortTaken(f"cannot listen on {address}: another server does, or it is no address of this machine") from None
     await server.start()

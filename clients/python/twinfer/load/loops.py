@@ -7,7 +7,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import grpc
+
 from twinfer.aio import AsyncClient
+from twinfer.channel import Option
 from twinfer.errors import TwinferError
 from twinfer.load.tally import Tally
 from twinfer.results import Response
@@ -31,6 +34,8 @@ class Load:
     # Of an open loop. Beyond it arrivals are not sent, and counted.
     max_in_flight: int = 512
     seed: int = 0
+    credentials: grpc.ChannelCredentials | None = None
+    options: tuple[Option, ...] = ()
 
     @property
     def method(self) -> str:
@@ -85,9 +90,9 @@ class _Stretch:
 
     def __init__(self, load: Load, in_flight: int, tally: Tally) -> None:
         # No retries, which would hide failures; and connections of their own, where gRPC would make one of them.
-        apart = [("grpc.use_local_subchannel_pool", 1)]
+        apart = [("grpc.use_local_subchannel_pool", 1), *load.options]
         self._clients = [
-            AsyncClient(load.target, timeout=load.timeout, attempts=1, options=apart)
+            AsyncClient(load.target, credentials=load.credentials, timeout=load.timeout, attempts=1, options=apart)
             for _ in range(-(-in_flight // CALLS_PER_CONNECTION))
         ]
         self._next_client = itertools.cycle(self._clients)

@@ -60,7 +60,8 @@ def figures(load: Load, title: str, measurements: Sequence[Measurement]) -> dict
             "cores": len(os.sched_getaffinity(0)),
             "versions": {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES},
         },
-        "load": asdict(replace(load, requests=())) | {"method": load.method, "requests": len(load.requests)},
+        "load": asdict(replace(load, requests=(), credentials=None))
+        | {"method": load.method, "requests": len(load.requests), "credentials": load.credentials is not None},
         "points": [
             {one.point.kind: one.point.value, "is_complete": one.is_complete, **one.tally.figures()} for one in measurements
         ],

@@ -1,0 +1,77 @@
+"""How a command's connection is made, by the options that each command with a connection has: in the clear or by TLS."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+
+from twinfer.channel import Option
+from twinfer.client import Client
+from twinfer.tls import tls_credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a connection takes besides the address."""
+
+    credentials: grpc.ChannelCredentials | None = None
+    options: tuple[Option, ...] = ()
+
+    def client(self, server: str, **settings: Any) -> Client:
+        """Make a client."""
+        return Client(server, credentials=self.credentials, options=self.options, **settings)
+
+    def channel(self, server: str, options: list[Option]) -> grpc.Channel:
+        """Make a channel, for the operators' service, of which `Client` knows nothing."""
+        all_options = [*self.options, *options]
+        if self.credentials is None:
+            return grpc.insecure_channel(server, all_options)
+        return grpc.secure_channel(server, self.credentials, all_options)
+
+
+def read_access(
+    tls: Annotated[
+        bool, typer.Option("--tls", envvar="TWINFER_TLS", help="Connect by TLS; the server's authority is public.")
+    ] = False,
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", envvar="TWINFER_TLS_CA", help="Connect by TLS; the server's authority, in PEM.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", envvar="TWINFER_TLS_CLIENT_CERT", help="Your certificate, if it wants one.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", envvar="TWINFER_TLS_CLIENT_KEY", help="The private key of your certificate.")
+    ] = None,
+    tls_server_name: Annotated[
+        str, typer.Option(metavar="NAME", envvar="TWINFER_TLS_SERVER_NAME", help="The name in the server's certificate.")
+    ] = "",
+) -> Access:
+    """Return what the options say. Raises typer.BadParameter."""
+    if not (tls or tls_ca or tls_cert or tls_key or tls_server_name):
+        return Access()
+    try:
+        credentials = tls_credentials(tls_ca, tls_cert, tls_key)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+    return Access(credentials, (("grpc.ssl_target_name_override", tls_server_name),) if tls_server_name else ())
+
+
+def with_access(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `read_access`, and what they say as its parameter `access`."""
+    ours = inspect.signature(read_access, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True)
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        access = read_access(**{name: values.pop(name) for name in ours})
+        command(access=access, **values)
+
+    parameters = [one for one in own.parameters.values() if one.name != "access"] + list(ours.values())
+    named = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    run.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]  # typer reads it
+    return run
