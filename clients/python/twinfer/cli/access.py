@@ -22,9 +22,14 @@ class Access:
     credentials: grpc.ChannelCredentials | None = None
     options: tuple[Option, ...] = ()
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The same, as a client takes it."""
+        return {"credentials": self.credentials, "options": self.options}
+
     def client(self, server: str, **settings: Any) -> Client:
         """Make a client."""
-        return Client(server, credentials=self.credentials, options=self.options, **settings)
+        return Client(server, **self.settings, **settings)
 
     def channel(self, server: str, options: list[Option]) -> grpc.Channel:
         """Make a channel, for the operators' service, of which `Client` knows nothing."""

@@ -65,7 +65,7 @@ def bench(
         ensemble = client.describe()
         requests, origin = _make_requests(load, ensemble, values, data, image_size, seed)
         client.infer(requests[0])  # what fails without any load is said at once
-    wanted = load.Load(address, requests, span, warm_up, timeout, batch, max_in_flight, seed, access.credentials, access.options)
+    wanted = load.Load(address, requests, span, warm_up, timeout, batch, max_in_flight, seed, access.settings)
     title = f"{ensemble.name} version {ensemble.version} at {address}: {wanted.method}, {origin}"
     typer.echo(title)
     measured, is_interrupted = _measure(load, wanted, points)
