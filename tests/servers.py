@@ -74,7 +74,8 @@ def running(folder: Path, on_listening: Callable[[str], None] | None = None, **s
     if failures:
         raise failures[0]
     try:
-        yield RunningServer(*addresses.values(), stop, ended)
+        listening, operators, metrics, health = addresses.values()
+        yield RunningServer(listening, operators, metrics, health, stop, ended)
     finally:
         stop.set()
         thread.join()

@@ -25,10 +25,10 @@ from tests.servers import RunningServer, running
 from twinfer import Client
 from twinfer.errors import TwinferError
 from twinfer_server.rpc.tls import Certificates, is_local, warn_of_plain_listeners
-from twinfer_server.settings import InvalidSettings, ServerSettings, read_settings
+from twinfer_server.settings import InvalidSettings, read_settings
 
 CHECK = "/grpc.health.v1.Health/Check"
-LISTENERS = dict.fromkeys(("listen", "admin_listen", "metrics_listen", "health_listen"), "127.0.0.1:0")
+LISTENERS: dict[str, Any] = dict.fromkeys(("listen", "admin_listen", "metrics_listen", "health_listen"), "127.0.0.1:0")
 S_CLIENT = ["openssl", "s_client", "-alpn", "h2", "-verify_return_error", "-ign_eof"]
 
 
@@ -188,6 +188,7 @@ def test_certificates_are_replaced_ten_times_under_load_and_no_call_fails(
     folder: Path, files: dict[str, Path], authority: Authority
 ) -> None:
     failures: list[TwinferError] = []
+    settings: dict[str, Any] = dict(files)
     shown: set[str] = set()
     ended = threading.Event()
     calls = threading.Semaphore(0)
@@ -203,7 +204,7 @@ def test_certificates_are_replaced_ten_times_under_load_and_no_call_fails(
                         failures.append(error)
                     calls.release()
 
-    with running(folder, trust_code=True, **files) as server, ThreadPoolExecutor(4) as threads:
+    with running(folder, trust_code=True, **settings) as server, ThreadPoolExecutor(4) as threads:
         asking = [threads.submit(ask, server.address) for _ in range(4)]
         try:
             for number in range(10):
@@ -319,7 +320,7 @@ def test_a_server_does_not_start_with_files_that_cannot_be_used(
 ) -> None:
     break_files(files, authority)
     with pytest.raises(InvalidSettings, match=BREAKS[break_files]):
-        Certificates.read(ServerSettings(**files))
+        Certificates.read(read_settings(**files))
 
 
 @pytest.mark.parametrize(
@@ -333,13 +334,13 @@ def test_a_server_does_not_start_with_files_that_cannot_be_used(
 def test_a_setting_that_another_one_needs_is_named(authority: Authority, names: list[str], said: str) -> None:
     settings = authority.serve(asks_clients=True)
     with pytest.raises(InvalidSettings, match=said):
-        Certificates.read(ServerSettings(**{name: settings[name] for name in names}))
+        Certificates.read(read_settings(**{name: settings[name] for name in names}))
 
 
 def test_a_file_of_authorities_without_any_is_refused(authority: Authority) -> None:
     settings = authority.serve() | {"tls_client_ca": authority.pair("client")[1]}
     with pytest.raises(InvalidSettings, match="tls_client_ca: found no certificate"):
-        Certificates.read(ServerSettings(**settings))
+        Certificates.read(read_settings(**settings))
 
 
 def test_without_files_there_is_no_tls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +356,7 @@ def test_without_files_there_is_no_tls(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dates_that_clients_refuse_are_warned_of_once(
     authority: Authority, caplog: pytest.LogCaptureFixture, name: str, said: str
 ) -> None:
-    found = Certificates.read(ServerSettings(**authority.serve(name)))
+    found = Certificates.read(read_settings(**authority.serve(name)))
     assert found is not None
     for _ in range(2):
         found.latest()
@@ -367,9 +368,9 @@ def test_listeners_that_other_machines_can_reach_in_the_clear_are_warned_of(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     reachable = {"listen": "0.0.0.0:1", "admin_listen": "[::]:2", "metrics_listen": "example.org:3", "health_listen": "0.0.0.0:4"}
-    warn_of_plain_listeners(ServerSettings(**reachable, **authority.serve()))
+    warn_of_plain_listeners(read_settings(**reachable, **authority.serve()))
     assert caplog.records == []
-    warn_of_plain_listeners(ServerSettings(**reachable))
+    warn_of_plain_listeners(read_settings(**reachable))
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["listen", "admin_listen", "metrics_listen"]
     assert all("set tls_cert and tls_key, or listen on 127.0.0.1" in record.getMessage() for record in caplog.records)
 

@@ -110,7 +110,7 @@ class Certificates:
         """Return credentials for one listener; with each new connection they ask for the latest."""
         given = self.latest()
 
-        def renew() -> grpc.ServerCertificateConfiguration | None:
+        def renew() -> Any:  # None is "as before", which the stubs do not know
             nonlocal given  # `grpc` asks on one thread at a time
             before, given = given, self.latest()
             return None if given is before else given.for_grpc()
@@ -134,7 +134,7 @@ class Certificates:
         listener: Any = server.socket
         listener.context.sni_callback = renew  # called by each handshake, whether the client names a host or not
         listener.do_handshake_on_connect = False  # but by the connection's own thread
-        server.handle_error = _note_failure  # type: ignore[method-assign]  # it would print a traceback
+        server.handle_error = _note_failure  # type: ignore[method-assign, assignment]  # it would print a traceback
 
     def _renew(self) -> None:
         try:
