@@ -31,7 +31,10 @@ def make_bill() -> dict[str, Any]:
         "metadata": {
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
             "component": components[ROOT] | {"type": "application"},
-            "properties": [{"name": "python", "value": platform.python_version()}, {"name": "platform", "value": platform.platform()}],
+            "properties": [
+                {"name": "python", "value": platform.python_version()},
+                {"name": "platform", "value": platform.platform()},
+            ],
         },
         "components": [component for name, component in components.items() if name != ROOT],
         "dependencies": [{"ref": purls[name], "dependsOn": sorted(_needs(each, purls))} for name, each in found],

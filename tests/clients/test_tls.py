@@ -109,6 +109,15 @@ def test_retries_of_what_can_never_be_end(caller: Caller, addresses: Addresses, 
         caller.infer(addresses["expired"], client={"credentials": credentials(authorities, "ours"), "attempts": 2})
 
 
+def test_a_name_with_several_addresses_hides_nothing(
+    caller: Caller, addresses: Addresses, authorities: tuple[Authority, Authority]
+) -> None:
+    address = addresses["server"].replace("127.0.0.1", "localhost")  # to gRPC that is ::1 as well, where no server listens
+    for _ in range(4):
+        with pytest.raises(errors.HandshakeFailed, match="not from an authority"):
+            caller.infer(address, client={"credentials": credentials(authorities, "other"), "attempts": 3})
+
+
 def test_another_name_can_be_expected_of_the_server(
     caller: Caller, addresses: Addresses, authorities: tuple[Authority, Authority]
 ) -> None:

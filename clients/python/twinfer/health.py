@@ -13,7 +13,6 @@ from twinfer.errors import DeadlinePassed, HandshakeFailed
 from twinfer.statuses import error_from_call
 from twinfer.tls import NO_CONNECTION
 
-CHECK = "/grpc.health.v1.Health/Check"
 # A HealthCheckRequest: field 1, the service's name, shorter than 128 bytes.
 REQUEST = bytes([0x0A, len(SERVICE)]) + SERVICE.encode()
 # A HealthCheckResponse: field 1, SERVING.

@@ -57,6 +57,11 @@ def tls_credentials(
     return grpc.ssl_channel_credentials(authorities, *pair)
 
 
+def is_unexplained(details: str) -> bool:
+    """Return whether no connection came about for a failed call, by the status's details, and nothing below says why."""
+    return NO_CONNECTION in details and not (explain_refusal(details) or explain_closing(details))
+
+
 def explain_refusal(details: str) -> str:
     """Return what TLS has against the connection of a failed call, by the status's details, and what to do; "" if nothing."""
     return next((text for sign, text in REFUSALS.items() if sign in details), "") if NO_CONNECTION in details else ""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from twinfer.channel import Option
+from twinfer.channel import Option, open_channel
 from twinfer.client import Client
 from twinfer.tls import tls_credentials
 
@@ -33,10 +33,7 @@ class Access:
 
     def channel(self, server: str, options: list[Option]) -> grpc.Channel:
         """Make a channel, for the operators' service, of which `Client` knows nothing."""
-        all_options = [*self.options, *options]
-        if self.credentials is None:
-            return grpc.insecure_channel(server, all_options)
-        return grpc.secure_channel(server, self.credentials, all_options)
+        return open_channel(server, self.credentials, [*self.options, *options])
 
 
 def read_access(
