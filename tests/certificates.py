@@ -1,5 +1,6 @@
 """Certificates for tests, made by the openssl command: good ones, and one for each thing that can be wrong with one."""
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -75,6 +76,14 @@ class Authority:
     def connect(self, client: str | None = None) -> grpc.ChannelCredentials:
         """Return a client's credentials, with one of the certificates or without."""
         return tls_credentials(self.ca, *(self.pair(client) if client else ()))
+
+
+def replace(files: dict[str, Path], authority: Authority, name: str) -> None:
+    """Put another certificate and key in place, each at once, one after the other, as a tool does."""
+    for source, path in zip(authority.pair(name), files.values(), strict=True):
+        new = path.with_suffix(".new")
+        shutil.copy(source, new)
+        os.replace(new, path)
 
 
 def openssl(*arguments: object) -> str:

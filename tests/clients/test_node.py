@@ -7,10 +7,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.certificates import Authority
+from tests.certificates import Authority, replace
 from tests.conftest import DigitsServer
 from tests.gated import write_gated
 from tests.servers import running
@@ -122,6 +123,18 @@ def test_node_is_kept_out_without_the_right_certificate(
     done = ask(secured, str(image), text, TWINFER_TLS_CA=ours.ca, **shown)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert json.loads(done.stderr)["error"]["code"] == "UNAVAILABLE"
+
+
+def test_node_is_answered_while_certificates_are_replaced(ask: Ask, tmp_path: Path, authority: Authority) -> None:
+    image, text = first_heldout_row()
+    files: dict[str, Any] = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    replace(files, authority, "server")
+    with running(write_gated(tmp_path / "gated"), trust_code=True, **files) as server:
+        address = server.address.replace("127.0.0.1", "localhost")
+        for name in ("renewed", "server"):
+            replace(files, authority, name)
+            done = ask(address, str(image), text, TWINFER_TLS_CA=authority.ca)
+            assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_node_trusts_no_other_authority_and_reads_no_file_that_is_not_there(

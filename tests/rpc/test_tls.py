@@ -1,7 +1,7 @@
 """TLS as clients that are not ours see it, and certificates that are replaced, rightly and wrongly, while the server runs."""
 
+import asyncio
 import logging
-import os
 import re
 import shutil
 import socket
@@ -19,10 +19,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.calls import GET_ENSEMBLE, PATIENCE_SECONDS, Failure, call, connect
-from tests.certificates import Authority, openssl
+from tests.certificates import Authority, openssl, replace
 from tests.gated import make_gated, write_gated
+from tests.processes import run
 from tests.servers import RunningServer, running
-from twinfer import Client
+from twinfer import AsyncClient, Client
 from twinfer.errors import TwinferError
 from twinfer_server.rpc.tls import Certificates, is_local, warn_of_plain_listeners
 from twinfer_server.settings import InvalidSettings, read_settings
@@ -47,14 +48,6 @@ def files(tmp_path: Path, authority: Authority) -> dict[str, Path]:
     for source, path in zip(authority.pair("server"), found.values(), strict=True):
         shutil.copy(source, path)
     return found
-
-
-def replace(files: dict[str, Path], authority: Authority, name: str) -> None:
-    """Put another certificate and key in place, each at once, one after the other, as a tool does."""
-    for source, path in zip(authority.pair(name), files.values(), strict=True):
-        new = path.with_suffix(".new")
-        shutil.copy(source, new)
-        os.replace(new, path)
 
 
 def shown_by(address: str) -> str:
@@ -114,21 +107,23 @@ def test_tls_1_1_is_refused_by_the_server(secured: RunningServer) -> None:
 def test_curl_is_let_in_with_the_right_certificate_only(
     secured: RunningServer, authorities: tuple[Authority, Authority], name: str
 ) -> None:
-    curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("there is no `curl` on the PATH")
-    words = [word.replace("-cert", "--cert").replace("-key", "--key") if word[0] == "-" else word
-             for word in client_words(*authorities, name)]  # fmt: skip
-    headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
-    target = [f"https://{secured.address}{CHECK}", "--cacert", str(authorities[0].ca), *words]
-    done = subprocess.run(
-        [curl, "-sS", "--http2", *headers, "--data-binary", "@-", *target],
-        input=bytes(5), capture_output=True, timeout=PATIENCE_SECONDS, check=False,
-    )  # fmt: skip
+    done = run_curl(secured, client_words(*authorities, name), authorities[0])
     if name == "client":
         assert (done.returncode, done.stdout) == (0, b"\0\0\0\0\2\x08\1"), done.stderr
     else:
         assert (bool(done.returncode), done.stdout) == (True, b"")
+
+
+def run_curl(server: RunningServer, words: list[str], authority: Authority) -> "subprocess.CompletedProcess[bytes]":
+    """Ask for health by HTTP/2; `words` are openssl's, which curl writes with two hyphens."""
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("there is no `curl` on the PATH")
+    words = [f"-{word}" if word in ("-cert", "-key") else word for word in words]
+    headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    command = [curl, "-sS", "--http2", *headers, "--data-binary", "@-", "--cacert", str(authority.ca), *words]
+    target = f"https://{server.address}{CHECK}"
+    return subprocess.run([*command, target], input=bytes(5), capture_output=True, timeout=PATIENCE_SECONDS, check=False)
 
 
 def test_the_operators_listener_and_the_metrics_are_behind_the_same_door(secured: RunningServer, authority: Authority) -> None:
@@ -187,16 +182,16 @@ def test_probes_ask_for_health_in_the_clear_and_for_nothing_else(secured: Runnin
 def test_certificates_are_replaced_ten_times_under_load_and_no_call_fails(
     folder: Path, files: dict[str, Path], authority: Authority
 ) -> None:
+    settings: dict[str, Any] = {**files, "tls_client_ca": authority.ca}
+    apart: dict[str, Any] = {"attempts": 1, "options": [("grpc.use_local_subchannel_pool", 1)]}
     failures: list[TwinferError] = []
-    settings: dict[str, Any] = dict(files)
     shown: set[str] = set()
     ended = threading.Event()
     calls = threading.Semaphore(0)
 
     def ask(address: str) -> None:
         while not ended.is_set():
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            with Client(address, credentials=authority.connect(), attempts=1, options=options) as client:
+            with Client(address, credentials=authority.connect("client"), **apart) as client:
                 for _ in range(3):
                     try:
                         client.infer(make_gated())
@@ -204,12 +199,21 @@ def test_certificates_are_replaced_ten_times_under_load_and_no_call_fails(
                         failures.append(error)
                     calls.release()
 
+    async def ask_on_a_loop(address: str) -> None:
+        while not ended.is_set():
+            async with AsyncClient(address, credentials=authority.connect("client"), **apart) as client:
+                found = await asyncio.gather(*(client.infer(make_gated()) for _ in range(3)), return_exceptions=True)
+                failures.extend(one for one in found if isinstance(one, TwinferError))
+                calls.release(len(found))
+
     with running(folder, trust_code=True, **settings) as server, ThreadPoolExecutor(4) as threads:
-        asking = [threads.submit(ask, server.address) for _ in range(4)]
+        asking = [threads.submit(ask, server.address) for _ in range(3)]
+        asking.append(threads.submit(lambda: asyncio.run(ask_on_a_loop(server.address))))
         try:
             for number in range(10):
                 replace(files, authority, ("renewed", "server")[number % 2])
                 shown.add(shown_by(server.address))
+                assert run_curl(server, client_words(authority, authority, "client"), authority).returncode == 0
                 for _ in range(24):
                     assert calls.acquire(timeout=PATIENCE_SECONDS)
         finally:
@@ -373,6 +377,17 @@ def test_listeners_that_other_machines_can_reach_in_the_clear_are_warned_of(
     warn_of_plain_listeners(read_settings(**reachable))
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["listen", "admin_listen", "metrics_listen"]
     assert all("set tls_cert and tls_key, or listen on 127.0.0.1" in record.getMessage() for record in caplog.records)
+
+
+def test_a_server_says_at_the_start_what_it_leaves_open_and_what_it_cannot_use(
+    folder: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(folder, trust_code=True, listen="0.0.0.0:0"):
+        assert "listen: other machines can reach 0.0.0.0:0, and it speaks plain text" in caplog.text
+    cert, key = authority.pair("server")[0], authority.pair("client")[1]
+    done = run("serve", str(folder), "--listen", "127.0.0.1:0", "--tls-cert", str(cert), "--tls-key", str(key))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith("error: tls_key: found the key of another certificate; needed: that of tls_cert")
 
 
 def test_addresses_of_this_machine_are_told_from_others() -> None:

@@ -84,7 +84,8 @@ class Connection:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), *self._options]
         with open_channel(self._target, self._credentials, options) as channel:
             try:
-                channel.unary_unary(CHECK)(b"", timeout=PROBE_SECONDS)
+                check: Any = channel.unary_unary(CHECK)  # bytes to bytes
+                check(b"", timeout=PROBE_SECONDS)
             except grpc.RpcError as again:
                 return error if is_unexplained(again.details() or "") else error_from_call(again)
         return error

@@ -173,6 +173,6 @@ def test_tritonclient_connects_by_tls(tmp_path: Path, authority: Authority) -> N
     if not PYTHON.exists():
         pytest.skip("tritonclient is not installed: `make test` installs it where its registry can be reached")
     with running(write_gated(tmp_path), trust_code=True, **authority.serve(asks_clients=True)) as server:
-        command = [PYTHON, "-W", "ignore", "-c", BY_TLS, server.address, authority.ca, *authority.pair("client")]
+        command: list[str | Path] = [PYTHON, "-W", "ignore", "-c", BY_TLS, server.address, authority.ca, *authority.pair("client")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "True 2\n"), done.stderr
