@@ -96,7 +96,8 @@ def openssl(*arguments: object) -> str:
 def make_all(folder: Path) -> tuple[Authority, Authority]:
     """Make the authority with all certificates that tests use, and another one, which no server here trusts."""
     ours, other = Authority.make(folder / "ours"), Authority.make(folder / "other")
-    ours.issue("renewed", NAMES)
+    openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", ours.folder / "another.key")
+    ours.issue("renewed", NAMES, key="another.key")
     ours.issue("elsewhere", "subjectAltName=DNS:example.org")
     ours.issue("expired", NAMES, valid=PAST)
     ours.issue("early", NAMES, valid=FUTURE)
