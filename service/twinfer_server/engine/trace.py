@@ -139,7 +139,7 @@ def _find_states(batch: Batch, index: int, outcome: Response | TwinferError) -> 
         elif outcome.member == run.member.name:
             state = STATE_OF_ERROR.get(type(outcome), State.FAILED)
         else:
-            state = State.OK if run.error is None else State.FAILED
+            state = State.FAILED if index in run.errors else State.OK
         states[run.member.name] = state
     return states
 
