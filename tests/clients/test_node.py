@@ -15,7 +15,7 @@ import pytest
 from tests.certificates import Authority, replace
 from tests.conftest import DigitsServer
 from tests.gated import write_gated
-from tests.scripted import ANSWER, ScriptedService
+from tests.scripted import ANSWER, ScriptedService, serving
 from tests.servers import running
 from twinfer import Client
 from twinfer.v1 import ensemble_service_pb2 as pb
@@ -84,18 +84,23 @@ def test_node_is_told_the_reason(ask: Ask, digits_server: DigitsServer, tmp_path
     assert "image" in error["text"]
 
 
-def test_node_shows_the_token_that_it_is_given(ask: Ask, service: ScriptedService) -> None:
+def test_node_shows_the_token_that_it_is_given_by_tls_too(ask: Ask, authority: Authority) -> None:
     shown: list[dict[str, Any]] = []
 
     def script(request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferResponse:
         shown.append(dict(context.invocation_metadata()))
         return ANSWER
 
-    service.script = script
     image, text = first_heldout_row()
-    for token in ("", "infer-token"):
-        assert ask(service.address, str(image), text, TWINFER_TOKEN=token).returncode == 0
-    assert [metadata.get("authorization") for metadata in shown] == [None, "Bearer infer-token"]
+    certificate, key = (path.read_bytes() for path in authority.pair("server"))
+    service = ScriptedService()
+    service.script = script
+    with serving(service) as plain, serving(service, credentials=grpc.ssl_server_credentials([(key, certificate)])) as secured:
+        for token in ("", "infer-token"):
+            assert ask(plain, str(image), text, TWINFER_TOKEN=token).returncode == 0
+        address = secured.replace("127.0.0.1", "localhost")
+        assert ask(address, str(image), text, TWINFER_TOKEN="by-tls", TWINFER_TLS_CA=authority.ca).returncode == 0
+    assert [metadata.get("authorization") for metadata in shown] == [None, "Bearer infer-token", "Bearer by-tls"]
 
 
 def test_node_is_told_where_no_server_listens(ask: Ask) -> None:
