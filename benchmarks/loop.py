@@ -76,12 +76,17 @@ class Unary(Way):
     """Unary calls of a method."""
 
     method: ClassVar[str] = f"/{SERVICE}/Infer"
+    metadata: Sequence[tuple[str, str]] = ()
+
+    def connect(self, address: str) -> grpc.aio.Channel:
+        """Open a channel."""
+        return grpc.aio.insecure_channel(address)
 
     async def ask(self, address: str, in_flight: int, tally: Tally) -> None:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with self.connect(address) as channel:
             method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(self.method)
             callers = in_flight // self.requests_per_message
-            await self.repeat(lambda message: method(message, timeout=TIMEOUT_SECONDS), callers, tally)
+            await self.repeat(lambda message: method(message, timeout=TIMEOUT_SECONDS, metadata=self.metadata), callers, tally)
 
 
 @dataclass(frozen=True, slots=True)

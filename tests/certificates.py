@@ -1,5 +1,6 @@
-"""Certificates for tests, made by the openssl command."""
+"""Certificates for tests, made by the openssl command: good ones, and one for each thing that can be wrong with one."""
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -9,7 +10,28 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.servers import ROOT
+from twinfer import tls_credentials
+
 NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+PAST = ("20200101000000Z", "20200201000000Z")
+FUTURE = ("20500101000000Z", "20501231000000Z")
+# What `openssl ca` needs to be told, and `openssl x509` cannot be: from when until when.
+CONFIGURATION = """
+[ca]
+default_ca = authority
+[authority]
+database = {folder}/index.txt
+new_certs_dir = {folder}
+policy = policy
+default_md = sha256
+rand_serial = yes
+unique_subject = no
+copy_extensions = copy
+default_days = 7
+[policy]
+commonName = supplied
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +42,13 @@ class Authority:
 
     @classmethod
     def make(cls, folder: Path) -> "Authority":
-        """Make one; it brings `server`."""
+        """Make one as the script does that operators try TLS with; it brings `server` and `client`."""
         if shutil.which("openssl") is None:
             pytest.skip("there is no `openssl` on the PATH, which makes the certificates")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("ca", "server"):
-            openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", folder / f"{name}.key")
-        made = cls(folder)
-        openssl("req", "-x509", "-key", folder / "ca.key", "-subj", "/CN=authority", "-days", 2, "-out", made.ca)
-        made.issue("server", NAMES)
-        return made
+        subprocess.run(["sh", ROOT / "deploy" / "certificates.sh", folder], check=True, capture_output=True)
+        (folder / "index.txt").touch()
+        (folder / "ca.cnf").write_text(CONFIGURATION.format(folder=folder))
+        return cls(folder)
 
     @property
     def ca(self) -> Path:
@@ -39,14 +58,15 @@ class Authority:
         """Return the files of a certificate and its key."""
         return self.folder / f"{name}.pem", self.folder / f"{name}.key"
 
-    def issue(self, name: str, *extensions: str, key: str = "server.key") -> None:
+    def issue(self, name: str, *extensions: str, valid: tuple[str, str] | None = None, key: str = "server.key") -> None:
         """Issue a certificate for one of the keys that are there already."""
-        certificate, copied = self.pair(name)
-        if key != copied.name:
-            shutil.copy(self.folder / key, copied)
+        request = self.folder / f"{name}.csr"
         added = [word for extension in extensions for word in ("-addext", extension)]
-        authority = ("-CA", self.ca, "-CAkey", self.folder / "ca.key", "-days", 2)
-        openssl("req", "-x509", "-key", copied, "-subj", f"/CN={name}", *added, *authority, "-out", certificate)
+        openssl("req", "-new", "-key", self.folder / key, "-subj", f"/CN={name}", "-out", request, *added)
+        dates = ["-startdate", valid[0], "-enddate", valid[1]] if valid else []
+        authority = ["-config", self.folder / "ca.cnf", "-cert", self.ca, "-keyfile", self.folder / "ca.key"]
+        openssl("ca", "-batch", "-notext", *authority, *dates, "-in", request, "-out", self.folder / f"{name}.pem")
+        shutil.copy(self.folder / key, self.folder / f"{name}.key")
 
     def serve(self, name: str = "server", *, asks_clients: bool = False) -> dict[str, Any]:
         """Return the settings of a server with one of the certificates."""
@@ -55,10 +75,31 @@ class Authority:
 
     def connect(self, client: str | None = None) -> grpc.ChannelCredentials:
         """Return a client's credentials, with one of the certificates or without."""
-        certificate, key = (path.read_bytes() for path in self.pair(client)) if client else (None, None)
-        return grpc.ssl_channel_credentials(self.ca.read_bytes(), key, certificate)
+        return tls_credentials(self.ca, *(self.pair(client) if client else ()))
 
 
-def openssl(*arguments: object) -> None:
-    """Run a command of openssl."""
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+def replace(files: dict[str, Path], authority: Authority, name: str) -> None:
+    """Put another certificate and key in place, each at once, one after the other, as a tool does."""
+    for source, path in zip(authority.pair(name), files.values(), strict=True):
+        new = path.with_suffix(".new")
+        shutil.copy(source, new)
+        os.replace(new, path)
+
+
+def openssl(*arguments: object) -> str:
+    """Run a command of openssl; return what it prints."""
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def make_all(folder: Path) -> tuple[Authority, Authority]:
+    """Make the authority with all certificates that tests use, and another one, which no server here trusts."""
+    ours, other = Authority.make(folder / "ours"), Authority.make(folder / "other")
+    openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", ours.folder / "another.key")
+    ours.issue("renewed", NAMES, key="another.key")
+    ours.issue("elsewhere", "subjectAltName=DNS:example.org")
+    ours.issue("expired", NAMES, valid=PAST)
+    ours.issue("early", NAMES, valid=FUTURE)
+    ours.issue("former client", "extendedKeyUsage=clientAuth", valid=PAST, key="client.key")
+    return ours, other

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.certificates import Authority, make_all
 from tests.gated import Gate, write_gated
 from tests.servers import DIGITS
 from twinfer_server.demo import HeldOutRow, read_rows, running_server
@@ -31,6 +32,18 @@ class DigitsServer:
 def digits_server() -> Iterator[DigitsServer]:
     with running_server(DIGITS) as address:
         yield DigitsServer(address, read_rows(DIGITS))
+
+
+@pytest.fixture(scope="session")
+def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[Authority, Authority]:
+    """An authority with certificates good and bad, and another one."""
+    return make_all(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def authority(authorities: tuple[Authority, Authority]) -> Authority:
+    """The authority that servers and clients trust."""
+    return authorities[0]
 
 
 @pytest.fixture

@@ -163,13 +163,16 @@ def failing(code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str | b
 
 @contextmanager
 def serving(
-    service: ensemble_service_pb2_grpc.EnsembleServiceServicer, more: Callable[[grpc.Server], object] = lambda server: None
-) -> Iterator[str]:  # fmt: skip
-    """Serve on a free port, and yield the address; `more` adds further services."""
+    service: ensemble_service_pb2_grpc.EnsembleServiceServicer,
+    more: Callable[[grpc.Server], object] = lambda server: None,
+    credentials: grpc.ServerCredentials | None = None,
+) -> Iterator[str]:
+    """Serve on a free port, in the clear without credentials, and yield the address; `more` adds further services."""
     server = grpc.server(ThreadPoolExecutor(8))
     ensemble_service_pb2_grpc.add_EnsembleServiceServicer_to_server(service, server)
     more(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    listen = "127.0.0.1:0"
+    port = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
     server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -199,16 +202,20 @@ class Caller:
         response: Response = self.call("infer", address, {"text": "fve"} if inputs is None else inputs, **named)
         return response
 
-    def infer_many(self, address: str, requests: Iterable[Any], seen: list[Outcome] | None = None, **named: Any) -> list[Outcome]:
+    def infer_many(
+        self, address: str, requests: Iterable[Any], seen: list[Outcome] | None = None, client: Mapping[str, Any] | None = None,
+        **named: Any,
+    ) -> list[Outcome]:  # fmt: skip
         """Return the outcomes; `seen` has those that came before a failure."""
         outcomes = [] if seen is None else seen
+        settings = {"attempts": 1, **(client or {})}
         if self.kind == "blocking":
-            with Client(address, attempts=1) as blocking:
+            with Client(address, **settings) as blocking:
                 outcomes.extend(blocking.infer_many(requests, **named))
             return outcomes
 
         async def run() -> None:
-            async with AsyncClient(address, attempts=1) as waiting:
+            async with AsyncClient(address, **settings) as waiting:
                 async for outcome in waiting.infer_many(requests, **named):
                     outcomes.append(outcome)
 

@@ -29,6 +29,7 @@ class RunningServer:
     address: str
     admin_address: str
     metrics_address: str
+    health_address: str
     stop: "threading.Event"
     ended: threading.Event
 
@@ -40,7 +41,7 @@ def running(folder: Path, on_listening: Callable[[str], None] | None = None, **s
     It is ready when the body begins; `on_listening` is told its address before that.
     """
     ready, ended, stop = threading.Event(), threading.Event(), threading.Event()
-    addresses = {"listening": "", "operators": "", "metrics": ""}
+    addresses = {"listening": "", "operators": "", "metrics": "", "health": ""}
     failures: list[BaseException] = []
 
     def say(line: str) -> None:
@@ -73,7 +74,8 @@ def running(folder: Path, on_listening: Callable[[str], None] | None = None, **s
     if failures:
         raise failures[0]
     try:
-        yield RunningServer(addresses["listening"], addresses["operators"], addresses["metrics"], stop, ended)
+        listening, operators, metrics, health = addresses.values()
+        yield RunningServer(listening, operators, metrics, health, stop, ended)
     finally:
         stop.set()
         thread.join()

@@ -5,14 +5,17 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.certificates import Authority
 from tests.conftest import DigitsServer
-from tests.servers import ROOT
+from tests.gated import write_gated
+from tests.servers import ROOT, running
 from twinfer_server.settings import PREFIX, ServerSettings
 
 # The heap's own overhead, measured under floods of large requests, and what an image may take while it is decoded: RGBA
@@ -68,6 +71,31 @@ def test_what_callers_can_make_the_server_hold_fits_into_its_memory(settings: Se
     images = settings.decode_threads * settings.max_image_pixels * BYTES_PER_PIXEL
     assert settings.decode_threads > 0, "one per core would be any number"
     assert messages + images + MODELS_BYTES < in_bytes(SERVER["mem_limit"])
+
+
+def test_server_by_tls_is_the_same_server_with_certificates_that_are_made_first() -> None:
+    secured, made = SERVICES["server-tls"], SERVICES["certificates"]
+    added = {"TWINFER_TLS_CERT": "/certificates/server.pem", "TWINFER_TLS_KEY": "/certificates/server.key"}
+    assert secured["environment"] == SERVER["environment"] | added
+    other = ("environment", "profiles", "ports", "volumes", "depends_on")
+    assert {key: secured[key] for key in secured if key not in other} == {key: SERVER[key] for key in SERVER if key not in other}
+    assert secured["depends_on"] == {"certificates": {"condition": "service_completed_successfully"}}
+    assert secured["ports"] == ["127.0.0.1:50443:50051"]
+    assert secured["volumes"] == [f"{made['volumes'][0]}:ro"]
+    assert made["command"][0] == "/certificates"
+    assert {"localhost", "server-tls"} <= set(made["command"]), "what clients call the server"
+    assert SERVICES["demo-tls"]["command"][:3] == ["infer", "--server", "server-tls:50051"]
+    assert f"COPY deploy/certificates.sh {made['entrypoint'][1]}" in STAGES["server"]
+    assert "install -d -o 10001 -g 10001 /certificates" in STAGES["server"], "or its volume belongs to root"
+
+
+def test_certificates_and_keys_of_ones_own_are_secrets() -> None:
+    document = read_compose("docker-compose.secrets.yml")
+    server = document["services"]["server"]
+    assert set(server["secrets"]) == set(document["secrets"])
+    assert {f"/run/secrets/{name}" for name in server["secrets"]} == set(server["environment"].values())
+    assert {name.removeprefix(PREFIX).lower() for name in server["environment"]} <= set(ServerSettings.model_fields)
+    assert document["secrets"]["server.key"] == {"file": "./secrets/server.key"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -139,7 +167,7 @@ def test_files_that_are_copied_are_there() -> None:
     assert copies
     for source in (source for copy in copies for source in copy.split()[:-1]):
         assert (ROOT / source).exists(), source
-    for word in SERVICES["demo"]["entrypoint"] + SERVICES["demo"]["command"]:
+    for word in SERVICES["demo"]["entrypoint"] + SERVICES["demo"]["command"] + SERVICES["demo-tls"]["command"]:
         assert "/" not in word or (ROOT / word).is_file(), word
 
 
@@ -161,6 +189,38 @@ def test_health_check_passes_on_a_server_that_serves(health_check: str, digits_s
 
 def test_health_check_fails_where_nobody_serves(health_check: str, tmp_path: Path) -> None:
     assert run_python("-c", health_check, TWINFER_LISTEN=f"unix:{tmp_path / 'nobody'}").returncode == 1
+
+
+def test_health_check_passes_on_a_server_that_speaks_tls(health_check: str, tmp_path: Path, authority: Authority) -> None:
+    folder = write_gated(tmp_path / "gated")
+    with running(folder, trust_code=True, health_listen="127.0.0.1:0", **authority.serve(asks_clients=True)) as server:
+        variables = {"TWINFER_LISTEN": server.address, "TWINFER_HEALTH_LISTEN": server.health_address}
+        assert run_python("-c", health_check, **variables).returncode == 0
+    assert re.search(r"^ENV .*TWINFER_HEALTH_LISTEN=127\.0\.0\.1:\d+$", STAGES["server"], flags=re.M)
+
+
+@pytest.mark.parametrize("stage", ["server", "client"])
+def test_image_lists_what_is_installed_in_it(stage: str) -> None:
+    (command,) = re.findall(r"source=service/sbom.py,target=(\S+) (\S+) (\S+) > /opt/twinfer/sbom.cdx.json$", STAGES[stage], re.M)
+    assert command == ("/sbom.py", "/opt/twinfer/bin/python", "/sbom.py")
+    assert STAGES[stage].index("/wheel/*.whl") < STAGES[stage].index("sbom.cdx.json"), "twinfer itself is installed before"
+
+
+def test_list_of_what_is_installed_has_every_distribution_once() -> None:
+    done = run_python("service/sbom.py")
+    assert done.returncode == 0, done.stderr
+    bill = json.loads(done.stdout)
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
+    assert (bill["metadata"]["component"]["name"], bill["metadata"]["component"]["type"]) == ("twinfer", "application")
+    listed = {(each["name"], each["version"], each["purl"]) for each in [*bill["components"], bill["metadata"]["component"]]}
+    assert len(listed) == len(bill["components"]) + 1
+    names = {(re.sub(r"[-_.]+", "-", each.name).lower(), each.version) for each in distributions()}
+    assert listed == {(name, version, f"pkg:pypi/{name}@{version}") for name, version in names}
+    needs = {each["ref"].split("@")[0]: {need.split("@")[0] for need in each["dependsOn"]} for each in bill["dependencies"]}
+    assert {"pkg:pypi/grpcio", "pkg:pypi/torch", "pkg:pypi/typer"} <= needs["pkg:pypi/twinfer"]
+    assert "pkg:pypi/mypy" not in needs["pkg:pypi/uvloop"], "that is its own tests'"
+    licences = {each["name"]: each["licenses"][0]["license"]["name"] for each in bill["components"] if "licenses" in each}
+    assert licences["pydantic"] == "MIT"
 
 
 def test_demo_prints_what_the_members_say_and_what_they_say_together(digits_server: DigitsServer) -> None:

@@ -25,8 +25,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from typer.core import TyperGroup
 
 from tests.calls import PATIENCE_SECONDS, connect
+from tests.certificates import Authority
 from tests.conftest import DigitsServer
-from tests.servers import DIGITS, ROOT
+from tests.servers import DIGITS, ROOT, RunningServer, running
+from twinfer import tls_credentials
 from twinfer.cli import app
 from twinfer_server.cli import COMMANDS, load_command
 from twinfer_server.errors import Reason, TwinferError
@@ -50,6 +52,16 @@ def commands(*beginnings: str) -> list[str]:
     return [line for line in dict.fromkeys(lines) if line.startswith(beginnings)]
 
 
+def by_tls(*beginnings: str) -> list[str]:
+    """Return those of the commands that name an authority."""
+    return [line for line in commands(*beginnings) if "-cacert" in line or "--tls-ca" in line]
+
+
+def in_the_clear(*beginnings: str) -> list[str]:
+    """Return the other commands."""
+    return [line for line in commands(*beginnings) if line not in by_tls(*beginnings)]
+
+
 def table(page: str, heading: str) -> list[list[str]]:
     """Return the cells of the first table below a heading, without its head."""
     section = PAGES[page].split(f"\n## {heading}\n")[1].split("\n## ")[0]
@@ -65,6 +77,12 @@ def run_in_shell(line: str, address: str, function: str) -> "subprocess.Complete
     )
 
 
+def run_twinfer(line: str, address: str, options: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command of twinfer's, with further options."""
+    python = f"{shlex.quote(sys.executable)} -c 'from twinfer.cli import main; main()'"
+    return run_in_shell(line, address, f'twinfer() {{ {python} "$@" {options}; }}')
+
+
 # --- grpcurl ----------------------------------------------------------------------------------------------------------
 
 
@@ -75,26 +93,36 @@ class Grpcurl:
     address: str
     words: tuple[str, ...]
     data: str
+    files: dict[str, Path]
+    """Of its own TLS: -cacert, -cert and -key."""
 
     @classmethod
     def parse(cls, arguments: list[str]) -> "Grpcurl":
         words = iter(arguments)
-        data, rest, is_plaintext = "", [], False
+        data, rest, is_plaintext, files = "", [], False, {}
         for word in words:
             if word == "-plaintext":
                 is_plaintext = True
             elif word == "-d":
                 data = next(words)
+            elif word in ("-cacert", "-cert", "-key"):
+                files[word] = Path(next(words))
             elif word.startswith("-"):
                 raise ValueError(f"this test knows no flag {word}")
             else:
                 rest.append(word)
-        assert is_plaintext, "without -plaintext grpcurl would ask for TLS"
-        return cls(rest[0], tuple(rest[1:]), data)
+        assert is_plaintext != bool(files), "without -plaintext grpcurl asks for TLS, by an authority that it has to know"
+        return cls(rest[0], tuple(rest[1:]), data, files)
+
+    def connect(self) -> grpc.Channel:
+        if not self.files:
+            return connect(self.address)
+        ca, cert, key = (self.files.get(word) for word in ("-cacert", "-cert", "-key"))
+        return grpc.secure_channel(self.address, tls_credentials(ca, cert, key))
 
     def run(self) -> list[str]:
         """Do it; give the lines that come back."""
-        with connect(self.address) as channel:
+        with self.connect() as channel:
             database = ProtoReflectionDescriptorDatabase(channel)
             pool = DescriptorPool(database)
             match self.words:
@@ -136,7 +164,28 @@ def test_the_pages_have_commands_for_all_that_they_promise() -> None:
     assert commands("twinfer bench")
 
 
-@pytest.mark.parametrize("line", commands("grpcurl"), ids=lambda line: " ".join(word for word in line.split() if len(word) < 60))
+@pytest.fixture(scope="module")
+def secured(authority: Authority) -> Iterator[RunningServer]:
+    """The digits, by TLS."""
+    with running(DIGITS, **authority.serve()) as server:
+        yield server
+
+
+@pytest.mark.parametrize("line", by_tls("grpcurl", "twinfer infer"))
+def test_every_line_with_an_authority_gets_an_answer_by_tls(secured: RunningServer, authority: Authority, line: str) -> None:
+    address = secured.address.replace("127.0.0.1", "localhost")  # as the certificate and the page say
+    line = line.replace("certificates/", f"{authority.folder}/")
+    if line.startswith("grpcurl"):
+        assert grpcurl(line, address)
+    else:
+        assert any(label in run_twinfer(line, address, f"--server {address}").stdout for label in LABELS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    in_the_clear("grpcurl"),
+    ids=lambda line: " ".join(word for word in line.split() if len(word) < 60),
+)
 def test_every_grpcurl_line_gets_an_answer(digits_server: DigitsServer, line: str) -> None:
     found = grpcurl(line, digits_server.address)
     assert found
@@ -165,10 +214,9 @@ def test_every_command_is_one_and_takes_what_it_is_given(line: str) -> None:
     assert command.make_context("twinfer", arguments), "it fails for what the command does not take"
 
 
-@pytest.mark.parametrize("line", commands("twinfer infer", "twinfer describe"))
+@pytest.mark.parametrize("line", in_the_clear("twinfer infer", "twinfer describe"))
 def test_every_client_command_gets_an_answer(digits_server: DigitsServer, line: str) -> None:
-    python = f"{shlex.quote(sys.executable)} -c 'from twinfer.cli import main; main()'"
-    found = run_in_shell(line, digits_server.address, f'twinfer() {{ {python} "$@" --server {digits_server.address}; }}')
+    found = run_twinfer(line, digits_server.address, f"--server {digits_server.address}")
     assert any(label in found.stdout for label in LABELS)
     if "--json" in line:
         json.loads(found.stdout)
@@ -176,9 +224,8 @@ def test_every_client_command_gets_an_answer(digits_server: DigitsServer, line: 
 
 @pytest.mark.parametrize("line", commands("twinfer bench"))
 def test_every_line_that_measures_does(digits_server: DigitsServer, tmp_path: Path, line: str) -> None:
-    python = f"{shlex.quote(sys.executable)} -c 'from twinfer.cli import main; main()'"
     line = line.replace(" load.", f" {shlex.quote(str(tmp_path))}/load.")
-    found = run_in_shell(line, digits_server.address, f'twinfer() {{ {python} "$@" --seconds 0.2 --warm-up 0; }}')
+    found = run_twinfer(line, digits_server.address, "--seconds 0.2 --warm-up 0")
     assert "answers/s" in found.stdout
     assert len(list(tmp_path.iterdir())) == line.count("/load.")
 
@@ -242,7 +289,7 @@ def test_the_readme_fits_on_a_few_screens() -> None:
 
 def test_the_table_of_settings_has_each_with_its_default() -> None:
     stated = {name: default for name, default, _ in table("operate.md", "Settings")}
-    words = {"": "empty", "[]": "none", "None": "none", "True": "true", "False": "false"}
+    words = {"": "empty", "None": "none", "[]": "none", "True": "true", "False": "false"}
     real = {name: str(field.default) for name, field in ServerSettings.model_fields.items()}
     assert stated == {name: words.get(default, default.removesuffix(".0")) for name, default in real.items()}
 

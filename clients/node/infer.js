@@ -2,6 +2,10 @@
 //
 //   node infer.js 127.0.0.1:50051 five.png fve
 //
+// By TLS where TWINFER_TLS_CA names a file with the server's authority; TWINFER_TLS_CLIENT_CERT and TWINFER_TLS_CLIENT_KEY are
+// this client's own certificate and key, for a server that wants them. All of them in PEM. TWINFER_TOKEN is the token of this
+// caller, for a server that knows its callers.
+//
 // The contract is read from protos/ as it stands; nothing is generated.
 'use strict';
 
@@ -39,8 +43,19 @@ const serviceConfig = {
   ],
 };
 
-function connect(address) {
-  return new EnsembleService(address, grpc.credentials.createInsecure(), {
+// How the channel is secured, and the metadata of calls that prove who asks.
+function readAccess({ TWINFER_TLS_CA, TWINFER_TLS_CLIENT_CERT, TWINFER_TLS_CLIENT_KEY, TWINFER_TOKEN }) {
+  const read = (file) => (file ? fs.readFileSync(file) : null);
+  const credentials = TWINFER_TLS_CA
+    ? grpc.credentials.createSsl(read(TWINFER_TLS_CA), read(TWINFER_TLS_CLIENT_KEY), read(TWINFER_TLS_CLIENT_CERT))
+    : grpc.credentials.createInsecure();
+  const metadata = new grpc.Metadata();
+  if (TWINFER_TOKEN) metadata.set('authorization', `Bearer ${TWINFER_TOKEN}`);
+  return { credentials, metadata };
+}
+
+function connect(address, credentials) {
+  return new EnsembleService(address, credentials, {
     'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
     'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
     'grpc.per_rpc_retry_buffer_size': MAX_MESSAGE_BYTES, // else what is larger than 256 KiB is never sent again
@@ -48,20 +63,11 @@ function connect(address) {
   });
 }
 
-// The metadata that prove who asks: the token in TWINFER_TOKEN, where the server knows its callers.
-function credentials() {
-  const metadata = new grpc.Metadata();
-  if (process.env.TWINFER_TOKEN) {
-    metadata.set('authorization', `Bearer ${process.env.TWINFER_TOKEN}`);
-  }
-  return metadata;
-}
-
 // Resolves to an InferResponse; rejects with gRPC's ServiceError.
-function infer(client, inputs, options = {}) {
+function infer(client, metadata, inputs, options = {}) {
   const deadline = Date.now() + TIMEOUT_MS; // always one: a call without it may wait for ever
   return new Promise((resolve, reject) => {
-    client.Infer({ inputs, options }, credentials(), { deadline }, (error, answer) => (error ? reject(error) : resolve(answer)));
+    client.Infer({ inputs, options }, metadata, { deadline }, (error, answer) => (error ? reject(error) : resolve(answer)));
   });
 }
 
@@ -77,10 +83,12 @@ async function main([address, imagePath, text]) {
     console.error('usage: node infer.js HOST:PORT IMAGE TEXT');
     return 2;
   }
-  const client = connect(address);
+  let client;
   try {
+    const { credentials, metadata } = readAccess(process.env);
+    client = connect(address, credentials);
     const inputs = { image: { image: fs.readFileSync(imagePath) }, text: { text } };
-    console.log(JSON.stringify(await infer(client, inputs, { member_predictions: true })));
+    console.log(JSON.stringify(await infer(client, metadata, inputs, { member_predictions: true })));
     return 0;
   } catch (error) {
     if (!(error.metadata instanceof grpc.Metadata)) {
@@ -90,7 +98,7 @@ async function main([address, imagePath, text]) {
     console.error(JSON.stringify({ error: describeError(error) }));
     return 1;
   } finally {
-    client.close();
+    client?.close();
   }
 }
 

@@ -61,6 +61,10 @@ def serve_command(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT for callers; port 0 picks a free one.")] = None,
     admin_listen: Annotated[str | None, typer.Option(help="HOST:PORT for operators; off by default.")] = None,
     metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus; off by default.")] = None,
+    health_listen: Annotated[str | None, typer.Option(help="HOST:PORT for probes, in the clear; off by default.")] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="The listeners' certificate; off by default.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's private key.")] = None,
+    tls_client_ca: Annotated[str | None, typer.Option(metavar="FILE", help="Who issues the clients' certificates.")] = None,
     device: Device = None,
     trust_code: TrustCode = None,
     trust_list: TrustList = None,
@@ -73,6 +77,7 @@ def serve_command(
     """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
     flags: dict[str, Any] = {
         "listen": listen, "admin_listen": admin_listen, "metrics_listen": metrics_listen, "device": device,
+        "health_listen": health_listen, "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca,
         "trust_code": trust_code, "trust_list": trust_list or None, "log_json": log_json,
     }  # fmt: skip
     # A setting that has a flag of its own can be set either way; the flag wins.

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from .device import Device
 from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
-from .rpc import PortTaken
+from .rpc import Certificates, PortTaken
 from .types import ANONYMOUS, DEGRADING, Response, State
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -126,13 +126,19 @@ class Metrics:
         self._outcomes.members = members
 
     @contextmanager
-    def listening(self, address: str) -> Iterator[str]:
-        """Serve over HTTP on HOST:PORT, on a daemon thread; yields HOST:PORT as it came to be. Raises PortTaken."""
+    def listening(self, address: str, certificates: Certificates | None = None) -> Iterator[str]:
+        """Serve over HTTP, or HTTPS with certificates, on HOST:PORT, on daemon threads; yields HOST:PORT as it came to be.
+
+        Raises PortTaken.
+        """
         host, _, port = address.rpartition(":")
         try:
-            server, _ = start_http_server(int(port), host.strip("[]"), registry=self._registry)
+            options = certificates.for_http_server() if certificates else {}
+            server, _ = start_http_server(int(port), host.strip("[]"), registry=self._registry, **options)
         except OSError as error:
             raise PortTaken(f"cannot listen on {address} for metrics: {error.strerror}") from None
+        if certificates:
+            certificates.renew_http_server(server)
         try:
             yield f"{host}:{server.server_port}"
         finally:

@@ -18,13 +18,14 @@ from .device import open_device
 from .engine import Engine
 from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, warm_up
 from .inputs import InputLimits
-from .rpc import AdminServer, Observers, RpcServer
+from .rpc import AdminServer, Certificates, HealthServer, ListenerOptions, Observers, RpcServer, warn_of_plain_listeners
 from .runtime import end_process, freeze_garbage
 from .settings import InvalidSettings, ServerSettings, traces_are_wanted
 from .spec import read_spec
 from .trust import Trust
 
 if TYPE_CHECKING:
+    from .metrics import Metrics
     from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -74,38 +75,30 @@ def _find_budget(ensemble: Ensemble, settings: ServerSettings) -> int | None:
 async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event, say: Say, on_progress: OnProgress) -> None:
     """Serve the ensemble in `folder` until `stopping` is set, then drain and return.
 
-    Raises DeviceLost after draining, PortTaken, InvalidEnsemble, and RuntimeError where the device is not there.
+    Raises DeviceLost after draining, PortTaken, InvalidSettings, InvalidEnsemble, and RuntimeError where the device is not there.
     """
+    certificates = Certificates.read(settings)
+    auth_file = AuthFile(settings.auth_file, settings) if settings.auth_file else None
+    warn_of_plain_listeners(settings)
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parsers, ExitStack() as stack:
-        metrics = None
-        if settings.metrics_listen:
-            from .metrics import Metrics  # brings an HTTP server
-
-            metrics = Metrics()
-        tracing = _open_tracing()
+        metrics, tracing = _make_metrics(settings), _open_tracing()
         observers = Observers(metrics.on_call if metrics else None, tracing.begin_call if tracing else None)
-        auth_file = AuthFile(settings.auth_file, settings) if settings.auth_file else None
-        server = RpcServer(settings, parsers, observers, auth_file)
-        admin = AdminServer(settings, parsers, observers, auth_file)
+        options = ListenerOptions(certificates, auth_file, observers)
+        server, admin = RpcServer(settings, parsers, options), AdminServer(settings, parsers, options)
+        probed = HealthServer(settings, server.health)
         try:
             say(f"listening on {await server.start()}")
             if admin_address := await admin.start():
                 say(f"operators on {admin_address}")
+            if health_address := await probed.start():
+                say(f"health on {health_address}")
             if metrics is not None:
-                metrics.watch_health(lambda: server.is_serving)
-                say(f"metrics on {stack.enter_context(metrics.listening(settings.metrics_listen))}")
+                metrics.watch_health(lambda: server.health.is_serving)
+                say(f"metrics on {stack.enter_context(metrics.listening(settings.metrics_listen, certificates))}")
             ensemble = await _load(folder, settings, on_progress, stopping)
             if ensemble is None:
                 return
-            engine = Engine(ensemble, settings)
-            if auth_file is not None:
-                engine.limit(auth_file.callers.limits)
-            engine.start()
-            if metrics is not None:
-                metrics.watch(engine)
-            if tracing is not None:
-                engine.trace(tracing.on_batch)
-            freeze_garbage()  # it takes a moment, so before there are requests that would feel it
+            engine = _start_engine(ensemble, settings, auth_file, metrics, tracing)
             server.open(engine)
             admin.open(engine)
             server.report(is_serving=True, members=engine.breakers.is_on)
@@ -116,9 +109,17 @@ async def serve(folder: Path, settings: ServerSettings, stopping: asyncio.Event,
             if engine.loss:
                 raise DeviceLost(f"the device is lost and only a new process gets it back: {engine.loss}")
         finally:
-            await asyncio.gather(server.stop(grace_seconds=0), admin.stop(grace_seconds=0))
+            await asyncio.gather(server.stop(grace_seconds=0), admin.stop(grace_seconds=0), probed.stop())
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
+
+
+def _make_metrics(settings: ServerSettings) -> "Metrics | None":
+    if not settings.metrics_listen:
+        return None
+    from .metrics import Metrics  # brings an HTTP server
+
+    return Metrics()
 
 
 def _open_tracing() -> "Tracing | None":
@@ -131,6 +132,22 @@ def _open_tracing() -> "Tracing | None":
         text = f"OTEL_* asks for traces, and {error.name} is not installed; pip install 'twinfer[otel]', or OTEL_SDK_DISABLED=true"
         raise InvalidSettings(text) from None
     return start_tracing()
+
+
+def _start_engine(
+    ensemble: Ensemble, settings: ServerSettings, auth_file: AuthFile | None, metrics: "Metrics | None", tracing: "Tracing | None"
+) -> Engine:
+    """Start the engine of the ensemble, with the callers' limits, and watched by what watches it."""
+    engine = Engine(ensemble, settings)
+    if auth_file is not None:
+        engine.limit(auth_file.callers.limits)
+    engine.start()
+    if metrics is not None:
+        metrics.watch(engine)
+    if tracing is not None:
+        engine.trace(tracing.on_batch)
+    freeze_garbage()  # it takes a moment, so before there are requests that would feel it
+    return engine
 
 
 async def _load(folder: Path, settings: ServerSettings, on_progress: OnProgress, stopping: asyncio.Event) -> Ensemble | None:

@@ -14,8 +14,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from .errors import quote
 
 PREFIX = "TWINFER_"
-CLIENTS = {"TWINFER_TOKEN"}
-"""What the client's commands read; a server may be started from the same shell."""
+CLIENT_VARIABLES = frozenset(
+    {
+        "TWINFER_TLS",
+        "TWINFER_TLS_CA",
+        "TWINFER_TLS_CLIENT_CERT",
+        "TWINFER_TLS_CLIENT_KEY",
+        "TWINFER_TLS_SERVER_NAME",
+        "TWINFER_TOKEN",
+    }
+)
+"""What the client's commands read: no settings, but an environment may well have both."""
 Seconds = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -26,7 +35,7 @@ def _is_host_and_port(value: str) -> bool:
 
 
 def is_local(address: str) -> bool:
-    """Whether what is sent to HOST:PORT or unix:PATH stays on this machine."""
+    """Return whether only this machine can reach HOST:PORT or unix:PATH."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return address.startswith("unix:") or host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -46,6 +55,10 @@ def _check_address(value: str) -> str:
     return value
 
 
+def _drop_empty(value: object) -> object:
+    return value or None
+
+
 def _split_paths(value: object) -> object:
     return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
 
@@ -53,6 +66,7 @@ def _split_paths(value: object) -> object:
 Address = Annotated[str, AfterValidator(_check_address)]
 OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _check_address(value))]
 HttpAddress = Annotated[str, AfterValidator(_check_http_address)]
+OptionalFile = Annotated[Path | None, BeforeValidator(_drop_empty)]
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(_split_paths)]
 """Written as one string, as in PATH: with colons between them."""
 
@@ -71,13 +85,15 @@ class ServerSettings(BaseSettings):
     admin_listen: OptionalAddress = ""
     """Where operators connect: HOST:PORT; empty means nowhere."""
     metrics_listen: HttpAddress = ""
-    """Where Prometheus reads metrics over HTTP: HOST:PORT; empty means nowhere."""
-    tls_cert: Path | None = None
-    """The server's certificate, and those between it and its authority: a PEM file. Without it connections are in the clear."""
-    tls_key: Path | None = None
-    """The certificate's key: a PEM file."""
-    tls_client_ca: Path | None = None
-    """The authorities of client certificates, without one of which no client is let in: a PEM file."""
+    """Where Prometheus reads metrics over HTTP, or HTTPS with `tls_cert`: HOST:PORT; empty means nowhere."""
+    health_listen: OptionalAddress = ""
+    """Where probes ask for health, and for nothing else, always in the clear: HOST:PORT; empty means nowhere."""
+    tls_cert: OptionalFile = None
+    """The listeners' certificate and those of its issuers, in PEM; read again when it changes. None means plain text."""
+    tls_key: OptionalFile = None
+    """The certificate's private key, in PEM, without a passphrase."""
+    tls_client_ca: OptionalFile = None
+    """The authorities, in PEM, of which one must have issued a client's certificate; None means that clients need none."""
     auth_file: Path | None = None
     """The callers that are let in, with their roles and tokens; without it any caller is."""
     device: str = "auto"
@@ -167,7 +183,7 @@ def traces_are_wanted() -> bool:
 def read_settings(**flags: Any) -> ServerSettings:
     """Read the settings from `flags` (None: not given) and the environment; raises InvalidSettings."""
     known = {f"{PREFIX}{name.upper()}" for name in ServerSettings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known | CLIENTS)
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known | CLIENT_VARIABLES)
     if unknown:
         raise InvalidSettings(f"environment: found {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
     try:

@@ -5,15 +5,18 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from tests.certificates import Authority, replace
 from tests.conftest import DigitsServer
-from tests.scripted import ANSWER, ScriptedService
+from tests.gated import write_gated
+from tests.scripted import ANSWER, ScriptedService, serving
+from tests.servers import running
 from twinfer import Client
 from twinfer.v1 import ensemble_service_pb2 as pb
 
@@ -42,8 +45,9 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
         pytest.skip(f"npm cannot reach its registry: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command, env = [node, "infer.js", *arguments], os.environ | environment
+    def run(*arguments: str, **variables: object) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {name: str(value) for name, value in variables.items()}
+        command = [node, "infer.js", *arguments]
         return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
 
     return run
@@ -80,18 +84,23 @@ def test_node_is_told_the_reason(ask: Ask, digits_server: DigitsServer, tmp_path
     assert "image" in error["text"]
 
 
-def test_node_shows_the_token_that_it_is_given(ask: Ask, service: ScriptedService) -> None:
+def test_node_shows_the_token_that_it_is_given_by_tls_too(ask: Ask, authority: Authority) -> None:
     shown: list[dict[str, Any]] = []
 
     def script(request: pb.InferRequest, context: grpc.ServicerContext) -> pb.InferResponse:
         shown.append(dict(context.invocation_metadata()))
         return ANSWER
 
-    service.script = script
     image, text = first_heldout_row()
-    for token in ("", "infer-token"):
-        assert ask(service.address, str(image), text, TWINFER_TOKEN=token).returncode == 0
-    assert [metadata.get("authorization") for metadata in shown] == [None, "Bearer infer-token"]
+    certificate, key = (path.read_bytes() for path in authority.pair("server"))
+    service = ScriptedService()
+    service.script = script
+    with serving(service) as plain, serving(service, credentials=grpc.ssl_server_credentials([(key, certificate)])) as secured:
+        for token in ("", "infer-token"):
+            assert ask(plain, str(image), text, TWINFER_TOKEN=token).returncode == 0
+        address = secured.replace("127.0.0.1", "localhost")
+        assert ask(address, str(image), text, TWINFER_TOKEN="by-tls", TWINFER_TLS_CA=authority.ca).returncode == 0
+    assert [metadata.get("authorization") for metadata in shown] == [None, "Bearer infer-token", "Bearer by-tls"]
 
 
 def test_node_is_told_where_no_server_listens(ask: Ask) -> None:
@@ -101,3 +110,63 @@ def test_node_is_told_where_no_server_listens(ask: Ask) -> None:
     error = json.loads(done.stderr)["error"]
     assert (error["code"], error["reason"]) == ("UNAVAILABLE", "REASON_UNSPECIFIED")
     assert "127.0.0.1:1" in error["text"]
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[str]:
+    """Give the address of a server that wants certificates, by name: Node.js warns of TLS with one that is called by its number."""
+    folder = write_gated(tmp_path_factory.mktemp("gated"))
+    with running(folder, trust_code=True, **authority.serve(asks_clients=True)) as server:
+        yield server.address.replace("127.0.0.1", "localhost")
+
+
+def certificates(authority: Authority, client: str = "") -> dict[str, object]:
+    cert, key = authority.pair(client)
+    return {"TWINFER_TLS_CLIENT_CERT": cert, "TWINFER_TLS_CLIENT_KEY": key} if client else {}
+
+
+def test_node_is_let_in_with_the_right_certificate(ask: Ask, secured: str, authority: Authority) -> None:
+    image, text = first_heldout_row()
+    done = ask(secured, str(image), text, TWINFER_TLS_CA=authority.ca, **certificates(authority, "client"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["ensemble"] == "gated"
+
+
+@pytest.mark.parametrize("client", ["", "stranger", "former client"], ids=lambda name: name or "none")
+def test_node_is_kept_out_without_the_right_certificate(
+    ask: Ask, secured: str, authorities: tuple[Authority, Authority], client: str
+) -> None:
+    image, text = first_heldout_row()
+    ours, other = authorities
+    shown = certificates(other, "client") if client == "stranger" else certificates(ours, client)
+    done = ask(secured, str(image), text, TWINFER_TLS_CA=ours.ca, **shown)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert json.loads(done.stderr)["error"]["code"] == "UNAVAILABLE"
+
+
+def test_node_is_answered_while_certificates_are_replaced(ask: Ask, tmp_path: Path, authority: Authority) -> None:
+    image, text = first_heldout_row()
+    files: dict[str, Any] = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    replace(files, authority, "server")
+    with running(write_gated(tmp_path / "gated"), trust_code=True, **files) as server:
+        address = server.address.replace("127.0.0.1", "localhost")
+        for name in ("renewed", "server"):
+            replace(files, authority, name)
+            done = ask(address, str(image), text, TWINFER_TLS_CA=authority.ca)
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_node_trusts_no_other_authority_and_reads_no_file_that_is_not_there(
+    ask: Ask, secured: str, authorities: tuple[Authority, Authority]
+) -> None:
+    image, text = first_heldout_row()
+    ours, other = authorities
+    done = ask(secured, str(image), text, TWINFER_TLS_CA=other.ca, **certificates(ours, "client"))
+    assert done.returncode == 1
+    assert "certificate" in json.loads(done.stderr)["error"]["text"]
+    done = ask(secured, str(image), text, TWINFER_TLS_CA="absent.pem")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "absent.pem" in done.stderr

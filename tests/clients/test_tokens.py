@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -96,15 +97,22 @@ def test_what_cannot_be_a_token_is_refused_before_anything_is_sent(token: str) -
     assert len(token) < 3 or token not in str(refused.value)
 
 
-def test_a_token_goes_over_tls(tmp_path: Path) -> None:
-    authority = Authority.make(tmp_path / "authority")
-    (tmp_path / "callers.toml").write_text(EVERYONE)
-    tls, credentials = authority.serve() | {"auth_file": tmp_path / "callers.toml"}, authority.connect()
-    with running(write_gated(tmp_path / "gated"), trust_code=True, **tls) as server:
-        with Client(server.address, credentials=credentials, token="infer-token") as client:
-            assert client.infer(make_gated()).label == "c"
-        with Client(server.address, credentials=credentials) as client, pytest.raises(Unauthenticated):
-            client.infer(make_gated())
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[RunningServer]:
+    """A server with tokens and TLS, on addresses that need not be this machine's."""
+    folder = tmp_path_factory.mktemp("encrypted")
+    (folder / "callers.toml").write_text(EVERYONE)
+    settings = authority.serve() | {"auth_file": folder / "callers.toml", "listen": "0.0.0.0:0", "admin_listen": "0.0.0.0:0"}
+    with running(write_gated(folder / "gated"), trust_code=True, **settings) as found:
+        yield found
+
+
+def test_a_token_goes_over_tls_to_any_machine(encrypted: RunningServer, authority: Authority) -> None:
+    secured: Any = {"credentials": authority.connect(), "options": [("grpc.ssl_target_name_override", "localhost")]}
+    with Client(encrypted.address, token="infer-token", **secured) as client:
+        assert client.infer(make_gated()).label == "c"
+    with Client(encrypted.address, **secured) as client, pytest.raises(Unauthenticated):
+        client.infer(make_gated())
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -135,6 +143,25 @@ def test_every_command_that_calls_takes_a_token(server: RunningServer, tmp_path:
         by_file = run(*arguments, "--token-file", str(tmp_path / role))
         assert by_file.exit_code == 0, by_file.stderr
     assert run("describe", "--server", callers, TWINFER_TOKEN="observe-token").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["describe", "bench", "member on"])
+def test_a_commands_token_goes_over_tls_to_any_machine_and_nowhere_else(
+    encrypted: RunningServer, authority: Authority, command: str
+) -> None:
+    arguments = {
+        "describe": ("describe", "--server", encrypted.address),
+        "bench": ("bench", encrypted.address, "--text", "x", "--seconds", "0.01", "--warm-up", "0", "--concurrency", "1"),
+        "member on": ("member", "on", "picture", "--server", encrypted.admin_address),
+    }[command]
+    tls = ("--tls-ca", str(authority.ca), "--tls-server-name", "localhost")
+    token = "operate-token" if command == "member on" else "infer-token"
+    done = run(*arguments, *tls, TWINFER_TOKEN=token)
+    assert done.exit_code == 0, done.output
+    assert "UNAUTHENTICATED" in run(*arguments, *tls).stderr
+    plain = run(*arguments, TWINFER_TOKEN=token)
+    assert plain.exit_code == 2
+    assert "in the clear" in plain.stderr
 
 
 def test_a_token_that_cannot_be_read_or_used_is_a_wrong_argument(server: RunningServer, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tests.calls import (
     read_failure,
     send,
 )
-from tests.certificates import NAMES, Authority
+from tests.certificates import NAMES, Authority, replace
 from tests.frames import has_answer
 from tests.gated import make_gated, write_gated
 from tests.models import as_any
@@ -530,6 +530,8 @@ class Mutual:
 
     address: str
     authority: Authority
+    files: dict[str, Path]
+    """The server's certificate and key, which a test may replace."""
 
     def connect(self, common_name: str) -> grpc.Channel:
         """Connect with a certificate that the authority has issued."""
@@ -539,14 +541,15 @@ class Mutual:
 
 
 @pytest.fixture(scope="module")
-def mutual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutual]:
+def mutual(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Mutual]:
     folder = tmp_path_factory.mktemp("mutual")
-    authority = Authority.make(folder / "authority")
+    files = {"tls_cert": folder / "server.pem", "tls_key": folder / "server.key"}
+    replace(files, authority, "server")
     file = folder / "callers.toml"
     file.write_text('[callers.edge]\nrole = "infer"\ncertificate = "edge.example"\n' + entry("watcher", "observe", "watch"))
-    tls = authority.serve(asks_clients=True)
+    tls = authority.serve(asks_clients=True) | files
     with running(write_gated(folder / "gated"), trust_code=True, auth_file=file, **tls) as server:
-        yield Mutual(server.address, authority)
+        yield Mutual(server.address, authority, files)
 
 
 def test_the_subject_of_a_client_certificate_is_the_callers_name(mutual: Mutual) -> None:
@@ -572,3 +575,14 @@ def test_a_certificate_with_another_subject_is_nobodys(mutual: Mutual, common_na
             assert isinstance(found, Failure)
             assert (found.code, found.details) == (grpc.StatusCode.UNAUTHENTICATED, UNAUTHENTICATED_TEXT)
         assert isinstance(ask(channel, HEALTH), list)
+
+
+def test_names_by_certificate_and_by_token_do_on_one_server_also_once_its_own_certificate_is_another(mutual: Mutual) -> None:
+    message = make_gated().SerializeToString()
+    for name in ("server", "renewed"):
+        replace(mutual.files, mutual.authority, name)
+        with mutual.connect("edge.example") as named, mutual.connect("unnamed.example") as unnamed:
+            assert isinstance(ask(named, INFER, (), message), list)
+            assert isinstance(ask(unnamed, GET_ENSEMBLE, bearer("watch")), list)
+            assert code_of(ask(unnamed, INFER, bearer("watch"), message)) is grpc.StatusCode.PERMISSION_DENIED
+            assert code_of(ask(unnamed, INFER, (), message)) is grpc.StatusCode.UNAUTHENTICATED

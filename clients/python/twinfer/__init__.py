@@ -9,6 +9,7 @@ from twinfer.errors import Reason, Stage, TwinferError
 from twinfer.predictions import DetectedBox, Prediction, ScoredClass, ScoredMatch, Tensor
 from twinfer.requests import make_request
 from twinfer.results import Attribution, MemberResult, MemberState, Outcome, Response, Timings
+from twinfer.tls import tls_credentials
 
 __all__ = [
     "AsyncClient",
@@ -28,4 +29,5 @@ __all__ = [
     "Timings",
     "TwinferError",
     "make_request",
+    "tls_credentials",
 ]

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
 import grpc
 import grpc.aio
 
-from twinfer.channel import DEFAULT_STREAM_SECONDS, DEFAULT_TIMEOUT_SECONDS, DEFAULT_WINDOW, Connection
-from twinfer.health import CHECK, PAUSE_SECONDS, REQUEST, Readiness
+from twinfer.channel import CHECK, DEFAULT_STREAM_SECONDS, DEFAULT_TIMEOUT_SECONDS, DEFAULT_WINDOW, Connection
+from twinfer.health import PAUSE_SECONDS, REQUEST, Readiness
 from twinfer.inputs import takes_time
 from twinfer.many import BatchRequest, Window
 from twinfer.requests import Options, Request
 from twinfer.results import Outcome, Response
-from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
 
 Made = TypeVar("Made")
@@ -89,7 +88,7 @@ class AsyncClient(Connection):
                     arrival.result()  # the sender's: raises what the caller's requests raised
             receiver.result()
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise await asyncio.to_thread(self._error, failure) from None
         finally:
             sender.cancel()
             call.cancel()
@@ -106,7 +105,7 @@ class AsyncClient(Connection):
         readiness = Readiness(timeout)
         while True:
             try:
-                if readiness.is_reached(await check(REQUEST, timeout=readiness.remaining_seconds(), wait_for_ready=True)):
+                if readiness.is_reached(await check(REQUEST, timeout=readiness.remaining_seconds())):
                     return
             except grpc.RpcError as failure:
                 readiness.failed(failure)
@@ -121,7 +120,7 @@ class AsyncClient(Connection):
         try:
             return await method(request, timeout=self._seconds(timeout), metadata=self._metadata)
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise await asyncio.to_thread(self._error, failure) from None
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 
 import grpc
 
+from twinfer.errors import TwinferError, Unavailable
 from twinfer.requests import Options, Request, as_request, check_size
+from twinfer.statuses import error_from_call
+from twinfer.tls import is_unexplained
 from twinfer.v1 import ensemble_service_pb2, ensemble_service_pb2_grpc
 
 SERVICE = "twinfer.v1.EnsembleService"
+CHECK = "/grpc.health.v1.Health/Check"
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -20,6 +24,8 @@ DEFAULT_STREAM_SECONDS = 3600.0
 DEFAULT_MAX_MESSAGE_BYTES = 32 * 2**20
 DEFAULT_ATTEMPTS = 4
 DEFAULT_WINDOW = 64
+PROBE_SECONDS = 1.0
+"""How long a failed call may take to find out why no connection came about."""
 
 # Metadata count against gRPC's retry buffer too.
 _METADATA_BYTES = 64 * 2**10
@@ -52,7 +58,7 @@ class Connection:
         """Make a client; the connection is made by the first call.
 
         target: HOST:PORT, or any name that gRPC resolves.
-        credentials: for TLS (`grpc.ssl_channel_credentials()`); without, the connection is in the clear.
+        credentials: for TLS (`tls_credentials()`); without, the connection is in the clear.
         token: what the server's operator has made for this caller with `twinfer token new`; it goes along with every call, over TLS
             or to this machine. Raises ValueError where it would travel in the clear.
         timeout: seconds that a call may take, its retries included, unless the call says otherwise.
@@ -66,6 +72,7 @@ class Connection:
             self._channel = self._transport.insecure_channel(target, all_options)
         else:
             self._channel = self._transport.secure_channel(target, credentials, all_options)
+        self._target, self._credentials, self._options = target, credentials, options
         self._stub = ensemble_service_pb2_grpc.EnsembleServiceStub(self._channel)
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
@@ -74,11 +81,37 @@ class Connection:
         """Return how long a call may take: none is ever without a deadline."""
         return self._timeout if timeout is None else timeout
 
+    def _error(self, failure: grpc.RpcError) -> TwinferError:
+        """Return the exception for a failed call; where no connection came about, that may take a moment.
+
+        A name often has several addresses (localhost: ::1 and 127.0.0.1), and after a retry the status has the error of any one of
+        them: of ::1, where no server listens, as often as of the one where a server refuses this client. A new channel tries them
+        in turn, and says what became of the last.
+        """
+        error = error_from_call(failure)
+        if type(error) is not Unavailable or not is_unexplained(failure.details() or ""):
+            return error
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), *self._options]
+        with open_channel(self._target, self._credentials, options) as channel:
+            try:
+                check: Any = channel.unary_unary(CHECK)  # bytes to bytes
+                check(b"", timeout=PROBE_SECONDS)
+            except grpc.RpcError as again:
+                return error if is_unexplained(again.details() or "") else error_from_call(again)
+        return error
+
     def _request(self, inputs: Request, options: Options) -> ensemble_service_pb2.InferRequest:
         """Return the message of a call for one request. Raises MessageTooLarge, and what `make_request` raises."""
         request = as_request(inputs, options)
         check_size(request, self._max_message_bytes)
         return request
+
+
+def open_channel(target: str, credentials: grpc.ChannelCredentials | None, options: Sequence[Option]) -> grpc.Channel:
+    """Open a channel that blocks, by TLS if there are credentials."""
+    if credentials is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, credentials, options)
 
 
 def token_metadata(token: str | None, target: str, *, is_encrypted: bool) -> Metadata | None:

@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Self, Unpack, cast
 
 import grpc
 
-from twinfer.channel import DEFAULT_STREAM_SECONDS, DEFAULT_TIMEOUT_SECONDS, DEFAULT_WINDOW, Connection
-from twinfer.health import CHECK, PAUSE_SECONDS, REQUEST, Readiness
+from twinfer.channel import CHECK, DEFAULT_STREAM_SECONDS, DEFAULT_TIMEOUT_SECONDS, DEFAULT_WINDOW, Connection
+from twinfer.health import PAUSE_SECONDS, REQUEST, Readiness
 from twinfer.many import BatchRequest, Window
 from twinfer.requests import Options, Request
 from twinfer.results import Outcome, Response
-from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
 
 
@@ -88,7 +87,7 @@ class Client(Connection):
                 yield sent.outcome(response)
             sent.end()
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise self._error(failure) from None
         finally:
             outbox.put(None)
             call.cancel()
@@ -107,7 +106,7 @@ class Client(Connection):
         readiness = Readiness(timeout)
         while True:
             try:
-                if readiness.is_reached(check(REQUEST, timeout=readiness.remaining_seconds(), wait_for_ready=True)):
+                if readiness.is_reached(check(REQUEST, timeout=readiness.remaining_seconds())):
                     return
             except grpc.RpcError as failure:
                 readiness.failed(failure)
@@ -122,7 +121,7 @@ class Client(Connection):
         try:
             return method(request, timeout=self._seconds(timeout), metadata=self._metadata)
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise self._error(failure) from None
 
     def __enter__(self) -> Self:
         return self

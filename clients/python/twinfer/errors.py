@@ -147,6 +147,10 @@ class Unavailable(TwinferError, code=StatusCode.UNAVAILABLE):
     """Not now: no server could be reached, or it is not ready."""
 
 
+class HandshakeFailed(Unavailable):
+    """No connection by TLS came about, and none will: the text says what is wrong, and on which side."""
+
+
 class Loading(Unavailable, reason=Reason.LOADING):
     """The ensemble is loading or warming up."""
 

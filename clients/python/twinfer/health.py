@@ -9,14 +9,15 @@ import time
 import grpc
 
 from twinfer.channel import SERVICE
-from twinfer.errors import DeadlinePassed
+from twinfer.errors import DeadlinePassed, HandshakeFailed
 from twinfer.statuses import error_from_call
+from twinfer.tls import NO_CONNECTION
 
-CHECK = "/grpc.health.v1.Health/Check"
 # A HealthCheckRequest: field 1, the service's name, shorter than 128 bytes.
 REQUEST = bytes([0x0A, len(SERVICE)]) + SERVICE.encode()
 # A HealthCheckResponse: field 1, SERVING.
 SERVING = b"\x08\x01"
+NO_ANSWER = "no server answered"
 PAUSE_SECONDS = 0.05
 """Between two checks."""
 
@@ -34,7 +35,7 @@ class Readiness:
         """Start the clock; timeout in seconds."""
         self._timeout = timeout
         self._ends_at = time.monotonic() + timeout
-        self._found = "no server answered"
+        self._found = NO_ANSWER
 
     def remaining_seconds(self) -> float:
         """Return the time that is left. Raises DeadlinePassed if none is."""
@@ -50,7 +51,9 @@ class Readiness:
 
     def failed(self, failure: grpc.RpcError) -> None:
         """Note a failed check. Raises the failure as a TwinferError if asking again cannot help."""
-        if failure.code() not in _PASSING:
-            raise error_from_call(failure) from None
+        error = error_from_call(failure)
+        if failure.code() not in _PASSING or isinstance(error, HandshakeFailed):
+            raise error from None
         if failure.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            self._found = failure.details() or failure.code().name
+            is_there = NO_CONNECTION not in (failure.details() or "")
+            self._found = error.text if is_there else f"{NO_ANSWER}: {error.text}"

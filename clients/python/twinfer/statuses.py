@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from twinfer.errors import Reason, Stage, TwinferError
+from twinfer.errors import HandshakeFailed, Reason, Stage, TwinferError
+from twinfer.tls import explain_closing, explain_refusal
 from twinfer.v1 import error_pb2
 
 ERROR_KEY = "twinfer-error-bin"
@@ -66,5 +67,8 @@ def error_from_call(failure: grpc.RpcError) -> TwinferError:
             return error_from_message(error_pb2.Error.FromString(error), retry_after_seconds)
         except DecodeError:
             pass  # not from our server, or damaged on the way: the status still says what it can
-    message = error_pb2.Error(code=failure.code().value[0], text=failure.details() or "")
+    details = failure.details() or ""
+    if refusal := explain_refusal(details):
+        return HandshakeFailed(refusal)
+    message = error_pb2.Error(code=failure.code().value[0], text=explain_closing(details) or details)
     return error_from_message(message, retry_after_seconds)

@@ -2,6 +2,17 @@
 
 from .describe import describe
 from .observing import Observers
-from .server import AdminServer, PortTaken, RpcServer
+from .server import AdminServer, HealthServer, ListenerOptions, PortTaken, RpcServer
+from .tls import Certificates, warn_of_plain_listeners
 
-__all__ = ["AdminServer", "Observers", "PortTaken", "RpcServer", "describe"]
+__all__ = [
+    "AdminServer",
+    "Certificates",
+    "HealthServer",
+    "ListenerOptions",
+    "Observers",
+    "PortTaken",
+    "RpcServer",
+    "describe",
+    "warn_of_plain_listeners",
+]

@@ -1,9 +1,10 @@
-"""The gRPC servers, one for callers and one for operators: listeners, options and services, put together."""
+"""The gRPC servers, for callers, for operators and for probes: listeners, options and services, put together."""
 
 import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
@@ -24,6 +25,7 @@ from .observing import Observers, ObservingInterceptor
 from .oip import grpc_service_pb2
 from .oip.service import INFERENCE_SERVICE, InferenceService
 from .security import SecurityInterceptor
+from .tls import Certificates
 
 OPTIONS = (
     # A second server on the port is refused. By default both would share it, and each get a part of the connections.
@@ -60,30 +62,37 @@ class PortTaken(RuntimeError):
     """A listener cannot have its address."""
 
 
+@dataclass(frozen=True, slots=True)
+class ListenerOptions:
+    """What the callers' listener and the operators' have in common, beside the settings."""
+
+    certificates: Certificates | None = None
+    """None: plain text."""
+    auth_file: AuthFile | None = None
+    """None: any caller is let in."""
+    observers: Observers = NOBODY
+    """Told of every call."""
+
+
 class AdminServer:
     """The operators' service on its listener, if there is to be one."""
 
-    def __init__(
-        self, settings: ServerSettings, pool: Executor, observers: Observers = NOBODY, auth_file: AuthFile | None = None
-    ) -> None:  # fmt: skip
-        """Put it together. Call it on the event loop.
-
-        `pool` parses large messages, `observers` are told of calls, and `auth_file` names the callers.
-        """
+    def __init__(self, settings: ServerSettings, pool: Executor, options: ListenerOptions) -> None:
+        """Put it together; `pool` parses large messages. Call it on the event loop."""
         self._service = EnsembleAdminService(pool, settings)
-        self._address, self._settings = settings.admin_listen, settings
+        self._address, self._certificates = settings.admin_listen, options.certificates
         self._health = Health((ADMIN_SERVICE,))
         self._server: grpc.aio.Server | None = None
-        self._security = SecurityInterceptor(auth_file) if auth_file else None
+        self._security = SecurityInterceptor(options.auth_file) if options.auth_file else None
         if self._address:
             files = (ensemble_admin_service_pb2.DESCRIPTOR, *SHARED_FILES)
-            calls = CallInterceptor(settings.max_concurrent_calls)
-            interceptors = self._security, calls
-            self._server = _make_server(settings, interceptors, (self._service.handlers(),), self._health, files, observers)
+            interceptors = self._security, CallInterceptor(settings.max_concurrent_calls)
+            handlers = (self._service.handlers(),)
+            self._server = _make_server(settings, interceptors, handlers, self._health, files, options.observers)
 
     async def start(self) -> str:
         """Listen; return the address with the port that was found, "" where there is to be no listener. Raises PortTaken."""
-        return "" if self._server is None else await _start(self._server, self._address, self._settings)
+        return "" if self._server is None else await _start(self._server, self._address, self._certificates)
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine; from now on the service serves, whatever becomes of the callers'."""
@@ -108,42 +117,33 @@ class AdminServer:
 class RpcServer:
     """The callers' services on their listener."""
 
-    def __init__(
-        self, settings: ServerSettings, pool: Executor, observers: Observers = NOBODY, auth_file: AuthFile | None = None
-    ) -> None:  # fmt: skip
-        """Put the services together. Call it on the event loop.
-
-        `pool` parses large messages, `observers` are told of calls, and `auth_file` names the callers.
-        """
-        self._health = Health((SERVICE, INFERENCE_SERVICE))
+    def __init__(self, settings: ServerSettings, pool: Executor, options: ListenerOptions) -> None:
+        """Put the services together; `pool` parses large messages. Call it on the event loop."""
+        self.health = Health((SERVICE, INFERENCE_SERVICE))
         self._ensemble_service = EnsembleService(pool, settings)
         self._inference_service = InferenceService(pool, settings)
-        self._address, self._settings = settings.listen, settings
-        self._security = SecurityInterceptor(auth_file, self._ensemble_service.note_failure) if auth_file else None
-        self._calls = CallInterceptor(settings.max_concurrent_calls, self._ensemble_service.note_failure)
+        self._address, self._certificates = settings.listen, options.certificates
+        on_failure = self._ensemble_service.note_failure
+        self._security = SecurityInterceptor(options.auth_file, on_failure) if options.auth_file else None
+        self._calls = CallInterceptor(settings.max_concurrent_calls, on_failure)
         handlers = self._ensemble_service.handlers(), self._inference_service.handlers()
         files = (ensemble_service_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR, *SHARED_FILES)
         interceptors = self._security, self._calls
-        self._server = _make_server(settings, interceptors, handlers, self._health, files, observers)
+        self._server = _make_server(settings, interceptors, handlers, self.health, files, options.observers)
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Listen; return the address with the port that was found. Raises PortTaken."""
-        return await _start(self._server, self._address, self._settings)
+        return await _start(self._server, self._address, self._certificates)
 
     def open(self, engine: Engine) -> None:
         """Let calls reach the engine, now that it is ready."""
         self._ensemble_service.open(engine)
         self._inference_service.open(engine)
 
-    @property
-    def is_serving(self) -> bool:
-        """Whether health says SERVING."""
-        return self._health.is_serving
-
     def report(self, is_serving: bool, members: Mapping[str, bool]) -> None:
         """Set the health of the callers' services, and of each member by name."""
-        self._health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
+        self.health.report(is_serving, {f"{SERVICE}/{name}": is_on for name, is_on in members.items()})
         self._inference_service.report(is_serving, members)
 
     def end_revoked(self) -> None:
@@ -156,7 +156,7 @@ class RpcServer:
 
         Calls that came before clients were told are served; after the grace they are cancelled.
         """
-        self._health.end()
+        self.health.end()
         await self._calls.settle()
         self._stopping = asyncio.create_task(self._server.stop(grace_seconds))  # listens no more, and tells clients, at once
         await asyncio.sleep(GOODBYE_SECONDS)
@@ -171,6 +171,24 @@ class RpcServer:
         until = asyncio.get_running_loop().time() + ON_THEIR_WAY_SECONDS
         while self._calls.calls and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.01)
+
+
+class HealthServer:
+    """The health of the callers' services on a listener of its own, if there is to be one; always in the clear, for probes."""
+
+    def __init__(self, settings: ServerSettings, health: Health) -> None:
+        """Put it together. Call it on the event loop."""
+        self._address = settings.health_listen
+        self._server = grpc.aio.server(options=OPTIONS)
+        health.add_to(self._server)
+
+    async def start(self) -> str:
+        """Listen; return the address with the port that was found, "" where there is to be no listener. Raises PortTaken."""
+        return await _start(self._server, self._address, None) if self._address else ""
+
+    async def stop(self) -> None:
+        """Close the listener, and cancel what is still open."""
+        await self._server.stop(0)
 
 
 def _make_server(
@@ -209,25 +227,16 @@ def _make_pool(files: Sequence[FileDescriptor]) -> DescriptorPool:
     return pool
 
 
-async def _start(server: grpc.aio.Server, address: str, settings: ServerSettings) -> str:
-    """Listen on HOST:PORT or unix:PATH; return the address with the port that was found. Raises PortTaken."""
+async def _start(server: grpc.aio.Server, address: str, certificates: Certificates | None) -> str:
+    """Listen on HOST:PORT or unix:PATH, in the clear without certificates; return the address with its port. Raises PortTaken."""
     if address.startswith("unix:") and _is_answered(address.removeprefix("unix:")):  # `grpc` would take it over
         raise PortTaken(f"cannot listen on {address}: another server does")
     try:
-        credentials = _read_credentials(settings)
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        port = server.add_secure_port(address, certificates.credentials()) if certificates else server.add_insecure_port(address)
     except RuntimeError:  # `grpc` keeps to itself what the system said
         raise PortTaken(f"cannot listen on {address}: another server does, or it is no address of this machine") from None
     await server.start()
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
-
-
-def _read_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None
-    pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
-    roots = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
-    return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
 
 
 def _is_answered(path: str) -> bool:

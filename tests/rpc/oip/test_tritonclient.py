@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
-from tests.servers import DIGITS, ROOT
+from tests.certificates import Authority
+from tests.gated import write_gated
+from tests.servers import DIGITS, ROOT, running
 from twinfer import Client
 from twinfer_server.demo import HeldOutRow, read_rows, running_server
 from twinfer_server.rpc.oip import grpc_service_pb2 as pb
@@ -152,3 +154,25 @@ def test_names_and_numbers_are_those_that_it_knows(found: dict[str, Any]) -> Non
     parts = ("GRPCInferenceService.", "ModelConfig.", "ModelInput.", "ModelOutput.", "ModelDynamicBatching.")
     whole = {name.rpartition(".")[0] for name in ours if not name.startswith(parts)}
     assert {name for name in theirs.keys() - ours.keys() if name.rpartition(".")[0] in whole} == set()
+
+
+BY_TLS = """
+import sys
+import numpy as np
+import tritonclient.grpc as triton
+
+address, ca, certificate, key = sys.argv[1:]
+client = triton.InferenceServerClient(address, ssl=True, root_certificates=ca, private_key=key, certificate_chain=certificate)
+numbers = triton.InferInput("numbers", [1, 3], "FP32")
+numbers.set_data_from_numpy(np.array([[0, 0, 9]], np.float32))
+print(client.is_server_ready(), client.infer("gated", [numbers]).as_numpy("prediction").argmax())
+"""
+
+
+def test_tritonclient_connects_by_tls(tmp_path: Path, authority: Authority) -> None:
+    if not PYTHON.exists():
+        pytest.skip("tritonclient is not installed: `make test` installs it where its registry can be reached")
+    with running(write_gated(tmp_path), trust_code=True, **authority.serve(asks_clients=True)) as server:
+        command: list[str | Path] = [PYTHON, "-W", "ignore", "-c", BY_TLS, server.address, authority.ca, *authority.pair("client")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "True 2\n"), done.stderr

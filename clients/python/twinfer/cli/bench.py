@@ -9,18 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from twinfer.cli.access import Access, with_access
 from twinfer.cli.extras import needing
 from twinfer.cli.inputs import Image, Inputs, Text, read_inputs
-from twinfer.cli.options import (
-    DEFAULT_SERVER,
-    DEFAULT_TIMEOUT,
-    Timeout,
-    TokenFile,
-    check_folder,
-    connect,
-    failures_reported,
-    read_token,
-)
+from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Timeout, check_folder, failures_reported
 from twinfer.cli.report import print_table
 from twinfer.requests import make_request
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
@@ -30,7 +22,9 @@ CONCURRENCY = "1,8,32"
 INTERRUPTED = 130
 
 
+@with_access
 def bench(
+    access: Access,
     address: Annotated[str, typer.Argument(metavar="[HOST:PORT]", help="Where the server listens.")] = DEFAULT_SERVER,
     image: Image = None,
     text: Text = None,
@@ -51,7 +45,6 @@ def bench(
         int, typer.Option(min=1, help="Open loop: an arrival that finds so many calls in flight is not sent, and counted.")
     ] = 512,
     timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
     image_size: Annotated[int, typer.Option(min=1, help="Width and height of random images.")] = 224,
     seed: Annotated[int, typer.Option(help="Of random rows and arrivals.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where the figures go, as JSON.")] = None,
@@ -68,11 +61,11 @@ def bench(
         load = importlib.import_module("twinfer.load")
     points = _read_points(load, concurrency, rate)
     values = read_inputs(image, text, inputs)
-    with failures_reported(as_json=False), connect(address, token_file, timeout) as client:
+    with failures_reported(as_json=False), access.client(address, timeout=timeout) as client:
         ensemble = client.describe()
         requests, origin = _make_requests(load, ensemble, values, data, image_size, seed)
         client.infer(requests[0])  # what fails without any load is said at once
-    wanted = load.Load(address, requests, span, warm_up, timeout, batch, max_in_flight, seed, read_token(token_file))
+    wanted = load.Load(address, requests, span, warm_up, timeout, batch, max_in_flight, seed, access.settings)
     title = f"{ensemble.name} version {ensemble.version} at {address}: {wanted.method}, {origin}"
     typer.echo(title)
     measured, is_interrupted = _measure(load, wanted, points)

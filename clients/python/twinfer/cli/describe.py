@@ -4,16 +4,16 @@ from typing import Any
 
 import typer
 
-from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, TokenFile, connect, failures_reported
+from twinfer.cli.access import Access, with_access
+from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
 from twinfer.cli.report import plain, print_json, print_table
 from twinfer.v1 import ensemble_pb2
 
 
-def describe(
-    server: Server = DEFAULT_SERVER, timeout: Timeout = DEFAULT_TIMEOUT, token_file: TokenFile = None, as_json: Json = False
-) -> None:  # fmt: skip
+@with_access
+def describe(access: Access, server: Server = DEFAULT_SERVER, timeout: Timeout = DEFAULT_TIMEOUT, as_json: Json = False) -> None:
     """Describe the ensemble that a server serves: inputs, members, fusion, execution, limits."""
-    with failures_reported(as_json), connect(server, token_file) as client:
+    with failures_reported(as_json), access.client(server) as client:
         ensemble = client.describe(timeout=timeout)
     if as_json:
         print_json(plain(ensemble))

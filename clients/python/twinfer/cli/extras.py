@@ -7,7 +7,12 @@ from importlib import metadata
 
 import typer
 
-IMPORTED_AS = {"grpcio-health-checking": "grpc_health", "grpcio-reflection": "grpc_reflection", "pillow": "PIL"}
+IMPORTED_AS = {
+    "grpcio-health-checking": "grpc_health",
+    "grpcio-reflection": "grpc_reflection",
+    "nvidia-ml-py": "pynvml",
+    "pillow": "PIL",
+}
 """The modules of distributions whose name is another one; the names of the rest differ in hyphens only."""
 
 

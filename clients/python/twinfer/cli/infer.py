@@ -4,15 +4,18 @@ from typing import Annotated, Any
 
 import typer
 
+from twinfer.cli.access import Access, with_access
 from twinfer.cli.inputs import Image, Inputs, Text, read_inputs
-from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, TokenFile, connect, failures_reported
+from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Json, Server, Timeout, failures_reported
 from twinfer.cli.predictions import says, tables
 from twinfer.cli.report import plain, print_json, print_table
 from twinfer.requests import Options, PolicyName, make_request
 from twinfer.results import MemberResult, Response
 
 
+@with_access
 def infer(
+    access: Access,
     image: Image = None,
     text: Text = None,
     inputs: Inputs = None,
@@ -20,7 +23,6 @@ def infer(
     top_k: Annotated[int | None, typer.Option(min=1, help="How many classes, labels or own texts to list.")] = None,
     policy: Annotated[PolicyName | None, typer.Option(help="What the answer needs: every member, or any.")] = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
-    token_file: TokenFile = None,
     members: Annotated[bool, typer.Option("--members", help="Show what each member says by itself.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show also how far each member moved the answer.")] = False,
     as_json: Json = False,
@@ -38,7 +40,7 @@ def infer(
         request = make_request(values, **options)
     except ValueError as error:  # a text that is not UTF-8, a number that does not fit
         raise typer.BadParameter(str(error)) from None
-    with failures_reported(as_json), connect(server, token_file) as client:
+    with failures_reported(as_json), access.client(server) as client:
         response = client.infer(request, timeout=timeout)
     if as_json:
         print_json(_summary(response) | plain(response.message))

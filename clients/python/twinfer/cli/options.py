@@ -1,6 +1,5 @@
 """The options that several commands share, and how their values are read from the command line."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +9,8 @@ import typer
 
 from twinfer.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_SECONDS
 from twinfer.cli.report import print_error
-from twinfer.client import Client
 from twinfer.errors import TwinferError
 
-TOKEN_VARIABLE = "TWINFER_TOKEN"
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0}  # longest first: "5ms" ends with an s too
 
 
@@ -35,35 +32,8 @@ def check_folder(file: Path | None) -> None:
         raise typer.BadParameter(f"{file}: there is no such folder.")
 
 
-def read_token(file: Path | None) -> str | None:
-    """Return the caller's token, from a file or the environment: an argument could be seen in the list of processes.
-
-    Raises typer.BadParameter.
-    """
-    if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint="--token-file") from None
-
-
-def connect(server: str, token_file: Path | None, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> Client:
-    """Make the client of a command. Raises typer.BadParameter."""
-    try:
-        return Client(server, token=read_token(token_file), timeout=timeout)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
 Admin = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's --admin-listen address.")]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file", metavar="FILE", help=f"The file with this caller's token. Default: the variable {TOKEN_VARIABLE}."
-    ),
-]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="SPAN", parser=seconds, help="How long it may take: 5s, 250ms, 2m.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors included, and nothing else.")]
 

@@ -4,8 +4,9 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from twinfer.aio import AsyncClient
 from twinfer.errors import TwinferError
@@ -31,7 +32,8 @@ class Load:
     # Of an open loop. Beyond it arrivals are not sent, and counted.
     max_in_flight: int = 512
     seed: int = 0
-    token: str | None = None
+    # What the clients take besides, such as credentials.
+    connection: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -86,9 +88,9 @@ class _Stretch:
 
     def __init__(self, load: Load, in_flight: int, tally: Tally) -> None:
         # No retries, which would hide failures; and connections of their own, where gRPC would make one of them.
-        apart = [("grpc.use_local_subchannel_pool", 1)]
+        apart = [("grpc.use_local_subchannel_pool", 1), *load.connection.get("options", ())]
         self._clients = [
-            AsyncClient(load.target, token=load.token, timeout=load.timeout, attempts=1, options=apart)
+            AsyncClient(load.target, **{**load.connection, "options": apart}, timeout=load.timeout, attempts=1)
             for _ in range(-(-in_flight // CALLS_PER_CONNECTION))
         ]
         self._next_client = itertools.cycle(self._clients)

@@ -51,7 +51,9 @@ def measure(load: Load, measurement: Measurement) -> None:
 
 
 def figures(load: Load, title: str, measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """Return the figures of every point as plain values, with all that one must know to measure them again."""
+    """Return the figures of every point as plain values, with all that one must know to measure them again, but no credentials."""
+    described = asdict(replace(load, requests=(), connection={}))
+    del described["connection"]
     return {
         "title": title,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,7 +62,7 @@ def figures(load: Load, title: str, measurements: Sequence[Measurement]) -> dict
             "cores": len(os.sched_getaffinity(0)),
             "versions": {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES},
         },
-        "load": asdict(replace(load, requests=())) | {"method": load.method, "requests": len(load.requests)},
+        "load": described | {"method": load.method, "requests": len(load.requests)},
         "points": [
             {one.point.kind: one.point.value, "is_complete": one.is_complete, **one.tally.figures()} for one in measurements
         ],
