@@ -24,7 +24,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"engine"}, WIRE),
     ({"executor"}, WIRE),
     ({"fusion", "inputs", "loaders", "precision"}, WIRE),
-    ({"types", "spec", "settings", "trust", "runtime"}, WIRE),
+    ({"types", "spec", "settings", "trust", "runtime", "standard_streams", "logs"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),
 ]

@@ -5,7 +5,6 @@ What a command needs is imported when it is called, so that `serve` starts witho
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InvalidEnsemble
-from .runtime import allow_connections, begin_with_grpc_defaults, configure_logging, end_process, garbage_put_off, run_loop
+from .logs import configure_logging
+from .runtime import StopSignals, allow_connections, begin_with_grpc_defaults, end_process, garbage_put_off, run_loop
 from .settings import ServerSettings, read_settings
+from .standard_streams import take_standard_streams
 from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def serve_command(
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log JSON lines.")] = None,
 ) -> None:
     """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
+    take_standard_streams()
+    signals = StopSignals()
     flags: dict[str, Any] = {
         "listen": listen, "admin_listen": admin_listen, "metrics_listen": metrics_listen, "device": device,
         "trust_code": trust_code, "trust_list": trust_list or None, "log_json": log_json,
@@ -82,10 +85,10 @@ def serve_command(
         configure_logging(settings.log_level, settings.log_json)
         allow_connections()
         with garbage_put_off():
-            from .serve import OnProgress, serve, stop_on_signals
+            from .serve import OnProgress, serve
 
         async def live(on_progress: OnProgress) -> None:
-            await serve(folder or digits_folder(), settings, stop_on_signals(), _say, on_progress)
+            await serve(folder or digits_folder(), settings, signals.stopping(), _say, on_progress)
 
         with warmup_bar() as on_progress:
             run_loop(live(on_progress))
@@ -147,6 +150,5 @@ def _split_setting(text: str) -> tuple[str, str]:
 
 
 def _say(line: str) -> None:
-    """Print what scripts wait for, and read addresses from; a reader that has read enough may have gone."""
-    with suppress(BrokenPipeError):
-        print(line, flush=True)  # noqa: T201
+    """Print what scripts wait for, and read addresses from."""
+    print(line, flush=True)  # noqa: T201

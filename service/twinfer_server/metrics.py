@@ -1,13 +1,16 @@
 """Metrics for Prometheus, on a listener of their own; docs/metrics.md lists them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, start_http_server
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
 from .rpc import PortTaken
+from .standard_streams import count_dropped
 from .types import Response, State
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -56,6 +59,7 @@ class Metrics:
         self._waiting = gauge("requests_waiting", "Requests that wait for a batch.")
         self._in_flight = gauge("requests_in_flight", "Requests being decoded, waiting or computed.")
         self._bytes = gauge("request_bytes_in_flight", "Bytes of the requests in flight.")
+        registry.register(_DroppedRecords())
 
     @contextmanager
     def listening(self, address: str) -> Iterator[str]:
@@ -115,3 +119,10 @@ class Metrics:
             self._breaker.labels(member, state.name).set(state is reading.state)
         self._opened.labels(member).inc(times_opened - self._opened_told.get(member, 0))
         self._opened_told[member] = times_opened
+
+
+class _DroppedRecords(Collector):
+    """What standard error could not take of the log."""
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily("twinfer_log_records_dropped", "Records of the log that could not be written.", count_dropped())
