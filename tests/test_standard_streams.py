@@ -155,8 +155,8 @@ def test_a_second_signal_ends_a_process_whose_event_loop_stands_still() -> None:
         assert process.stdout.readline() == b"stuck\n"
         process.send_signal(signal.SIGTERM)
         while process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        assert process.returncode == 128 + signal.SIGINT
+            process.send_signal(signal.SIGTERM)
+        assert process.returncode == 128 + signal.SIGTERM
 
 
 # --- one stream -------------------------------------------------------------------------------------------------------
