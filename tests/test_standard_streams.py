@@ -41,7 +41,9 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_gated(tmp_path_factory.mktemp("noisy") / "gated")
     models = folder / "models.py"
     call = f"        if bool((numbers[:, 0] == {FAILING}).any()):\n            complain()\n        return numbers\n"
-    models.write_text("\n".join(map(str.strip, NOISY.splitlines()[:2])) + models.read_text().replace("        return numbers\n", call))
+    models.write_text(
+        "\n".join(map(str.strip, NOISY.splitlines()[:2])) + models.read_text().replace("        return numbers\n", call)
+    )
     models.write_text(models.read_text() + "\n".join(line[4:] for line in NOISY.splitlines()[2:]) + "\n")
     return folder
 

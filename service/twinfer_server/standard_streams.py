@@ -140,7 +140,7 @@ def _open_if_closed(descriptor: int) -> None:
 def _unblock(descriptor: int) -> None:
     """Let nobody who writes to the descriptor wait: a pipe, a socket or a terminal that is full takes nothing.
 
-    A pipe or a terminal is opened anew, for other processes that share it may want to wait. Writes to files never wait for a reader.
+    A pipe or a terminal is opened anew, for other processes that share it may want to wait. A file has no reader to wait for.
     """
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):

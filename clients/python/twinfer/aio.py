@@ -16,7 +16,6 @@ from twinfer.inputs import takes_time
 from twinfer.many import BatchRequest, Window
 from twinfer.requests import Options, Request
 from twinfer.results import Outcome, Response
-from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
 
 Made = TypeVar("Made")
@@ -89,7 +88,7 @@ class AsyncClient(Connection):
                     arrival.result()  # the sender's: raises what the caller's requests raised
             receiver.result()
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise self._error(failure) from None
         finally:
             sender.cancel()
             call.cancel()
@@ -103,7 +102,7 @@ class AsyncClient(Connection):
     async def wait_until_ready(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
         """Return once the server says that it can answer; see `Client.wait_until_ready`."""
         check = self._channel.unary_unary(CHECK)  # bytes to bytes
-        readiness = Readiness(timeout)
+        readiness = Readiness(timeout, self._proxy)
         while True:
             try:
                 if readiness.is_reached(await check(REQUEST, timeout=readiness.remaining_seconds(), wait_for_ready=True)):
@@ -121,7 +120,7 @@ class AsyncClient(Connection):
         try:
             return await method(request, timeout=self._seconds(timeout))
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise self._error(failure) from None
 
     async def __aenter__(self) -> Self:
         return self

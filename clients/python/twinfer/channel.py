@@ -7,7 +7,10 @@ from typing import Any, ClassVar
 
 import grpc
 
+from twinfer.errors import TwinferError
+from twinfer.proxy import find_proxy, is_local
 from twinfer.requests import Options, Request, as_request, check_size
+from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_service_pb2, ensemble_service_pb2_grpc
 
 SERVICE = "twinfer.v1.EnsembleService"
@@ -44,25 +47,31 @@ class Connection:
     ) -> None:
         """Make a client; the connection is made by the first call.
 
-        target: HOST:PORT, or any name that gRPC resolves.
+        target: HOST:PORT, unix:PATH, or any name that gRPC resolves. The proxy that the environment names is not asked for a
+            server on this machine.
         credentials: for TLS (`grpc.ssl_channel_credentials()`); without, the connection is in the clear.
         timeout: seconds that a call may take, its retries included, unless the call says otherwise.
         attempts: how often a call is tried while the server is unavailable or overloaded, the first included.
         options: further gRPC channel options; they win over the client's own.
         """
-        all_options = [*options, *channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
+        all_options = [*options, *channel_options(target, max_message_bytes, attempts)]  # of two, gRPC takes the first
         self._channel: Any
         if credentials is None:
             self._channel = self._transport.insecure_channel(target, all_options)
         else:
             self._channel = self._transport.secure_channel(target, credentials, all_options)
         self._stub = ensemble_service_pb2_grpc.EnsembleServiceStub(self._channel)
+        self._proxy = find_proxy(target)
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
 
     def _seconds(self, timeout: float | None) -> float:
         """Return how long a call may take: none is ever without a deadline."""
         return self._timeout if timeout is None else timeout
+
+    def _error(self, failure: grpc.RpcError) -> TwinferError:
+        """Return the exception for a failed call."""
+        return error_from_call(failure, self._proxy)
 
     def _request(self, inputs: Request, options: Options) -> ensemble_service_pb2.InferRequest:
         """Return the message of a call for one request. Raises MessageTooLarge, and what `make_request` raises."""
@@ -71,9 +80,10 @@ class Connection:
         return request
 
 
-def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:
+def channel_options(target: str, max_message_bytes: int, attempts: int) -> list[Option]:
     """Return the options of a channel that retries, whatever the size of the message."""
     return [
+        ("grpc.enable_http_proxy", int(not is_local(target))),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         # gRPC's default is 256 KiB: a call that has sent more than the buffer holds is never retried.

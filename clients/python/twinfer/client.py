@@ -13,7 +13,6 @@ from twinfer.health import CHECK, PAUSE_SECONDS, REQUEST, Readiness
 from twinfer.many import BatchRequest, Window
 from twinfer.requests import Options, Request
 from twinfer.results import Outcome, Response
-from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_pb2, ensemble_service_pb2
 
 
@@ -88,7 +87,7 @@ class Client(Connection):
                 yield sent.outcome(response)
             sent.end()
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise self._error(failure) from None
         finally:
             outbox.put(None)
             call.cancel()
@@ -104,7 +103,7 @@ class Client(Connection):
         Raises DeadlinePassed if that takes longer than `timeout` seconds, TwinferError if it can never be.
         """
         check = self._channel.unary_unary(CHECK)  # bytes to bytes
-        readiness = Readiness(timeout)
+        readiness = Readiness(timeout, self._proxy)
         while True:
             try:
                 if readiness.is_reached(check(REQUEST, timeout=readiness.remaining_seconds(), wait_for_ready=True)):
@@ -122,7 +121,7 @@ class Client(Connection):
         try:
             return method(request, timeout=self._seconds(timeout))
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise self._error(failure) from None
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ import grpc
 
 from twinfer.channel import SERVICE
 from twinfer.errors import DeadlinePassed
-from twinfer.statuses import error_from_call
+from twinfer.statuses import error_from_call, note_proxy
 
 CHECK = "/grpc.health.v1.Health/Check"
 # A HealthCheckRequest: field 1, the service's name, shorter than 128 bytes.
@@ -30,11 +30,12 @@ _PASSING = {
 class Readiness:
     """One wait: how long it may still take, and what was found last."""
 
-    def __init__(self, timeout: float) -> None:
-        """Start the clock; timeout in seconds."""
+    def __init__(self, timeout: float, proxy: str) -> None:
+        """Start the clock; timeout in seconds, `proxy` is what the checks go through, if they do."""
+        self._proxy = proxy
         self._timeout = timeout
         self._ends_at = time.monotonic() + timeout
-        self._found = "no server answered"
+        self._found = "no server answered" + (f"; {note_proxy(proxy)}" if proxy else "")
 
     def remaining_seconds(self) -> float:
         """Return the time that is left. Raises DeadlinePassed if none is."""
@@ -50,7 +51,8 @@ class Readiness:
 
     def failed(self, failure: grpc.RpcError) -> None:
         """Note a failed check. Raises the failure as a TwinferError if asking again cannot help."""
+        error = error_from_call(failure, self._proxy)
         if failure.code() not in _PASSING:
-            raise error_from_call(failure) from None
+            raise error from None
         if failure.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            self._found = failure.details() or failure.code().name
+            self._found = error.text
