@@ -3,6 +3,7 @@
 What a command needs is imported when it is called, so that `serve` starts without what fitting and drafting need.
 """
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -13,13 +14,23 @@ import typer
 
 from .errors import InvalidEnsemble
 from .logs import configure_logging
-from .runtime import StopSignals, allow_connections, begin_with_grpc_defaults, end_process, garbage_put_off, run_loop
+from .runtime import (
+    StopSignals,
+    allow_connections,
+    begin_with_grpc_defaults,
+    end_process,
+    garbage_put_off,
+    list_missing_folders,
+    run_loop,
+)
 from .settings import ServerSettings, read_settings
 from .standard_streams import take_standard_streams
 from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
 
 if TYPE_CHECKING:
     from twinfer.v1.ensemble_pb2 import Ensemble
+
+logger = logging.getLogger(__name__)
 
 COMMANDS: Mapping[str, str] = {
     "serve": ".cli",
@@ -39,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     name, *rest = arguments
     if name == "serve":
         begin_with_grpc_defaults()
+    list_missing_folders()
     load_command(name)(args=rest, prog_name=f"twinfer {name}")
 
 
@@ -83,6 +95,8 @@ def serve_command(
     with plain_errors():
         settings = read_settings(**flags)
         configure_logging(settings.log_level, settings.log_json)
+        for line in list_missing_folders():
+            logger.info(line)
         allow_connections()
         with garbage_put_off():
             from .serve import OnProgress, serve

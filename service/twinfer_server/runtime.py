@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,6 +21,8 @@ GRPC_DEFAULTS = {
     "GRPC_VERBOSITY": "ERROR",
 }
 """Variables that `grpc` reads when it is imported, where the operator has not set them."""
+NOWHERE = "/proc"
+"""A folder in which there can be no new file."""
 
 
 def begin_with_grpc_defaults() -> None:
@@ -28,6 +31,25 @@ def begin_with_grpc_defaults() -> None:
         if sys.stdout is not None:  # as it is where the process was begun without it
             sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, GRPC_DEFAULTS | dict(os.environ))
+
+
+def list_missing_folders() -> list[str]:
+    """Return a line for each folder in which libraries can keep nothing, and let them do without it.
+
+    torch asks for a folder for temporary files when it is imported, to compile into one day.
+    """
+    lines, home = [], os.path.expanduser("~")
+    if not (os.path.isabs(home) and os.access(home, os.W_OK)):
+        lines.append(f"libraries keep nothing in HOME: found {os.environ.get('HOME', 'none')}, which cannot be written to")
+    try:
+        is_missing = tempfile.gettempdir() == NOWHERE
+    except FileNotFoundError:
+        is_missing, tempfile.tempdir = True, NOWHERE
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", NOWHERE)
+    if is_missing:
+        wanting = "what is compiled is not kept, and compiled packages and pickles cannot be loaded"
+        lines.append(f"there is no folder for temporary files, so {wanting}; TMPDIR names one that can be written to")
+    return lines
 
 
 @contextmanager
