@@ -106,7 +106,7 @@ def take_standard_streams() -> None:
     for name, descriptor, title in (("stdout", 1, "standard output"), ("stderr", 2, "standard error")):
         _open_if_closed(descriptor)
         stream = UnwaitedStream(title, descriptor)
-        setattr(sys, name, io.TextIOWrapper(stream, "utf-8", "backslashreplace", line_buffering=True))  # type: ignore[type-var]
+        setattr(sys, name, io.TextIOWrapper(stream, "utf-8", "backslashreplace", line_buffering=True))
     atexit.register(flush_standard_streams)
 
 
@@ -123,7 +123,8 @@ def flush_standard_streams() -> None:
 
 
 def _taken(*files: TextIO) -> list[UnwaitedStream]:
-    return [file.buffer for file in files if isinstance(getattr(file, "buffer", None), UnwaitedStream)]
+    streams: list[object] = [getattr(file, "buffer", None) for file in files]
+    return [stream for stream in streams if isinstance(stream, UnwaitedStream)]
 
 
 def _open_if_closed(descriptor: int) -> None:
