@@ -39,7 +39,12 @@ class Failure:
 
 def connect(address: str) -> grpc.Channel:
     """Make a channel of its own connection that does not retry and sends messages of any size."""
-    options = [("grpc.enable_retries", 0), ("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    options = [
+        ("grpc.enable_retries", 0),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+    ]
     return grpc.insecure_channel(address, options)
 
 

@@ -24,7 +24,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"engine"}, WIRE),
     ({"executor"}, WIRE),
     ({"fusion", "inputs", "loaders", "precision", "reference"}, WIRE),
-    ({"auth_file", "types", "spec", "settings", "trust", "runtime"}, WIRE),
+    ({"auth_file", "types", "spec", "settings", "trust", "runtime", "standard_streams", "logs"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),
 ]

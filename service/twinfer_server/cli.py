@@ -3,9 +3,9 @@
 What a command needs is imported when it is called, so that `serve` starts without what fitting and drafting need.
 """
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InvalidEnsemble
-from .runtime import allow_connections, begin_with_grpc_defaults, configure_logging, end_process, garbage_put_off, run_loop
+from .logs import configure_logging
+from .runtime import (
+    StopSignals,
+    allow_connections,
+    begin_with_grpc_defaults,
+    end_process,
+    garbage_put_off,
+    list_missing_folders,
+    run_loop,
+)
 from .settings import ServerSettings, read_settings
+from .standard_streams import take_standard_streams
 from .terminal import Device, TrustCode, TrustList, plain_errors, warmup_bar
 
 if TYPE_CHECKING:
     from twinfer.v1.ensemble_pb2 import Ensemble
+
+logger = logging.getLogger(__name__)
 
 COMMANDS: Mapping[str, str] = {
     "serve": ".cli",
@@ -38,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     name, *rest = arguments
     if name == "serve":
         begin_with_grpc_defaults()
+    list_missing_folders()
     load_command(name)(args=rest, prog_name=f"twinfer {name}")
 
 
@@ -75,6 +88,8 @@ def serve_command(
     log_json: Annotated[bool | None, typer.Option("--log-json", help="Log JSON lines.")] = None,
 ) -> None:
     """Serve an ensemble folder until told to stop. Every setting can also come from a TWINFER_* variable."""
+    take_standard_streams()
+    signals = StopSignals()
     flags: dict[str, Any] = {
         "listen": listen, "admin_listen": admin_listen, "metrics_listen": metrics_listen, "device": device,
         "health_listen": health_listen, "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca,
@@ -85,12 +100,14 @@ def serve_command(
     with plain_errors():
         settings = read_settings(**flags)
         configure_logging(settings.log_level, settings.log_json)
+        for line in list_missing_folders():
+            logger.info(line)
         allow_connections()
         with garbage_put_off():
-            from .serve import OnProgress, serve, stop_on_signals
+            from .serve import OnProgress, serve
 
         async def live(on_progress: OnProgress) -> None:
-            await serve(folder or digits_folder(), settings, stop_on_signals(), _say, on_progress)
+            await serve(folder or digits_folder(), settings, signals.stopping(), _say, on_progress)
 
         with warmup_bar() as on_progress:
             run_loop(live(on_progress))
@@ -152,6 +169,5 @@ def _split_setting(text: str) -> tuple[str, str]:
 
 
 def _say(line: str) -> None:
-    """Print what scripts wait for, and read addresses from; a reader that has read enough may have gone."""
-    with suppress(BrokenPipeError):
-        print(line, flush=True)  # noqa: T201
+    """Print what scripts wait for, and read addresses from."""
+    print(line, flush=True)  # noqa: T201

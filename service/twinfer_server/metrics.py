@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from itertools import product
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, Histogram, Metric, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
@@ -17,6 +17,7 @@ from .device import Device
 from .engine import BatchRecord, BreakerReading, BreakerState, Engine
 from .errors import TwinferError
 from .rpc import Certificates, PortTaken
+from .standard_streams import count_dropped
 from .types import ANONYMOUS, DEGRADING, Response, State
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -106,6 +107,7 @@ class Metrics:
     def _declare_server(self) -> None:
         gauge = self._gauge
         ProcessCollector(registry=self._registry)
+        self._registry.register(_DroppedRecords())
         self._ready = gauge("ready", "1 while health says SERVING, else 0.")
         self._info = gauge("info", "1, with what is served by which version.", "version", "ensemble", "ensemble_version", "device")
         own = "A member's part of the device's memory, as measured at warm-up; on a CPU it is the process's own."
@@ -220,6 +222,13 @@ class Metrics:
             self._breaker.labels(member, state.name).set(state is reading.state)
         self._opened.labels(member).inc(times_opened - self._opened_told.get(member, 0))
         self._opened_told[member] = times_opened
+
+
+class _DroppedRecords(Collector):
+    """What standard error could not take of the log."""
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily("twinfer_log_records_dropped", "Records of the log that could not be written.", count_dropped())
 
 
 def _read_memory(device: Device, kind: str) -> float:

@@ -1,14 +1,17 @@
-"""What belongs to a process as a whole: its event loop, its log, gRPC's own settings, and its end."""
+"""What belongs to a process as a whole: its event loop, its signals, gRPC's own settings, and its end."""
 
 import asyncio
 import gc
-import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from .standard_streams import flush_standard_streams
 
 MAX_OPEN_FILES = 2**16
 GRPC_DEFAULTS = {
@@ -18,13 +21,35 @@ GRPC_DEFAULTS = {
     "GRPC_VERBOSITY": "ERROR",
 }
 """Variables that `grpc` reads when it is imported, where the operator has not set them."""
+NOWHERE = "/proc"
+"""A folder in which there can be no new file."""
 
 
 def begin_with_grpc_defaults() -> None:
     """Begin this process anew, under the same number, unless gRPC's variables are set: `grpc` has been imported without them."""
     if not GRPC_DEFAULTS.keys() <= os.environ.keys():
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the process was begun without it
+            sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, GRPC_DEFAULTS | dict(os.environ))
+
+
+def list_missing_folders() -> list[str]:
+    """Return a line for each folder in which libraries can keep nothing, and let them do without it.
+
+    torch asks for a folder for temporary files when it is imported, to compile into one day.
+    """
+    lines, home = [], os.path.expanduser("~")
+    if not (os.path.isabs(home) and os.access(home, os.W_OK)):
+        lines.append(f"libraries keep nothing in HOME: found {os.environ.get('HOME', 'none')}, which cannot be written to")
+    try:
+        is_missing = tempfile.gettempdir() == NOWHERE
+    except FileNotFoundError:
+        is_missing, tempfile.tempdir = True, NOWHERE
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", NOWHERE)
+    if is_missing:
+        wanting = "what is compiled is not kept, and compiled packages and pickles cannot be loaded"
+        lines.append(f"there is no folder for temporary files, so {wanting}; TMPDIR names one that can be written to")
+    return lines
 
 
 @contextmanager
@@ -70,30 +95,33 @@ def run_loop(life: Coroutine[Any, Any, None]) -> None:
         uvloop.run(life)
 
 
-class _JsonLines(logging.Formatter):
-    """One JSON object per record."""
+class StopSignals:
+    """SIGTERM and SIGINT: the first stops the server, the second ends the process at once, whatever it is doing."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": self.formatTime(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields |= getattr(record, "fields", {})  # what a line says, besides its message
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
+    def __init__(self) -> None:
+        """Take the signals over; until `stopping` is called nothing is served, and the first one ends the process."""
+        self._is_told = False
+        self._stop: Callable[[], object] = lambda: end_process(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
 
+    def stopping(self) -> asyncio.Event:
+        """Return an event of the running loop that the first signal sets."""
+        event, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._stop = lambda: loop.call_soon_threadsafe(event.set)
+        return event
 
-def configure_logging(level: str, as_json: bool) -> None:
-    """Log to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    def _on_signal(self, number: int, frame: object) -> None:
+        # Not the loop's own handler, which a loop that stands still would never call.
+        if self._is_told:
+            os._exit(128 + number)
+        self._is_told = True
+        with suppress(RuntimeError):  # the loop is closed, and so the process about to end
+            self._stop()
 
 
 def end_process(code: int) -> None:
     """End the process without waiting for threads: a stuck member's thread never ends by itself."""
     logging.shutdown()
+    flush_standard_streams()
     os._exit(code)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from .engine import Engine
 from .executor import MEGABYTE, Ensemble, check_budget, load_ensemble, warm_up
 from .inputs import InputLimits
 from .rpc import AdminServer, Certificates, HealthServer, ListenerOptions, Observers, RpcServer, warn_of_plain_listeners
-from .runtime import end_process, freeze_garbage
+from .runtime import freeze_garbage
 from .settings import InvalidSettings, ServerSettings, traces_are_wanted
 from .spec import read_spec
 from .trust import Trust
@@ -221,19 +220,3 @@ async def _drain(server: RpcServer, admin: AdminServer, engine: Engine, drain_se
     await asyncio.gather(server.stop(grace_seconds), admin.stop(grace_seconds))
     engine.close()
     logger.info("drained")
-
-
-def stop_on_signals() -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
-        if stopping.is_set():
-            logger.warning("signal %d again: ending now", number)
-            end_process(128 + number)
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    return stopping

@@ -83,24 +83,49 @@ def test_an_empty_cell_is_an_input_that_the_row_lacks(tmp_path: Path) -> None:
     assert numbers.tolist() == np.ones((2, 3)).tolist()
 
 
+def test_a_table_as_a_spreadsheet_writes_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("\ufefftext,label\r\na,x\r\n", encoding="utf-8")
+    assert read_rows(tmp_path, ENSEMBLE) == [{"text": "a"}]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("label\nx\n", "found the columns ['label']; allowed: at least one of the inputs ['image', 'text', 'numbers']"),
-        ("", "found the columns None"),
+        ("", "found the columns []"),
         ("text\n", "found no row"),
         ("text,image\na,\n,\n", "row 2: found no input at all"),
         ("image\nabsent.png\n", "row 1, column 'image': found 'absent.png', which cannot be read: [Errno 2]"),
         ("numbers\nrows.csv\n", "row 1, column 'numbers': found 'rows.csv', which cannot be read"),
-        ("text,image\na\n", None),
+        ("text,image\na\n", "row 1: found 1 cells; allowed: 2, one for each column"),
+        ("text\na,b\n", "row 1: found 2 cells; allowed: 1"),
+        ("text,text\na,b\n", "found the columns ['text', 'text']"),
+        ('text\n"a\n', "it cannot be read: unexpected end of data"),
+        (
+            "numbers\nwords.npy\n",
+            "row 1, column 'numbers': found 'words.npy', which cannot be read: it holds <U1; allowed: an array of bool",
+        ),
+        ("numbers\nseveral.npz\n", "which cannot be read: the magic string is not correct"),
     ],
-    ids=["no column", "nothing", "no row", "an empty row", "no file", "no array", "a short row"],
+    ids=[
+        "no column",
+        "nothing",
+        "no row",
+        "an empty row",
+        "no file",
+        "no array",
+        "a short row",
+        "a long row",
+        "a column twice",
+        "a quote that never ends",
+        "an array of words",
+        "several arrays",
+    ],
 )
-def test_rows_that_cannot_be_used_are_named(tmp_path: Path, content: str, said: str | None) -> None:
+def test_rows_that_cannot_be_used_are_named(tmp_path: Path, content: str, said: str) -> None:
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    np.savez(tmp_path / "several.npz", a=np.ones(2), b=np.ones(2))
     (tmp_path / "rows.csv").write_text(content)
-    if said is None:
-        assert read_rows(tmp_path, ENSEMBLE) == [{"text": "a"}]
-        return
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - its text is compared below
         read_rows(tmp_path, ENSEMBLE)
     assert said in str(raised.value)

@@ -22,8 +22,9 @@ from twinfer_server.device import CpuDevice
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.executor import Ensemble, load_ensemble
 from twinfer_server.fit.fit import FitOptions, fitted_spec, run_study, unfitted_spec
+from twinfer_server.fit.labels import InvalidRows
 from twinfer_server.fit.report import as_html
-from twinfer_server.fit.rows import InvalidRows, read_rows
+from twinfer_server.fit.rows import read_rows
 from twinfer_server.fusion import FITTED_FILE, read_fitted, write_fitted
 from twinfer_server.inputs import InputLimits
 from twinfer_server.spec import EnsembleSpec, read_spec

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twinfer_server.fit.rows import MIN_ROWS, InvalidRows, LabelledRows, deal_folds, read_halves, read_rows
+from twinfer_server.fit.labels import InvalidRows
+from twinfer_server.fit.rows import MIN_ROWS, LabelledRows, deal_folds, read_halves, read_rows
 from twinfer_server.spec import EnsembleSpec
 
 LABELS = ("cat", "dog", "big dog")
@@ -38,7 +39,7 @@ def read(folder: Path, text: str, task: str = "classification", labels: tuple[st
 
 
 def test_a_row_has_what_its_cells_are_filled_with(tmp_path: Path) -> None:
-    rows = read(tmp_path, "image,touch,label,note\na.png,t.npy,dog,x\n,t.npy,cat,\nb.png,,2,\n")
+    rows = read(tmp_path, "image,touch,label,note\na.png,t.npy,dog,x\n,t.npy,cat,\nb.png,,big dog,\n")
     assert [sorted(inputs) for inputs in rows.inputs] == [["image", "touch"], ["touch"], ["image"]]
     assert rows.targets.argmax(1).tolist() == [1, 0, 2]
     assert rows.targets.sum() == 3
@@ -93,12 +94,87 @@ def test_a_row_may_have_several_labels_where_the_task_says_so(tmp_path: Path, ce
         pytest.param("image,label\nc.png,dog\n", "row 1, column 'image': found 'c.png', which is no file", id="a missing file"),
         pytest.param("image,label\n,dog\n", "row 1, column 'image': found no input at all", id="a row without inputs"),
         pytest.param("image,label\na.png,dog,1\n", "rows.csv, row 1: found 3 cells; allowed: 2", id="a row with too many cells"),
+        pytest.param("label,image\ndog\n", "rows.csv, row 1: found 1 cells; allowed: 2", id="a row with too few cells"),
+        pytest.param("image,label,label\na.png,dog,cat\n", "found the columns ['image', 'label', 'label']", id="a column twice"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InvalidRows) as refusal:
         read(tmp_path, text)
     assert message in str(refusal.value)
+
+
+DIGITS = ("two", "0", "1")
+"""Names that look like indexes, of other classes than theirs."""
+
+
+@pytest.mark.parametrize(
+    ("labels", "cells", "expected"),
+    [
+        (("2", "1", "0"), ["0", "1", "2"], [2, 1, 0]),
+        (("1", "2", "3"), ["1", "3", "2"], [0, 2, 1]),
+        (DIGITS, ["0", "1", "two", " 1 "], [1, 2, 0, 2]),
+        (DIGITS, ["1", "1"], [2, 2]),
+        (("0", "1", "b"), ["0", "1", "2"], [0, 1, 2]),
+        (LABELS, ["0", "2", "1"], [0, 2, 1]),
+        ((), ["2", "0"], [2, 0]),
+    ],
+)
+def test_a_column_of_labels_is_names_or_indexes_throughout(
+    tmp_path: Path, labels: tuple[str, ...], cells: list[str], expected: list[int]
+) -> None:
+    rows = read(tmp_path, "image,label\n" + "".join(f"a.png,{cell}\n" for cell in cells), labels=labels)
+    assert rows.targets.argmax(1).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "cells", "place", "found"),
+    [
+        (LABELS, ["cat", "1"], 2, "'1', which is an index, where row 1 of rows.csv has the name 'cat'"),
+        (LABELS, ["1", "2", "cat"], 1, "'1', which is an index, where row 3 of rows.csv has the name 'cat'"),
+        (DIGITS, ["0", "1", "2"], 3, "'2', which is an index, where row 1 of rows.csv has the name '0'"),
+        (("1", "2", "3"), ["0", "1"], 1, "'0', which is an index, where row 2 of rows.csv has the name '1'"),
+        (LABELS, ["1", "01"], 2, "'01'; allowed: an index of 0 to 2"),
+        (LABELS, ["1", "1.0"], 2, "'1.0'; allowed: an index of 0 to 2"),
+        (LABELS, ["+1"], 1, "'+1'; allowed: an index of 0 to 2"),
+        (LABELS, ["\u00b2"], 1, "'\u00b2'; allowed: an index of 0 to 2"),
+        (LABELS, ["0", ""], 2, "nothing; allowed: an index of 0 to 2"),
+    ],
+)
+def test_a_cell_that_contradicts_the_others_of_its_column_is_named(
+    tmp_path: Path, labels: tuple[str, ...], cells: list[str], place: int, found: str
+) -> None:
+    with pytest.raises(InvalidRows) as refusal:
+        read(tmp_path, "image,label\n" + "".join(f"a.png,{cell}\n" for cell in cells), labels=labels)
+    assert f"rows.csv, row {place}, column 'label': found {found}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "cells", "expected"),
+    [
+        (("red car", "red", "car"), ["red car", "red", "car"], [[0], [1], [2]]),
+        (("red car", "red", "car"), ["red car|red", "car"], [[0, 1], [2]]),
+        (("red car", "red", "car"), ["red car", "car red"], [[1, 2], [1, 2]]),
+        (("a|b", "a", "b"), ["a|b", "a"], [[0], [1]]),
+        (DIGITS, ["0 1", "", "two"], [[1, 2], [], [0]]),
+    ],
+)
+def test_several_labels_to_a_cell_are_split_alike_in_all_cells(
+    tmp_path: Path, labels: tuple[str, ...], cells: list[str], expected: list[list[int]]
+) -> None:
+    rows = read(tmp_path, "image,label\n" + "".join(f"a.png,{cell}\n" for cell in cells), "multi_label", labels)
+    assert [np.flatnonzero(row).tolist() for row in rows.targets] == expected
+
+
+def test_both_tables_of_a_study_mean_the_same_by_their_labels(tmp_path: Path) -> None:
+    for name, label in (("fit", "0"), ("heldout", "two")):
+        (tmp_path / name).mkdir()
+        read(tmp_path / name, "image,label\n" + f"a.png,{label}\n" * MIN_ROWS, labels=DIGITS)
+    halves = read_halves(tmp_path / "fit", tmp_path / "heldout", 0, make_spec(), DIGITS, 3)
+    assert [half.targets.argmax(1)[0] for half in halves] == [1, 0]
+    read(tmp_path / "heldout", "image,label\n" + "a.png,2\n" * MIN_ROWS, labels=())
+    with pytest.raises(InvalidRows, match=r"heldout/rows.csv, row 1, column 'label': found '2', which is an index, where row 1"):
+        read_halves(tmp_path / "fit", tmp_path / "heldout", 0, make_spec(), DIGITS, 3)
 
 
 def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:

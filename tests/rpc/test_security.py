@@ -40,11 +40,11 @@ from twinfer.v1 import ensemble_admin_service_pb2, ensemble_service_pb2, error_p
 from twinfer.v1 import ensemble_admin_service_pb2 as admin_pb
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer_server.auth_file import AuthFile
+from twinfer_server.logs import JsonLines
 from twinfer_server.rpc.interceptors import HEALTH_METHODS
 from twinfer_server.rpc.oip import grpc_service_pb2
 from twinfer_server.rpc.oip.service import INFERENCE_SERVICE, UNSUPPORTED
 from twinfer_server.rpc.security import DENIED_TEXT, ROLES, UNAUTHENTICATED_TEXT
-from twinfer_server.runtime import _JsonLines
 from twinfer_server.settings import InvalidSettings, ServerSettings, read_settings
 
 pause = threading.Event()
@@ -514,11 +514,11 @@ def test_who_changes_a_member_or_the_fusion_is_in_the_audit_log(operators: grpc.
     ]
     assert len(said) == 4
     assert not any("\n" in line for line in said)
-    line = json.loads(_JsonLines().format(records[2]))
+    line = json.loads(JsonLines().format(records[2]))
     assert (line["caller"], line["changed"]) == ("operate-er", "fusion")
     assert line["after"]["version"] == line["before"]["version"] + 1
     assert line["after"]["weights"] == {"numbers": 3.0, "picture": 1.0}
-    assert json.loads(_JsonLines().format(records[3]))["after"] == line["before"]
+    assert json.loads(JsonLines().format(records[3]))["after"] == line["before"]
 
 
 # --- certificates -----------------------------------------------------------------------------------------------------

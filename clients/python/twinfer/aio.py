@@ -102,7 +102,7 @@ class AsyncClient(Connection):
     async def wait_until_ready(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
         """Return once the server says that it can answer; see `Client.wait_until_ready`."""
         check = self._channel.unary_unary(CHECK)  # bytes to bytes
-        readiness = Readiness(timeout)
+        readiness = Readiness(timeout, self._proxy)
         while True:
             try:
                 if readiness.is_reached(await check(REQUEST, timeout=readiness.remaining_seconds())):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import grpc
 
 from twinfer.errors import TwinferError, Unavailable
+from twinfer.proxy import find_proxy, is_local
 from twinfer.requests import Options, Request, as_request, check_size
 from twinfer.statuses import error_from_call
 from twinfer.tls import is_unexplained
@@ -32,7 +33,6 @@ _METADATA_BYTES = 64 * 2**10
 
 # As RFC 6750 has it: no space, and nothing that would begin another header.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-_LOOPBACK = {"localhost", "::1", "0:0:0:0:0:0:0:1"}
 
 Option = tuple[str, str | int]
 Metadata = tuple[tuple[str, str], ...]
@@ -57,7 +57,8 @@ class Connection:
     ) -> None:
         """Make a client; the connection is made by the first call.
 
-        target: HOST:PORT, or any name that gRPC resolves.
+        target: HOST:PORT, unix:PATH, or any name that gRPC resolves. The proxy that the environment names is not asked for a
+            server on this machine.
         credentials: for TLS (`tls_credentials()`); without, the connection is in the clear.
         token: what the server's operator has made for this caller with `twinfer token new`; it goes along with every call, over TLS
             or to this machine. Raises ValueError where it would travel in the clear.
@@ -65,7 +66,7 @@ class Connection:
         attempts: how often a call is tried while the server is unavailable or overloaded, the first included.
         options: further gRPC channel options; they win over the client's own.
         """
-        all_options = [*options, *channel_options(max_message_bytes, attempts)]  # of two, gRPC takes the first
+        all_options = [*options, *channel_options(target, max_message_bytes, attempts)]  # of two, gRPC takes the first
         self._metadata = token_metadata(token, target, is_encrypted=credentials is not None)
         self._channel: Any
         if credentials is None:
@@ -74,6 +75,7 @@ class Connection:
             self._channel = self._transport.secure_channel(target, credentials, all_options)
         self._target, self._credentials, self._options = target, credentials, options
         self._stub = ensemble_service_pb2_grpc.EnsembleServiceStub(self._channel)
+        self._proxy = find_proxy(target)
         self._timeout = timeout
         self._max_message_bytes = max_message_bytes
 
@@ -88,16 +90,17 @@ class Connection:
         them: of ::1, where no server listens, as often as of the one where a server refuses this client. A new channel tries them
         in turn, and says what became of the last.
         """
-        error = error_from_call(failure)
+        error = error_from_call(failure, self._proxy)
         if type(error) is not Unavailable or not is_unexplained(failure.details() or ""):
             return error
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), *self._options]
+        own = ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), *self._options
+        options = [*own, *channel_options(self._target, self._max_message_bytes, attempts=1)]
         with open_channel(self._target, self._credentials, options) as channel:
             try:
                 check: Any = channel.unary_unary(CHECK)  # bytes to bytes
                 check(b"", timeout=PROBE_SECONDS)
             except grpc.RpcError as again:
-                return error if is_unexplained(again.details() or "") else error_from_call(again)
+                return error if is_unexplained(again.details() or "") else error_from_call(again, self._proxy)
         return error
 
     def _request(self, inputs: Request, options: Options) -> ensemble_service_pb2.InferRequest:
@@ -120,15 +123,15 @@ def token_metadata(token: str | None, target: str, *, is_encrypted: bool) -> Met
         return None
     if not _TOKEN.fullmatch(token):
         raise ValueError("the token has characters that no token has; allowed: what `twinfer token new` has printed.")
-    host = target.removeprefix("dns:").lstrip("/").rpartition(":")[0].strip("[]")
-    if not (is_encrypted or target.startswith("unix:") or host in _LOOPBACK or host.startswith("127.")):
+    if not (is_encrypted or is_local(target)):
         raise ValueError(f"a token would travel to {target[:60]!r} in the clear; allowed: credentials for TLS, or this machine.")
     return (("authorization", f"Bearer {token}"),)
 
 
-def channel_options(max_message_bytes: int, attempts: int) -> list[Option]:
+def channel_options(target: str, max_message_bytes: int, attempts: int) -> list[Option]:
     """Return the options of a channel that retries, whatever the size of the message."""
     return [
+        ("grpc.enable_http_proxy", int(not is_local(target))),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         # gRPC's default is 256 KiB: a call that has sent more than the buffer holds is never retried.

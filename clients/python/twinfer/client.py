@@ -103,7 +103,7 @@ class Client(Connection):
         Raises DeadlinePassed if that takes longer than `timeout` seconds, TwinferError if it can never be.
         """
         check = self._channel.unary_unary(CHECK)  # bytes to bytes
-        readiness = Readiness(timeout)
+        readiness = Readiness(timeout, self._proxy)
         while True:
             try:
                 if readiness.is_reached(check(REQUEST, timeout=readiness.remaining_seconds())):

@@ -10,7 +10,7 @@ import grpc
 
 from twinfer.channel import SERVICE
 from twinfer.errors import DeadlinePassed, HandshakeFailed
-from twinfer.statuses import error_from_call
+from twinfer.statuses import error_from_call, note_proxy
 from twinfer.tls import NO_CONNECTION
 
 # A HealthCheckRequest: field 1, the service's name, shorter than 128 bytes.
@@ -31,11 +31,12 @@ _PASSING = {
 class Readiness:
     """One wait: how long it may still take, and what was found last."""
 
-    def __init__(self, timeout: float) -> None:
-        """Start the clock; timeout in seconds."""
+    def __init__(self, timeout: float, proxy: str) -> None:
+        """Start the clock; timeout in seconds, `proxy` is what the checks go through, if they do."""
+        self._proxy = proxy
         self._timeout = timeout
         self._ends_at = time.monotonic() + timeout
-        self._found = NO_ANSWER
+        self._found = NO_ANSWER + (f"; {note_proxy(proxy)}" if proxy else "")
 
     def remaining_seconds(self) -> float:
         """Return the time that is left. Raises DeadlinePassed if none is."""
@@ -51,7 +52,7 @@ class Readiness:
 
     def failed(self, failure: grpc.RpcError) -> None:
         """Note a failed check. Raises the failure as a TwinferError if asking again cannot help."""
-        error = error_from_call(failure)
+        error = error_from_call(failure, self._proxy)
         if failure.code() not in _PASSING or isinstance(error, HandshakeFailed):
             raise error from None
         if failure.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -55,8 +55,16 @@ def error_from_message(message: error_pb2.Error, retry_after_seconds: float | No
     )
 
 
-def error_from_call(failure: grpc.RpcError) -> TwinferError:
-    """Return the exception for a failed call, with the server's `Error` where its trailing metadata carry one."""
+def note_proxy(proxy: str) -> str:
+    """Say that a call went through a proxy."""
+    return f"it was asked for through the HTTP proxy of the variable {proxy}; a host that no_proxy lists is asked directly"
+
+
+def error_from_call(failure: grpc.RpcError, proxy: str = "") -> TwinferError:
+    """Return the exception for a failed call, with the server's `Error` where its trailing metadata carry one.
+
+    proxy: that the call went through, if it did; named where the server itself has not answered.
+    """
     sent: Any = failure.trailing_metadata() or ()  # sync and aio disagree on the type; both are pairs
     metadata: dict[str, str | bytes] = dict(iter(sent))
     pushback = metadata.get(PUSHBACK_KEY)  # negative means "do not retry", which is no hint
@@ -70,5 +78,8 @@ def error_from_call(failure: grpc.RpcError) -> TwinferError:
     details = failure.details() or ""
     if refusal := explain_refusal(details):
         return HandshakeFailed(refusal)
-    message = error_pb2.Error(code=failure.code().value[0], text=explain_closing(details) or details)
+    text = explain_closing(details) or details
+    if proxy and failure.code() is not grpc.StatusCode.CANCELLED:
+        text = f"{text or failure.code().name}; {note_proxy(proxy)}"
+    message = error_pb2.Error(code=failure.code().value[0], text=text)
     return error_from_message(message, retry_after_seconds)

@@ -156,9 +156,11 @@ class ThreadStream:
 
 
 def _lower_priority() -> None:
-    """Lower the calling thread's priority; on Linux, niceness is a thread's own."""
+    """Lower the calling thread's priority, unless it is lower already; on Linux, niceness is a thread's own."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COMPUTING_NICENESS)
+        thread = threading.get_native_id()
+        niceness = max(COMPUTING_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # to raise it again takes a privilege
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def _model_name() -> str:

@@ -25,10 +25,11 @@ from ..fusion import (
 )
 from ..spec import EnsembleSpec, FusionSpec
 from ..terminal import OnProgress, OnStage
+from .labels import InvalidRows
 from .learn import POOL_FOLDS, PoolData, PoolNumbers, fit_head, fit_pool
 from .outputs import MemberOutputs, Prediction, ServedFusion, compute_outputs
 from .report import judge_all
-from .rows import InvalidRows, LabelledRows, deal_folds
+from .rows import LabelledRows, deal_folds
 from .scores import Flags, Floats, measure_mean
 
 TASKS = ("classification", "multi_label")

@@ -14,7 +14,8 @@ from ..fusion import MAX_MAGNITUDE, OpinionFusion
 from ..spec import EnsembleSpec
 from ..terminal import OnProgress
 from ..types import InferRequest, Policy, Request
-from .rows import InvalidRows, LabelledRows
+from .labels import InvalidRows
+from .rows import LabelledRows
 from .scores import Flags, Floats
 
 

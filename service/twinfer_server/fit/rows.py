@@ -11,14 +11,11 @@ from numpy.typing import NDArray
 from ..errors import quote
 from ..spec import EnsembleSpec, LeavesFolder, find_file
 from ..types import RawInput
+from .labels import Cell, InvalidRows, read_targets
 from .scores import Flags
 
 MIN_ROWS = 20
 """Fewer on either side say nothing."""
-
-
-class InvalidRows(RuntimeError):
-    """Labelled rows that cannot be used: names file, row, column, what was found and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,11 @@ class LabelledRows:
             try:
                 if isinstance(value, str):
                     read[name] = value
+                elif is_image:
+                    read[name] = value.read_bytes()
                 else:
-                    read[name] = value.read_bytes() if is_image else np.load(value, allow_pickle=False)
+                    with value.open("rb") as file:
+                        read[name] = np.lib.format.read_array(file, allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 found = f"{quote(Path(value).name)}, which cannot be read: {error}"
                 raise _fault(self.file, self.numbers[index], name, found, "an image" if is_image else "a .npy") from None
@@ -66,12 +66,12 @@ def read_halves(
 
     Raises InvalidRows.
     """
-    fitting = read_rows(data, spec, labels, classes)
+    fitting, *judging = read_tables([data] if heldout is None else [data, heldout], spec, labels, classes)
     if heldout is None:
         half = deal_folds(fitting.targets, 2, seed)
         fitting, held_out = (fitting.pick(np.flatnonzero(half == number).tolist()) for number in (0, 1))
     else:
-        held_out = read_rows(heldout, spec, labels, classes)
+        [held_out] = judging
         if fitting.file.samefile(held_out.file):
             raise InvalidRows(f"--heldout: found {fitting.file}, which is fitted to; allowed: other rows, or none to split these")
     for rows in (fitting, held_out):
@@ -83,37 +83,27 @@ def read_halves(
 
 
 def read_rows(folder: Path, spec: EnsembleSpec, labels: Sequence[str], classes: int) -> LabelledRows:
-    """Read the rows of `folder`; raises InvalidRows that names the first cell that cannot be used.
+    """Read the rows of one folder; see `read_tables`."""
+    [rows] = read_tables([folder], spec, labels, classes)
+    return rows
+
+
+def read_tables(folders: Sequence[Path], spec: EnsembleSpec, labels: Sequence[str], classes: int) -> list[LabelledRows]:
+    """Read the rows of each folder; raises InvalidRows that names the first cell that cannot be used.
 
     A column has an input's name: a text input's holds the text, an image's the path of a file, a tensor's that of a `.npy`, both
-    relative to `folder`. An empty cell is an input that the row does not have. `label` holds a label's name, or its index; for
-    multi_label any number of them, with spaces or `|` between. Other columns are not looked at.
+    relative to its folder. An empty cell is an input that the row does not have. `label` is read by `read_targets`, in all folders
+    alike. Other columns are not looked at.
     """
-    file, kinds, is_multi_label = folder / "rows.csv", spec.input_kinds(), spec.task == "multi_label"
-    columns, table = _read_table(file)
-    used = [name for name in kinds if name in columns]
-    if "label" not in columns or not used:
-        raise InvalidRows(f"{file}: found the columns {columns}; allowed: 'label', and at least one of the inputs {list(kinds)}")
-    if not table:
-        raise InvalidRows(f"{file}: found no row; allowed: at least one")
-    indexes = {str(index): index for index in range(classes)} | dict(zip(labels, range(classes), strict=False))
-    inputs, targets = [], np.zeros((len(table), classes), dtype=np.bool_)
-    for number, cells in enumerate(table, start=1):
-        if None in cells:
-            found = len(columns) + len(cells[None])
-            raise InvalidRows(f"{file}, row {number}: found {found} cells; allowed: {len(columns)}, one for each column")
-        row = {name: _read_cell(file, number, name, kinds[name], cells[name]) for name in used if cells[name]}
-        if not row:
-            raise _fault(file, number, used[0], "no input at all", "at least one cell that is not empty")
-        inputs.append(row)
-        for word in _split_labels(cells["label"], indexes, is_multi_label):
-            if word not in indexes:
-                names = ", or one of " + ", ".join([*map(repr, labels[:10]), *(["..."] if len(labels) > 10 else [])])
-                allowed = f"an index of 0 to {classes - 1}" + (names if labels else "")
-                allowed += ", several with spaces or | between" if is_multi_label else ""
-                raise _fault(file, number, "label", quote(word) if word else "nothing", allowed)
-            targets[number - 1, indexes[word]] = True
-    return LabelledRows(file, range(1, len(table) + 1), inputs, targets)
+    tables = [_read_table(folder / "rows.csv", list(spec.input_kinds())) for folder in folders]
+    cells = [Cell(file, number, row["label"]) for file, table in tables for number, row in enumerate(table, start=1)]
+    targets = read_targets(cells, labels, classes, spec.task == "multi_label")
+    found = []
+    for file, table in tables:
+        inputs = [_read_inputs(file, number, row, spec.input_kinds()) for number, row in enumerate(table, start=1)]
+        found.append(LabelledRows(file, range(1, len(table) + 1), inputs, targets[: len(table)]))
+        targets = targets[len(table) :]
+    return found
 
 
 def deal_folds(targets: Flags, folds: int, seed: int) -> NDArray[np.intp]:
@@ -125,16 +115,33 @@ def deal_folds(targets: Flags, folds: int, seed: int) -> NDArray[np.intp]:
     return fold
 
 
-def _read_table(file: Path) -> tuple[list[str], list[dict[str | None, str]]]:
-    """Read columns and rows; cells beyond the columns stand under None, as the csv module has it."""
+def _read_table(file: Path, inputs: Sequence[str]) -> tuple[Path, list[dict[str, str]]]:
+    """Read the rows of a file, by column: `label`, and at least one of `inputs`."""
     if not file.is_file():
         raise InvalidRows(f"{file.parent}: found no {file.name}; allowed: a folder with one")
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            table = csv.DictReader(lines, restval="", strict=True)
-            return list(table.fieldnames or ()), list(table)
+            columns, *table = [row for row in csv.reader(lines, strict=True) if row] or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise InvalidRows(f"{file}: cannot be read: {error}") from None
+    if "label" not in columns or not set(inputs) & set(columns) or len(set(columns)) < len(columns):
+        allowed = f"'label', and at least one of the inputs {list(inputs)}, each once"
+        raise InvalidRows(f"{file}: found the columns {columns}; allowed: {allowed}")
+    if not table:
+        raise InvalidRows(f"{file}: found no row; allowed: at least one")
+    for number, cells in enumerate(table, start=1):
+        if len(cells) != len(columns):
+            raise InvalidRows(f"{file}, row {number}: found {len(cells)} cells; allowed: {len(columns)}, one for each column")
+    return file, [dict(zip(columns, cells, strict=True)) for cells in table]
+
+
+def _read_inputs(file: Path, number: int, row: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, str | Path]:
+    inputs = {name: _read_cell(file, number, name, kind, row[name]) for name, kind in kinds.items() if row.get(name)}
+    if not inputs:
+        raise _fault(
+            file, number, next(name for name in kinds if name in row), "no input at all", "at least one cell that is not empty"
+        )
+    return inputs
 
 
 def _read_cell(file: Path, number: int, name: str, kind: str, cell: str) -> str | Path:
@@ -144,14 +151,6 @@ def _read_cell(file: Path, number: int, name: str, kind: str, cell: str) -> str 
     except ValueError as error:
         wrong = "leaves the folder" if isinstance(error, LeavesFolder) else "is no file"
         raise _fault(file, number, name, f"{quote(cell)}, which {wrong}", f"a file of {file.parent}") from None
-
-
-def _split_labels(cell: str, known: Mapping[str, int], is_multi_label: bool) -> list[str]:
-    """Split a cell into labels; one that is itself a label, or of a task with one label for each row, is not split."""
-    whole = cell.strip()
-    if whole in known or not is_multi_label:
-        return [whole]
-    return [word for part in (cell.split("|") if "|" in cell else cell.split()) if (word := part.strip())]
 
 
 def _fault(file: Path, number: int, column: str, found: str, allowed: str) -> InvalidRows:

@@ -12,7 +12,8 @@ import typer
 from ..device import open_device, usable_cores
 from ..errors import InvalidRequest
 from ..executor import Ensemble, load_ensemble
-from ..fit.rows import InvalidRows, read_rows
+from ..fit.labels import InvalidRows
+from ..fit.rows import read_rows
 from ..inputs import InputLimits
 from ..precision import ACCELERATIONS, PRECISIONS
 from ..settings import InvalidSettings, read_settings

@@ -30,6 +30,10 @@ def text(shape: list[int], data: bytes, datatype: str = "BYTES") -> pb.ModelInfe
     return ask((oip.tensor("text", datatype, shape), data))
 
 
+def base64_text(data: bytes) -> oip.Input:
+    return oip.tensor("text", "BYTES", [1, 1], pb.InferTensorContents(bytes_contents=[data]), content_type="base64"), None
+
+
 def options(**parameters: Any) -> pb.ModelInferRequest:
     return ask(GOOD_NUMBERS, parameters=parameters)
 
@@ -39,6 +43,8 @@ TYPED = typed(1, 3, fp32_contents=[0, 0, 9])
 TWO = oip.texts("text", "two")
 ONE_BAD_OF_THREE = oip.raw("numbers", "FP32", [[0, 0, 0], [0, np.nan, 0], [0, 0, 0]])
 ONE_TENSOR_OF_TWO = pb.ModelInferRequest(model_name="gated", inputs=[GOOD_NUMBERS[0]], raw_input_contents=[bytes(12), b""])
+
+BEST, SHARED = oip.wanted("degraded", classification=1), oip.wanted("degraded", shared_memory_region="r")
 
 CASES = [
     Case("no inputs", ask(), "MISSING_INPUT", ("inputs", "numbers")),
@@ -82,22 +88,23 @@ CASES = [
     Case("too few elements", ask(typed(1, 3, fp32_contents=[1])), INPUT, ("1 elements", "3")),
     Case("a large element", ask(typed(1, 1, datatype="INT8", int_contents=[128])), INPUT, ("128", "-128 to 127", "INT8")),
     Case("a large unsigned one", ask(typed(1, 1, datatype="UINT8", uint_contents=[256])), INPUT, ("256", "0 to 255", "UINT8")),
-    Case("an unknown parameter of an input", numbers([1, 3], bytes(12), colour=1), OPTION, ("'colour'", "none")),
-    Case("an input in shared memory", numbers([1, 3], None, shared_memory_region="r"), OPTION, ("shared_memory_region", "none")),
+    Case("an input in shared memory", numbers([1, 3], None, shared_memory_region="r"), OPTION, ("shared_memory_region", "'r'")),
+    Case("no base64", ask(base64_text(b"two!")), INPUT, ("inputs['text']", "no base64", "as content_type says")),
+    Case("base64 of no UTF-8", ask(base64_text(b"//4=")), INPUT, ("inputs['text']", "no UTF-8")),
     Case("an unknown output", ask(GOOD_NUMBERS, outputs=["scores"]), OPTION, ("outputs['scores']", "prediction")),
     Case("an output twice", ask(GOOD_NUMBERS, outputs=["degraded"] * 2), OPTION, ("outputs['degraded']", "twice")),
-    Case("an output's best classes", ask(GOOD_NUMBERS, outputs=[oip.wanted("degraded", classification=1)]), OPTION, ("none",)),
-    Case("an unknown parameter", options(colour=1), OPTION, ("'colour'", "timeout", "priority")),
+    Case("an output's best classes", ask(GOOD_NUMBERS, outputs=[BEST]), OPTION, ("come whole",)),
+    Case("an output in shared memory", ask(GOOD_NUMBERS, outputs=[SHARED]), OPTION, ("'r'",)),
     Case("too many parameters", options(**{f"triton_{n}": n for n in range(65)}), OPTION, ("65", "at most 64")),
-    Case("a sequence", options(sequence_id=3), OPTION, ("'sequence_id'", "allowed: timeout")),
-    Case("a sequence by name", options(sequence_id="s"), OPTION, ("'sequence_id'", "allowed: timeout")),
+    Case("a sequence", options(sequence_id=3), OPTION, ("'sequence_id'", "'3'", "no sequence")),
+    Case("a sequence by name", options(sequence_id="s"), OPTION, ("'sequence_id'", "'s'", "no sequence")),
     Case("a negative timeout", options(timeout=-1), OPTION, ("timeout", "-1", "at least 0")),
     Case("a timeout in words", options(timeout="soon"), OPTION, ("timeout", "string_param")),
     Case("a priority that is a fact", options(priority=True), OPTION, ("priority", "bool_param")),
     Case("an empty priority", options(priority=pb.InferParameter()), OPTION, ("priority", "no value")),
     Case("an unknown policy", options(policy="HOPE"), OPTION, ("policy", "'HOPE'", "BEST_EFFORT")),
     Case("a policy that is a number", options(policy=1), OPTION, ("policy", "int64_param")),
-    Case("a member's policy", oip.request("gated.words", [TWO], parameters={"policy": "HOPE"}), OPTION, ("timeout, priority",)),
+    Case("a member's policy", oip.request("gated.words", [TWO], parameters={"policy": "HOPE"}), OPTION, ("policy", "the ensemble")),
     Case("an id that is too long", ask(GOOD_NUMBERS, request_id="é" * 129), OPTION, ("id", "258 bytes", "256")),
 ]  # fmt: skip
 

@@ -1,6 +1,8 @@
 """ModelInfer: the typed service's answers, to the same requests, in the protocol's own forms."""
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -114,8 +116,14 @@ def test_requests_come_and_go_along_the_first_dimension(channel: grpc.Channel) -
 # --- outputs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_message_that_names_no_outputs_gets_all_but_the_members_predictions(channel: grpc.Channel) -> None:
-    assert list(outputs(channel, NUMBERS)) == ["prediction", "degraded", "numbers.state", "picture.state", "words.state"]
+@pytest.mark.parametrize("model", ["gated", "gated.numbers"])
+def test_a_message_that_names_no_outputs_gets_all_that_the_metadata_list(channel: grpc.Channel, model: str) -> None:
+    listed = oip.ask(channel, "ModelMetadata", pb.ModelMetadataRequest(name=model), pb.ModelMetadataResponse).outputs
+    response = oip.infer(channel, oip.request(model, [oip.raw("numbers", "FP32", [[0, 0, 9]] * 2)]))
+    assert isinstance(response, pb.ModelInferResponse), response
+    assert [output.name for output in response.outputs] == [output.name for output in listed]
+    for output, published in zip(response.outputs, listed, strict=True):
+        assert (output.datatype, list(output.shape)) == (published.datatype, [2, *published.shape[1:]])
 
 
 def test_outputs_come_in_the_order_in_which_they_are_asked_for(channel: grpc.Channel) -> None:
@@ -162,6 +170,10 @@ def test_a_member_answers_by_itself_with_what_it_says_in_the_ensemble(channel: g
         {"triton_enable_empty_final_response": True},
         {"triton_whatever_comes_next": 1.5},
         {"binary_data_output": True},
+        {"content_type": "pd"},
+        {"headers": "x"},
+        {"my_trace_id": "abc", "a": 1, "b": 1.5, "c": False, "d": pb.InferParameter()},
+        {"classification": 0},
     ],
     ids=lambda parameters: ", ".join(parameters),
 )
@@ -177,3 +189,38 @@ def test_what_clients_say_of_http_is_passed_over(channel: grpc.Channel) -> None:
 def test_a_policy_holds_as_in_the_typed_service(channel: grpc.Channel) -> None:
     found = oip.infer(channel, oip.request("gated", [NUMBERS], parameters={"policy": "REQUIRE_ALL"}))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MISSING_INPUT")
+
+
+# --- what MLServer's clients send --------------------------------------------------------------------------------------------
+
+
+RECORDED: dict[str, str] = json.loads((Path(__file__).parent / "mlserver.json").read_text())
+"""What MLServer's own package sends: the messages by name, in hexadecimal, and which version made them."""
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name != "source"])
+def test_what_mlserver_sends_is_answered(channel: grpc.Channel, name: str) -> None:
+    message = pb.ModelInferRequest.FromString(bytes.fromhex(RECORDED[name]))
+    response = oip.infer(channel, message)
+    assert isinstance(response, pb.ModelInferResponse), response
+    plain = outputs(channel, NUMBERS if "array" in name else oip.texts("text", *["two", "one"][: message.inputs[0].shape[0]]))
+    assert oip.read(response)["prediction"].tolist() == plain["prediction"].tolist()
+
+
+def contents(*texts: bytes, shape: list[int], **parameters: Any) -> oip.Input:
+    return oip.tensor("text", "BYTES", shape, pb.InferTensorContents(bytes_contents=texts), **parameters), None
+
+
+@pytest.mark.parametrize("shape", [[2], [2, 1]])
+def test_texts_come_with_a_content_type_in_either_shape(channel: grpc.Channel, shape: list[int]) -> None:
+    plain = outputs(channel, oip.texts("text", "two", "one"))
+    tensor = contents(b"two", b"one", shape=shape, content_type="str")
+    found = outputs(channel, tensor, parameters={"content_type": "np"}, wanted=[oip.wanted("prediction", content_type="np")])
+    assert found["prediction"].tolist() == plain["prediction"].tolist()
+
+
+def test_base64_is_decoded_where_the_content_type_says_so(channel: grpc.Channel) -> None:
+    plain = outputs(channel, oip.texts("text", "two"))
+    found = outputs(channel, contents(b"dHdv", shape=[1, 1], content_type="base64"))
+    assert found["prediction"].tolist() == plain["prediction"].tolist()
+    assert found["words.state"] == [[b"OK"]]

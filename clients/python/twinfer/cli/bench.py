@@ -110,7 +110,7 @@ def _make_requests(
             images = any(spec.kind == "image" for spec in ensemble.inputs)
             origin = f"{len(rows)} random rows{f', images of {image_size} x {image_size}' * images}"
         return [make_request(row) for row in rows], origin
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
 
 

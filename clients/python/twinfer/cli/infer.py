@@ -38,7 +38,7 @@ def infer(
         options["policy"] = policy
     try:
         request = make_request(values, **options)
-    except ValueError as error:  # a text that is not UTF-8, a number that does not fit
+    except (TypeError, ValueError) as error:  # a text that is not UTF-8, a number that does not fit, an array of words
         raise typer.BadParameter(str(error)) from None
     with failures_reported(as_json), access.client(server) as client:
         response = client.infer(request, timeout=timeout)

@@ -51,10 +51,10 @@ def _read_file(name: str) -> Any:
 
 def _read_array(name: str, content: bytes) -> Any:
     try:
-        import numpy
+        from numpy.lib import format as npy
     except ModuleNotFoundError:
         raise typer.BadParameter(f"{name}: reading .npy files needs numpy: pip install numpy") from None
     try:
-        return numpy.load(io.BytesIO(content), allow_pickle=False)
+        return npy.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise typer.BadParameter(f"{name}: {error}") from None

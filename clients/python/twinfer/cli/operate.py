@@ -15,6 +15,7 @@ from twinfer.cli.access import Access, with_access
 from twinfer.cli.describe import describe_breaker, describe_fusion
 from twinfer.cli.options import DEFAULT_SERVER, DEFAULT_TIMEOUT, Admin, Json, Server, Timeout, check_folder, failures_reported
 from twinfer.cli.report import plain, print_json
+from twinfer.proxy import find_proxy
 from twinfer.statuses import error_from_call
 from twinfer.v1 import ensemble_admin_service_pb2 as pb
 from twinfer.v1 import ensemble_pb2
@@ -122,12 +123,12 @@ def _show(found: Shown, describe: Callable[[Shown], str], as_json: bool) -> None
 def _call(access: Access, server: str, method: str, request: Message, as_json: bool) -> Any:
     """Return the reply of the operators' service, which listens on an address of its own. Exits with 1 if the call fails."""
     metadata = access.metadata(server)
-    options = channel_options(DEFAULT_MAX_MESSAGE_BYTES, attempts=1)
+    options = channel_options(server, DEFAULT_MAX_MESSAGE_BYTES, attempts=1)
     with failures_reported(as_json), access.channel(server, options) as channel:
         try:
             return getattr(EnsembleAdminServiceStub(channel), method)(request, timeout=TIMEOUT_SECONDS, metadata=metadata)
         except grpc.RpcError as failure:
-            raise error_from_call(failure) from None
+            raise error_from_call(failure, find_proxy(server)) from None
 
 
 def _read_numbers(option: str, texts: list[str] | None) -> dict[str, float]:

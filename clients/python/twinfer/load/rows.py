@@ -31,12 +31,19 @@ def read_rows(path: Path, ensemble: ensemble_pb2.Ensemble) -> list[dict[str, Val
     """
     file = path / FILE if path.is_dir() else path
     kinds = {spec.name: spec.kind for spec in ensemble.inputs}
-    with file.open(newline="", encoding="utf-8") as lines:
-        table = csv.DictReader(lines)
-        columns = [name for name in kinds if name in (table.fieldnames or ())]
-        if not columns:
-            raise ValueError(f"{file}: found the columns {table.fieldnames}; allowed: at least one of the inputs {list(kinds)}.")
-        rows = [_read_row(file, number, {name: cells[name] for name in columns}, kinds) for number, cells in enumerate(table, 1)]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            columns, *table = [cells for cells in csv.reader(lines, strict=True) if cells] or [[]]
+    except csv.Error as error:
+        raise ValueError(f"{file}: it cannot be read: {error}.") from None
+    if not set(columns) & set(kinds) or len(set(columns)) < len(columns):
+        raise ValueError(f"{file}: found the columns {columns}; allowed: at least one of the inputs {list(kinds)}, each once.")
+    rows = []
+    for number, cells in enumerate(table, 1):
+        if len(cells) != len(columns):
+            raise ValueError(f"{file}, row {number}: found {len(cells)} cells; allowed: {len(columns)}, one for each column.")
+        inputs = {name: cell for name, cell in zip(columns, cells, strict=True) if name in kinds}
+        rows.append(_read_row(file, number, inputs, kinds))
     if not rows:
         raise ValueError(f"{file}: found no row; allowed: at least one.")
     return rows
@@ -51,7 +58,7 @@ def make_rows(ensemble: ensemble_pb2.Ensemble, count: int, image_size: int, seed
     return [{spec.name: _make(spec, image_size, draw) for spec in ensemble.inputs} for _ in range(count)]
 
 
-def _read_row(file: Path, number: int, cells: Mapping[str, str | None], kinds: Mapping[str, str]) -> dict[str, Value]:
+def _read_row(file: Path, number: int, cells: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, Value]:
     row: dict[str, Value] = {}
     for name, cell in cells.items():
         if not cell:
@@ -66,8 +73,13 @@ def _read_row(file: Path, number: int, cells: Mapping[str, str | None], kinds: M
 
 
 def _read_file(path: Path, kind: str) -> Value:
-    loaded: Value = path.read_bytes() if kind == "image" else numpy.load(path, allow_pickle=False)
-    return loaded
+    if kind == "image":
+        return path.read_bytes()
+    with path.open("rb") as file:
+        array: numpy.ndarray = numpy.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype.name not in DTYPES:
+        raise ValueError(f"it holds {array.dtype}; allowed: an array of {', '.join(DTYPES)}")
+    return array
 
 
 def _make(spec: ensemble_pb2.InputSpec, image_size: int, draw: numpy.random.Generator) -> Value:

@@ -1,10 +1,13 @@
 """The codec: a message of the protocol to the engine's requests, one for each index of the batch, and their responses back."""
 
-from collections.abc import Collection, Mapping, Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
+from twinfer.v1.ensemble_pb2 import InputSpec
 
 from ...errors import InvalidInput, InvalidOption, UnknownInput, quote
 from ...types import Array, InferRequest, Policy, Priority, RawInput, Response
@@ -18,17 +21,21 @@ Infer = pb.ModelInferRequest
 Tensor = pb.ModelInferRequest.InferInputTensor
 Parameters = Mapping[str, pb.InferParameter]
 
-HINTS = ("triton_", "binary_data")
-"""How the names of parameters begin that ask for nothing: Triton's own, and how bytes would travel over HTTP."""
-SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-"""What Triton's clients say of sequences, of which there are none here: only 0, false and the empty text are let pass."""
+NOT_HERE = {
+    **dict.fromkeys(("sequence_id", "sequence_start", "sequence_end"), "requests that belong to no sequence"),
+    "classification": "outputs that come whole",
+    "shared_memory_region": "tensors in the messages",
+}
+"""Triton's parameters that ask for another answer, each with what there is instead; 0, false and the empty text ask for nothing."""
+BASE64 = "base64"
+"""The content type of MLServer's clients whose bytes are not the text or the picture itself."""
 MAX_PARAMETERS = 64
 
 
 def read_outputs(message: Infer, model: Model) -> list[Output]:
-    """Return the outputs that are asked for, or all but the members' predictions; raises InvalidOption."""
+    """Return the outputs that are asked for, or all that the metadata list; raises InvalidOption."""
     if not message.outputs:
-        return [output for output in model.outputs.values() if model.member is not None or not output.is_members_prediction]
+        return list(model.outputs.values())
     left, outputs = dict(model.outputs), []
     for wanted in message.outputs:
         field, output = f"outputs[{quote(wanted.name)}]", left.pop(wanted.name, None)
@@ -69,7 +76,11 @@ def _read_options(message: Infer, model: Model, outputs: Sequence[Output], arriv
     if len(message.id.encode()) > MAX_REQUEST_ID_BYTES:
         raise InvalidOption(f"id: found {len(message.id.encode())} bytes; allowed: {MAX_REQUEST_ID_BYTES}")
     parameters, is_ensemble = message.parameters, model.member is None
-    _check_parameters("parameters", parameters, ("timeout", "priority", "policy") if is_ensemble else ("timeout", "priority"))
+    _check_parameters("parameters", parameters)
+    if "policy" in parameters and not is_ensemble:
+        raise InvalidOption(
+            f"parameters['policy']: found with {model.name!r}; allowed: with the ensemble, which has several members"
+        )
     timeout, priority = _read_number(parameters, "timeout"), _read_number(parameters, "priority")
     return InferRequest(
         inputs={},
@@ -87,14 +98,13 @@ def _read_options(message: Infer, model: Model, outputs: Sequence[Output], arriv
     )
 
 
-def _check_parameters(field: str, parameters: Parameters, known: Collection[str] = ()) -> None:
-    """Raise InvalidOption for a parameter that asks for what is not here."""
+def _check_parameters(field: str, parameters: Parameters) -> None:
+    """Raise InvalidOption for a parameter that asks for what is not here; others, of the clients' own, change nothing."""
     if len(parameters) > MAX_PARAMETERS:
         raise InvalidOption(f"{field}: found {len(parameters)}; allowed: at most {MAX_PARAMETERS}")
     for name, parameter in parameters.items():
-        asks_nothing = name.startswith(HINTS) or (name in SEQUENCE and not _find_value(parameter)[1])
-        if name not in known and not asks_nothing:
-            raise InvalidOption(f"{field}[{quote(name)}]: no such parameter; allowed: {', '.join(known) or 'none'}")
+        if name in NOT_HERE and _find_value(parameter)[1]:
+            raise InvalidOption(f"{field}[{name!r}]: found {quote(_find_value(parameter)[1])}; allowed: {NOT_HERE[name]}")
 
 
 def _find_value(parameter: pb.InferParameter) -> tuple[str, Any]:
@@ -143,7 +153,7 @@ def _read_inputs(message: Infer, model: Model) -> tuple[int, dict[str, Sequence[
     if len(set(sizes.values())) > 1 or not 1 <= size <= model.max_batch_size:
         raise InvalidInput(f"inputs: found batches of {sizes}; allowed: 1 to {model.max_batch_size}, as many of each")
     bytes_of = dict(zip(tensors, raw, strict=True)) if raw else {}
-    columns = {name: _read_column(tensor, bytes_of.get(name), model.inputs[name].kind) for name, tensor in tensors.items()}
+    columns = {name: _read_column(tensor, bytes_of.get(name), model.inputs[name]) for name, tensor in tensors.items()}
     return size, columns
 
 
@@ -152,7 +162,7 @@ def _field_of(tensor: Tensor) -> str:
     return f"inputs[{quote(tensor.name)}]"
 
 
-def _read_column(tensor: Tensor, raw: bytes | None, kind: str) -> Sequence[RawInput]:
+def _read_column(tensor: Tensor, raw: bytes | None, spec: InputSpec) -> Sequence[RawInput]:
     """Read an input's values, one for each request of the batch."""
     field, size = _field_of(tensor), tensor.shape[0]
     if raw is None:
@@ -162,14 +172,30 @@ def _read_column(tensor: Tensor, raw: bytes | None, kind: str) -> Sequence[RawIn
     else:
         values = read_raw(field, tensor.datatype, tensor.shape, raw)
     if isinstance(values, np.ndarray):
-        return values  # type: ignore[return-value]  # an array is a sequence of its first dimension's
-    if kind == "tensor":
+        has_one_number_each = spec.kind == "tensor" and values.ndim == 1 and list(spec.native_shape) == [1]
+        # An array is a sequence of its first dimension's.
+        return values[:, np.newaxis] if has_one_number_each else values  # type: ignore[return-value]
+    if _is_base64(tensor):
+        values = _decode_base64(field, values)
+    if spec.kind == "tensor":
         raise InvalidInput(f"{field}.datatype: found {BYTES}; allowed: a tensor of numbers, as the metadata says")
-    if kind == "text":
+    if spec.kind == "text":
         return _read_texts(field, values, size)
     if len(values) != size:
         raise InvalidInput(f"{field}: found {len(values)} images for a batch of {size}; allowed: one for each request")
     return values
+
+
+def _is_base64(tensor: Tensor) -> bool:
+    return "content_type" in tensor.parameters and tensor.parameters["content_type"].string_param == BASE64
+
+
+def _decode_base64(field: str, elements: Elements) -> Elements:
+    """Return the bytes that elements hold as MLServer's clients write them."""
+    try:
+        return [base64.b64decode(element, validate=True) for element in elements]
+    except ValueError as error:
+        raise InvalidInput(f"{field}: found elements that are no base64 ({error}); allowed: base64, as content_type says") from None
 
 
 def _read_texts(field: str, elements: Elements, size: int) -> Sequence[RawInput]:
