@@ -80,6 +80,7 @@ class JsonLines(logging.Formatter):
     """One JSON object per record."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line of JSON."""
         fields = {
             "time": self.formatTime(record),
             "level": record.levelname,

@@ -159,7 +159,8 @@ def test_a_commands_token_goes_over_tls_to_any_machine_and_nowhere_else(
     done = run(*arguments, *tls, TWINFER_TOKEN=token)
     assert done.exit_code == 0, done.output
     assert "UNAUTHENTICATED" in run(*arguments, *tls).stderr
-    plain = run(*arguments, TWINFER_TOKEN=token)
+    elsewhere = ["192.0.2.1:50051" if ":" in argument else argument for argument in arguments]
+    plain = run(*elsewhere, TWINFER_TOKEN=token)
     assert plain.exit_code == 2
     assert "in the clear" in plain.stderr
 
