@@ -23,7 +23,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"rpc"}, {"torch"}),
     ({"engine"}, WIRE),
     ({"executor"}, WIRE),
-    ({"fusion", "inputs", "loaders", "precision"}, WIRE),
+    ({"fusion", "inputs", "loaders", "precision", "reference"}, WIRE),
     ({"types", "spec", "settings", "trust", "runtime"}, WIRE),
     ({"device"}, WIRE),
     ({"errors"}, WIRE | {"torch"}),

@@ -216,7 +216,7 @@ def test_an_input_without_keys_takes_them_from_the_directory_and_keeps_those_it_
     member = read_spec(minilm).members["m"]
     text = member.input["text"]
     assert isinstance(text, TextInputSpec)
-    assert (text.tokenizer, text.max_tokens, text.mask, text.pad_id) == ("minilm/tokenizer.json", 256, True, 0)
+    assert (text.tokenizer, text.max_tokens, text.mask, text.pad_id) == ("hf:minilm", 256, True, 0)
     assert member.output.kind == "embedding"
     spec = read_spec(write_member(folder, "hf:vit", f'{IMAGE}\nresize = "nearest"\nrequired = true'))
     image = spec.members["m"].input["image"]
@@ -334,7 +334,7 @@ REFUSED: dict[str, tuple[str, dict[str, str], str, Change, str]] = {
     "a directory that leaves": ("../vit", {}, "", None, "the path leaves the ensemble folder"),
     "a configuration that is no JSON": ("vit", {}, "config.json", "{", "config.json cannot be read"),
     "a configuration of nothing": ("vit", {}, "config.json", "[]", "found list; allowed: a JSON object"),
-    "an architecture that is Python": ("vit", {}, "config.json", REMOTE, "members.m.model: found 'hf:vit', which transformers"),
+    "an architecture that is Python": ("vit", {}, "config.json", REMOTE, "members.m: config.json: auto_map: found"),
     "no image processor": ("vit", {}, PROCESSOR, None, "no image processor in 'vit'"),
     "an image processor that pads": ("vit", {}, PROCESSOR, {"do_pad": True}, "the image processor pads"),
     "an image processor that keeps the shape": (
@@ -344,14 +344,14 @@ REFUSED: dict[str, tuple[str, dict[str, str], str, Change, str]] = {
     "an image processor of its own steps": (
         "vit", {}, PROCESSOR, {"image_processor_type": "DetrImageProcessor"}, "DetrImageProcessorPil has steps of its own",
     ),
-    "no tokenizer": ("bert", {}, "tokenizer.json", None, "no tokenizer.json in 'bert'"),
+    "no tokenizer": ("bert", {}, "tokenizer.json", None, "no tokenizer in 'bert'"),
     "padding on the left that the model would see": (
         "siglip", {}, TOKENIZER, {"padding_side": "left"},
         "input.text: the tokenizer's padding_side is 'left' for a model without a mask; allowed: 'right'",
     ),
     "a cut on no side": (
         "bert", {}, TOKENIZER, {"truncation_side": "middle"},
-        "members.m.input.text.truncation_side: found 'middle'; allowed: 'right' or 'left'",
+        "input.text: tokenizer_config.json: truncation_side: found 'middle'; allowed: 'right' or 'left'",
     ),
     "a head that has no weights": ("clip", LOGITS, "", None, "allowed: a directory that model.save_pretrained"),
     "a text head that has no weights": (
@@ -370,7 +370,7 @@ REFUSED: dict[str, tuple[str, dict[str, str], str, Change, str]] = {
     "cut weights": ("vit", {}, "model.safetensors", cut, "which transformers"),
     "sentences through an unknown module": (
         "bert", EMBEDDING, "modules.json", DENSE,
-        "whose sentence-transformers files cannot be followed (modules.json: found ['Dense'])",
+        "members.m: modules.json: type: found Dense; allowed: Transformer, Pooling, then Dense, Normalize and Dropout in any order",
     ),
 }  # fmt: skip
 

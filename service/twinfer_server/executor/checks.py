@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import InvalidEnsemble
+from ..errors import InvalidEnsemble, quote
 from ..fusion import ROUNDING
 from ..types import Samples
 from .member import Member
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 RELATIVE_TOLERANCE = 1e-3
 """Generous, for kernels differ with the batch; a member that mixes samples is off by far more."""
+PADDED_TOKENS = 11
+"""How many tokens the text has that is computed with padding behind it and without."""
 EXACTLY = 1e-5
 """How close to 1 the sums of logits have to be for them to be taken for probabilities."""
 
@@ -49,6 +51,27 @@ def check_member(member: Member, task: str) -> None:
                 "The model mixes its samples: put it into evaluation mode (batch normalisation, dropout) before exporting it"
             )
     _check_kind(member, task, together)
+
+
+def check_padding(member: Member) -> None:
+    """Refuse a member that takes a mask and yet answers otherwise where padding lies behind a text; raises InvalidEnsemble."""
+    if len(member.token_sizes) < 2 and not any(buffer.is_ragged for buffer in member.buffer_specs):
+        return
+    sample = member.example(0, min(PADDED_TOKENS, member.token_sizes[-1]))
+    padded = _compute(member, [sample])[0]
+    arguments: list[Tensor] = []
+    staged = [torch.from_numpy(array).to(member.device.torch_device) for array in sample]
+    for kind in member.inputs:
+        arguments.extend(kind.arguments(staged[: len(kind.buffers)]))
+        staged = staged[len(kind.buffers) :]
+    bare = member.read(member.model.module(*arguments))[0].cpu()
+    error = (padded - bare).masked_fill(_same(padded, bare), 0.0).abs().max().item()
+    allowed = RELATIVE_TOLERANCE * max(1.0, bare.masked_fill(~bare.isfinite(), 0.0).abs().max().item())
+    if not error <= allowed:
+        raise InvalidEnsemble(
+            f"members.{member.name}.model: found {quote(member.spec.model)}, whose output for a text changes by {error:.3g} when it "
+            f"is padded on the right, though its mask says so; allowed: {allowed:.3g}"
+        )
 
 
 def check_positions(member: Member) -> None:

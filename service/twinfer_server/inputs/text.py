@@ -1,6 +1,7 @@
 """Texts: UTF-8 or ready token ids in; int64 ids, a mask and token types, where the member takes them, to the member."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from ..errors import InvalidEnsemble, quote
-from ..spec import TextInputSpec
+from ..spec import PREFIX, TextInputSpec, find_directory, open_tokenizer
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 
@@ -38,10 +39,14 @@ class TextInput:
             self.buffers += (BufferSpec("types", torch.int32, (spec.max_tokens,), is_ragged=True),)
         ready = "[2, tokens] of token ids and types" if spec.token_types else "[tokens] of token ids"
         self._allowed = f"{'two texts' if spec.pair else 'a text'}, or a tensor int32 or int64 {ready}"
-        self._spec = spec
-        self._max_bytes = limits.max_text_bytes
+        self.spec = spec
+        self.max_bytes = limits.max_text_bytes
+        self.folder = folder
         self._tokenizer = _read_tokenizer(key, folder, spec)
         self._vocabulary = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        special = {id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._ordinary = np.array(sorted({*range(self._vocabulary)} - special) or [0])
+        self._frame = _find_frame(self._tokenizer)
 
     def decode(self, value: RawInput, min_size: Size = IN_FULL) -> tuple[str, ...] | Array:
         """Check the kind of value and each text's size; raises InvalidInput."""
@@ -55,8 +60,8 @@ class TextInput:
                 size = len(text.encode())
             except UnicodeEncodeError as error:
                 raise refuse(self.name, f"a text that is no Unicode ({error.reason})", "a text") from None
-            if size > self._max_bytes:
-                raise refuse(self.name, f"a text of {size} bytes", f"at most {self._max_bytes} bytes of UTF-8")
+            if size > self.max_bytes:
+                raise refuse(self.name, f"a text of {size} bytes", f"at most {self.max_bytes} bytes of UTF-8")
         return texts
 
     def prepare(self, decoded: tuple[str, ...] | Array) -> Samples:
@@ -68,20 +73,25 @@ class TextInput:
             ready = self._read_ids(decoded)
             ids, types = ready[:1], ready[1:]
         lengths = [len(sample) for sample in ids]
-        tokens = max(lengths) if self._spec.mask else self._spec.max_tokens
-        samples: Samples = (_pad(ids, tokens, self._spec.pad_id),)
-        if self._spec.mask:
+        tokens = max(lengths) if self.spec.mask else self.spec.max_tokens
+        samples: Samples = (_pad(ids, tokens, self.spec.pad_id),)
+        if self.spec.mask:
             samples += (np.array(lengths, dtype=np.int32),)
-        if self._spec.token_types:
+        if self.spec.token_types:
             samples += (_pad(types, tokens, 0),)
         return samples
 
     def example(self, seed: int, tokens: int) -> Samples:
-        """Make a text of random tokens, as many as asked where the member takes a mask, else `max_tokens`."""
-        length = min(tokens, self._spec.max_tokens) if self._spec.mask else self._spec.max_tokens
+        """Make a text of random tokens, as many as asked where the member takes a mask, else `max_tokens`.
+
+        It begins and ends as the tokenizer's texts do, for some models look for that, and has no special tokens within.
+        """
+        length = min(tokens, self.spec.max_tokens) if self.spec.mask else self.spec.max_tokens
         random = np.random.default_rng(seed)
+        begin, end = self._frame if length > sum(map(len, self._frame)) else ([], [])
+        inside = random.choice(self._ordinary, length - len(begin) - len(end))
         arrays = {
-            "ids": random.integers(0, self._vocabulary, (1, length), dtype=np.int32),
+            "ids": np.array([[*begin, *inside, *end]], dtype=np.int32),
             "length": np.array([length], dtype=np.int32),
             "types": random.integers(0, 2, (1, length), dtype=np.int32),
         }
@@ -97,11 +107,12 @@ class TextInput:
         return ids, mask, *(types.to(torch.int64) for types in staged[2:])
 
     def _tokenize(self, texts: tuple[str, ...]) -> list[Encoding]:
-        is_allowed = len(texts) == 2 if self._spec.pair else len(texts) <= self.max_samples
+        prompt = self.spec.prompt
+        is_allowed = len(texts) == 2 if self.spec.pair else len(texts) <= self.max_samples
         if not is_allowed:
-            allowed = "2 texts, the first and the second of a pair" if self._spec.pair else f"1 to {self.max_samples}"
+            allowed = "2 texts, the first and the second of a pair" if self.spec.pair else f"1 to {self.max_samples}"
             raise refuse(self.name, describe(texts), allowed)
-        inputs: list[str | tuple[str, ...]] = [texts] if self._spec.pair else [*texts]
+        inputs = [(prompt + texts[0], texts[1])] if self.spec.pair else [prompt + text for text in texts]
         try:
             # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
             encodings = self._tokenizer.encode_batch_fast(inputs)
@@ -120,8 +131,8 @@ class TextInput:
         if ids.dtype not in (np.int32, np.int64) or ids.ndim != rank or (rank == 2 and len(ids) != 2):
             raise refuse(self.name, describe(ids), self._allowed)
         ready = np.atleast_2d(ids)
-        if not 1 <= ready.shape[1] <= self._spec.max_tokens:
-            raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self._spec.max_tokens}")
+        if not 1 <= ready.shape[1] <= self.spec.max_tokens:
+            raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self.spec.max_tokens}")
         values: list[list[int]] = ready.tolist()
         lasts = (("id", self._vocabulary - 1, ", the tokenizer's vocabulary"), ("type", 1, ""))
         for line, (what, last, reason) in zip(values, lasts, strict=False):
@@ -135,9 +146,24 @@ def _pad(samples: Sequence[Sequence[int]], tokens: int, fill: int) -> NDArray[np
     return np.array([[*sample, *[fill] * (tokens - len(sample))] for sample in samples], dtype=np.int32)
 
 
+def _find_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the special tokens that a tokenizer puts before and behind every text."""
+    try:
+        encoding = tokenizer.encode("a")
+    except Exception:  # tokenizers raises plain Exception: a word outside a vocabulary without "unknown"
+        return [], []
+    marked = list(zip(encoding.ids, encoding.special_tokens_mask, strict=True))
+    begin = [id_ for id_, _ in takewhile(lambda token: token[1], marked)]
+    end = [id_ for id_, _ in takewhile(lambda token: token[1], reversed(marked[len(begin) :]))]
+    return begin, end[::-1]
+
+
 def _read_tokenizer(key: str, folder: Path, spec: TextInputSpec) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str((folder / spec.tokenizer).read_text(encoding="utf-8"))
+        if spec.tokenizer.startswith(PREFIX):
+            tokenizer = open_tokenizer(find_directory(folder, spec.tokenizer)).backend_tokenizer
+        else:
+            tokenizer = Tokenizer.from_str((folder / spec.tokenizer).read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
         raise InvalidEnsemble(
             f"{key}.tokenizer: found {quote(spec.tokenizer)}, which tokenizers cannot read ({error}); allowed: a tokenizer.json"

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidEnsemble, quote
-from ..spec import find_directory, find_file
+from ..spec import find_directory, find_file, find_model, read_config, read_sentences, uses_head
 from .model import LoadedModel, count_bytes, list_tensors
 from .pooling import Pooling, embed, find_pooling
 from .source import TEXT, Source, hash_file
 
 PICKLE = "pytorch_model.bin"
+FEATURES = ("AutoModel", "AutoModelForTextEncoding")
+"""The classes of models without a head."""
 UNREAD_MASKS = "sdpa_with_unread_masks"
 
 
@@ -35,6 +37,7 @@ class NamedArguments(nn.Module):
         self.model = model
         self.names = names
         self.pooling = pooling
+        self.steps = pooling.steps if pooling else None  # so that torch knows their weights
 
     def forward(self, *arguments: Tensor) -> Mapping[str, Tensor] | Tensor:
         """Return the model's outputs by name; or where its features are pooled, float32 [samples, features]."""
@@ -53,26 +56,30 @@ def load_huggingface(source: Source) -> LoadedModel:
     try:
         directory = find_directory(source.folder, source.spec.model)
         files = [find_file(directory, str(path.relative_to(directory))) for path in sorted(directory.rglob("*")) if path.is_file()]
+        sentences, config_file, folder = read_sentences(directory), read_config(directory), find_model(directory)
     except ValueError as error:
         raise InvalidEnsemble(f"{source.key}.model: {error}") from None
     transformers = source.import_extra("transformers", "hf")
-    is_pickle = all(path.suffix != ".safetensors" for path in files)
-    name = _name_class(source)
+    is_pickle = all(path.suffix != ".safetensors" for path in files if path.parent == folder)
+    name = _name_class(source, config_file)
     # What it would report is checked below.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     cannot_load = f"which transformers {transformers.__version__} cannot load as {name}"
     allowed = "a directory that model.save_pretrained has written, for an architecture of transformers"
-    copying = _copy_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory)
+    copying = _copy_pickle(source, folder / PICKLE) if is_pickle else nullcontext(folder)
     with copying as weights, source.reading(cannot_load, allowed):
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _set_up(source, config, name)
+        if name == "AutoModel" and getattr(config, "is_encoder_decoder", False) and type(config) in _list_encoders(transformers):
+            name = "AutoModelForTextEncoding"  # T5's kind: its encoder alone has the features of a text
         model, found = getattr(transformers, name).from_pretrained(
             weights, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
             trust_remote_code=False, use_safetensors=not is_pickle,
         )  # fmt: skip
     _leave_masks_unread(transformers, model)
-    pooling = find_pooling(source, directory, model) if name == "AutoModel" else None
-    may_miss = ("pooler.",) if pooling and pooling.method != "pooler" else ()
+    pooling = find_pooling(source, sentences, model) if name in FEATURES else None
+    may_miss = ("pooler.",) if pooling and pooling.methods != ("pooler",) else ()
     missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_miss))
     if missing:
         raise source.refuse(
@@ -83,11 +90,24 @@ def load_huggingface(source: Source) -> LoadedModel:
     return LoadedModel(module, "huggingface", count_bytes(list_tensors(module)), _hash_files(directory, files))
 
 
-def _name_class(source: Source) -> str:
+def _list_encoders(transformers: Any) -> Any:
+    return transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
+
+
+def _set_up(source: Source, config: Any, name: str) -> None:
+    """Let a model give what is asked of it alone, by name, and find the padding of a text behind its last token."""
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
+    text = config.get_text_config()
+    for spec in source.spec.input.values():
+        if spec.kind == "text" and name not in FEATURES and (text.pad_token_id is None or text.pad_token_id < 0):
+            text.pad_token_id = spec.pad_id
+
+
+def _name_class(source: Source, config: Mapping[str, Any]) -> str:
     kind = source.spec.output.kind
     if kind == "probabilities":
         raise InvalidEnsemble(f"{source.key}.output.kind: found 'probabilities', and the model gives logits; allowed: 'logits'")
-    if kind == "logits":
+    if uses_head({"output": {"kind": kind}, "pooling": source.spec.pooling}, config):
         takes_text = any(spec.kind == "text" for spec in source.spec.input.values())
         return "AutoModelForSequenceClassification" if takes_text else "AutoModelForImageClassification"
     return "AutoModelForObjectDetection" if kind == "detections" else "AutoModel"
