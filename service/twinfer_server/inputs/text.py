@@ -112,7 +112,7 @@ class TextInput:
         if not is_allowed:
             allowed = "2 texts, the first and the second of a pair" if self.spec.pair else f"1 to {self.max_samples}"
             raise refuse(self.name, describe(texts), allowed)
-        inputs = [(prompt + texts[0], texts[1])] if self.spec.pair else [prompt + text for text in texts]
+        inputs: list[str | tuple[str, str]] = [(prompt + texts[0], texts[1])] if self.spec.pair else [prompt + text for text in texts]
         try:
             # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
             encodings = self._tokenizer.encode_batch_fast(inputs)
@@ -161,7 +161,7 @@ def _find_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 def _read_tokenizer(key: str, folder: Path, spec: TextInputSpec) -> Tokenizer:
     try:
         if spec.tokenizer.startswith(PREFIX):
-            tokenizer = open_tokenizer(find_directory(folder, spec.tokenizer)).backend_tokenizer
+            tokenizer: Tokenizer = open_tokenizer(find_directory(folder, spec.tokenizer)).backend_tokenizer
         else:
             tokenizer = Tokenizer.from_str((folder / spec.tokenizer).read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises plain Exception

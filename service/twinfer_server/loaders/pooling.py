@@ -114,15 +114,15 @@ def _make_step(source: Source, step: Step) -> nn.Module:
     if not name.startswith("torch.nn.") or name.rpartition(".")[2] not in ACTIVATIONS:
         found = f"whose {file} says activation_function {quote(name)}"
         raise source.refuse(found, f"{', '.join(ACTIVATIONS)} of torch.nn")
-    sizes = [facts.get(key) for key in ("in_features", "out_features")]
-    if None in sizes:
+    sizes = [facts.get(key, 0) for key in ("in_features", "out_features")]
+    if 0 in sizes:
         raise source.refuse(f"whose {file} lacks in_features or out_features", "both")
     with source.reading(f"whose weights in {step.folder.name} do not fit its config.json", "what sentence-transformers has saved"):
         weights = _read_weights(source, step.folder)
         names = {"linear.weight", "linear.bias"} if facts.get("bias", True) else {"linear.weight"}
         if weights.keys() != names or list(weights["linear.weight"].shape) != sizes[::-1]:
             raise ValueError(f"found {({key: list(value.shape) for key, value in weights.items()})}")
-        linear = nn.Linear(*sizes, bias="linear.bias" in names)  # type: ignore[arg-type]  # neither is None
+        linear = nn.Linear(int(sizes[0]), int(sizes[1]), bias="linear.bias" in names)
         linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
     return nn.Sequential(linear, getattr(nn, name.rpartition(".")[2])())
 

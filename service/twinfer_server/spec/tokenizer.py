@@ -59,7 +59,7 @@ def open_tokenizer(directory: Path) -> Any:
 
 
 def _list_normalizers(tokenizer: Tokenizer) -> list[Any]:
-    normalizer = tokenizer.normalizer
+    normalizer: Any = tokenizer.normalizer
     return [] if normalizer is None else [*normalizer] if isinstance(normalizer, normalizers.Sequence) else [normalizer]
 
 
