@@ -20,10 +20,21 @@ TEXTS = [
     "The Cat sleeps", " two spaces  in front", "Crème brûlée, NAÏVE café", "東京 and 北京", "it costs $1,234.56 🙂", "don't!", "a",
     "inside [SEP] and </s> <pad> [MASK] <|endoftext|>", "very good movie " * 40,
 ]  # fmt: skip
-PAIRS = [("The Cat sleeps", "the dog runs, very fast"), ("bad", "good movie " * 40), ("hello world " * 30, "b"), ("é", "</s> [SEP]")]
+PAIRS = [
+    ("The Cat sleeps", "the dog runs, very fast"),
+    ("bad", "good movie " * 40),
+    ("hello world " * 30, "b"),
+    ("é", "</s> [SEP]"),
+]
 POSITIONS = 64
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.4}
-DECODER = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": POSITIONS, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+DECODER = SMALL | {
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 
 def wordpiece(cased: bool) -> dict[str, int]:
@@ -64,7 +75,9 @@ def pieces(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     byte = [f"<0x{number:02X}>" for number in range(256)]
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=520, special_tokens=[*special, *byte], show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=520, special_tokens=[*special, *byte], show_progress=False)
+    )
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
@@ -128,7 +141,13 @@ def encoder(config: Any, **options: Any) -> Callable[[int], Any]:
 
 
 def roberta_config(config: Any, **options: Any) -> Callable[[int], Any]:
-    sizes = {"max_position_embeddings": POSITIONS + 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+    sizes = {
+        "max_position_embeddings": POSITIONS + 2,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "type_vocab_size": 1,
+    }
     return encoder(config, **sizes | options)
 
 

@@ -12,13 +12,22 @@ from typing import Any, get_args
 
 from safetensors import safe_open
 
-from ..errors import quote
+from ..errors import outline, quote
 from ..fusion import METHODS
-from ..loaders.source import outline
-from ..spec import PREFIX, SPEC_FILE, TensorInputSpec, find_output_kind, has_several_labels, name_classes
+from ..spec import (
+    PREFIX,
+    SPEC_FILE,
+    TensorInputSpec,
+    find_model,
+    find_output_kind,
+    has_several_labels,
+    has_tokenizer,
+    name_classes,
+    read_config,
+)
 
 DTYPES: tuple[str, ...] = get_args(TensorInputSpec.model_fields["dtype"].annotation)
-TASK_OF_OUTPUT = {"logits": "classification", "detections": "detection", "embedding": "embedding"}
+TASK_OF_OUTPUT = {"logits": "classification", "detections": "detection", "embedding": "embedding", "tensor": "tensor"}
 OUTPUT_OF_TASK = {"classification": "logits", "multi_label": "logits", "embedding": "embedding", "tensor": "tensor"}
 METHOD_OF_TASK = {
     "classification": "log_opinion_pool", "multi_label": "log_opinion_pool", "embedding": "concatenation", "similarity": "cosine",
@@ -108,9 +117,12 @@ def write_folder(folder: Path, drafts: Sequence[MemberDraft], method: str) -> No
 
 
 def _draft_directory(name: str, directory: Path) -> MemberDraft:
-    config = _read_config(directory)
+    try:
+        config, model = read_config(directory), find_model(directory)
+    except ValueError as error:
+        raise CannotDraft(f"member {name}: {error}") from None
     has_image = (directory / "preprocessor_config.json").is_file()
-    has_text = (directory / "tokenizer.json").is_file()
+    has_text = has_tokenizer(model)
     if has_image == has_text:
         found = "both an image processor and a tokenizer" if has_image else "neither preprocessor_config.json nor tokenizer.json"
         raise CannotDraft(f"member {name}: found {found} in {directory}; allowed: one of them, or a CLIP-like directory by itself")
@@ -118,7 +130,7 @@ def _draft_directory(name: str, directory: Path) -> MemberDraft:
     task = TASK_OF_OUTPUT[find_output_kind(config)]
     if task == "classification" and has_several_labels(config):
         task = "multi_label"
-    labels = name_classes(config) if task != "embedding" else ()
+    labels = name_classes(config) if task not in ("embedding", "tensor") else ()
     return MemberDraft(name, directory, name, f"{PREFIX}{name}", task, {kind: {"kind": kind}}, labels)
 
 

@@ -69,8 +69,8 @@ def check_padding(member: Member) -> None:
     allowed = RELATIVE_TOLERANCE * max(1.0, bare.masked_fill(~bare.isfinite(), 0.0).abs().max().item())
     if not error <= allowed:
         raise InvalidEnsemble(
-            f"members.{member.name}.model: found {quote(member.spec.model)}, whose output for a text changes by {error:.3g} when it "
-            f"is padded on the right, though its mask says so; allowed: {allowed:.3g}"
+            f"members.{member.name}.model: found {quote(member.spec.model)}, whose output for a text changes by {error:.3g} when "
+            f"it is padded on the right, behind its mask; allowed: {allowed:.3g}. It needs another padding_side, or none"
         )
 
 

@@ -12,9 +12,9 @@ from ..device import CudaDevice, Device
 from ..errors import InvalidEnsemble, quote
 from ..fusion import find_method
 from ..inputs import InputKind, InputLimits, UpstreamInput, make_input
-from ..loaders import SharedStorages, load
 from ..inputs.image import ImageInput
 from ..inputs.text import TextInput
+from ..loaders import SharedStorages, load
 from ..precision import convert
 from ..reference import compare_images, compare_texts
 from ..spec import PREFIX, EnsembleSpec, MemberSpec, UpstreamInputSpec, check_classes, find_directory, read_labels, read_spec

@@ -121,7 +121,7 @@ def _make_step(source: Source, step: Step) -> nn.Module:
         weights = _read_weights(source, step.folder)
         names = {"linear.weight", "linear.bias"} if facts.get("bias", True) else {"linear.weight"}
         if weights.keys() != names or list(weights["linear.weight"].shape) != sizes[::-1]:
-            raise ValueError(f"found {({key: list(value.shape) for key, value in weights.items()})}")
+            raise ValueError(f"found { ({key: list(value.shape) for key, value in weights.items()}) }")
         linear = nn.Linear(int(sizes[0]), int(sizes[1]), bias="linear.bias" in names)
         linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
     return nn.Sequential(linear, getattr(nn, name.rpartition(".")[2])())

@@ -11,9 +11,19 @@ from ..inputs.text import TextInput
 from ..spec import PREFIX, find_model, open_tokenizer
 
 TEXTS = (
-    "The quick brown Fox JUMPS over 13 lazy dogs.", " two spaces  in front,\tand a tab ", "Crème brûlée, ÑANDÚ & Ångström (naïve)",
-    "東京タワーは高い。北京 서울", "🙂👩‍👩‍👧 emoji!!!", "3.14159 x 10^-7 = $1,234.56 @user #tag", "don't can't o'clock", "a", " ", "\n",
-    "[CLS] inside [SEP] a text </s> <s> <pad> [MASK] <|endoftext|>", "ﬁ ﬃ ½ İstanbul ß ẞ", "under_score camelCase <b>&amp;</b>",
+    "The quick brown Fox JUMPS over 13 lazy dogs.",
+    " two spaces  in front,\tand a tab ",
+    "Crème brûlée, ÑANDÚ & Ångström (naïve)",
+    "東京タワーは高い。北京 서울",
+    "🙂👩‍👩‍👧 emoji!!!",
+    "3.14159 x 10^-7 = $1,234.56 @user #tag",
+    "don't can't o'clock",
+    "a",
+    " ",
+    "\n",
+    "[CLS] inside [SEP] a text </s> <s> <pad> [MASK] <|endoftext|>",
+    "ﬁ ﬃ ½ İstanbul ß ẞ",
+    "under_score camelCase <b>&amp;</b>",
     "ab\u0301 \u200bzero\u00a0width\ufeff",
 )
 """Upper and lower case, accents, spaces, scripts, numbers, and what special tokens look like."""
@@ -87,7 +97,9 @@ def _describe(key: str, name: str, texts: tuple[str, ...], found: list[list[int]
     for what, ours, theirs in zip(("ids", "mask", "types"), found, expected, strict=False):
         if ours != theirs:
             break
-    first = next((at for at, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), min(len(ours), len(theirs)))
+    first = next(
+        (at for at, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), min(len(ours), len(theirs))
+    )
     some = slice(max(0, first - 2), first + 6)
     said = f"{quote(' | '.join(texts))} has the {what} {ours[some]} from position {some.start}, and {theirs[some]} by the library's {name}"
     return f"{key}: {said}; allowed: the same. Leave the input's keys out, and they are read from the directory"

@@ -4,7 +4,6 @@ docs/hugging-face.md shows these tables; a test compares them.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,7 @@ class Keys:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # no NaN
 
 
 VALUES: Mapping[str, Callable[[object], bool]] = {

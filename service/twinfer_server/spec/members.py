@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, ValidationInfo, model_validator
 
 from .directory import PREFIX, complete_member, find_directory
-from .files import Fault, FolderFile, Name, Strict, find_file
+from .files import Fault, Name, Strict, find_file
 
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 Sides = Annotated[list[Pixels], Field(min_length=2, max_length=2)]

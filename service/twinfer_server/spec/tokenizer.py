@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
-from ..errors import quote
+from ..errors import outline, quote
 from .files import Fault
 from .keys import read_keys
 from .sentences import read_sentences
@@ -78,8 +78,7 @@ def _make_tokenizer(model: Path) -> Any:
     except BaseException as error:  # tokenizers panics, which is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:400]
-        found = f"transformers {transformers.__version__} cannot read the tokenizer ({type(error).__name__}: {reason})"
+        found = f"transformers {transformers.__version__} cannot read the tokenizer ({type(error).__name__}: {outline(error)})"
         raise ValueError(f"{', '.join(name for name in FILES if (model / name).is_file())}: {found}") from None
     if not lengths[2]:
         raise ValueError(f"no word in the tokenizer of {quote(model.name)}; allowed: a vocabulary")
@@ -113,7 +112,9 @@ def read_text(table: Mapping[str, Any], directory: Path, model: str, has_head: b
         raise ValueError(f"config.json: model_type: found {what}; allowed: a model that takes one")
     # Behind a mask no member sees where the padding is.
     if not takes_mask and tokenizer.padding_side != "right":
-        raise ValueError(f"the tokenizer's padding_side is {quote(tokenizer.padding_side)} for a model without a mask; allowed: 'right'")
+        raise ValueError(
+            f"the tokenizer's padding_side is {quote(tokenizer.padding_side)} for a model without a mask; allowed: 'right'"
+        )
     found["token_types"] = takes_mask and "token_type_ids" in parameters and _gives_types(tokenizer, part, bool(pair))
     found["pad_id"] = _find_pad_id(tokenizer, part, has_head and takes_mask, "pad_id" in table)
     return found
@@ -125,8 +126,7 @@ def _read_configuration(model: Path) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever its JSON makes it stumble over
-        reason = " ".join(str(error).split())[:400]
-        found = f"transformers {transformers.__version__} cannot read it ({type(error).__name__}: {reason})"
+        found = f"transformers {transformers.__version__} cannot read it ({type(error).__name__}: {outline(error)})"
         raise ValueError(f"config.json: {found}") from None
 
 
