@@ -506,15 +506,20 @@ def test_a_head_of_one_logit_has_a_task_and_is_refused_for_another(
     edit(folder / "bert" / "config.json", **ONE, **facts)
     (member,) = load(write_member(folder, "hf:bert", TEXT, task=task)).members
     assert (member.spec.output.kind, member.output_shape) == (kind, (1,))
-    with pytest.raises(
-        InvalidEnsemble, match=r"^members\.m\.model: found 'hf:bert', whi.* for task 'classification'; allowed: .*task"
-    ):
+    with pytest.raises(InvalidEnsemble, match=r"found 'hf:bert', wh.* for task 'classification'; allowed: .*task"):
         load(write_member(folder, "hf:bert", TEXT))
 
 
 def test_a_head_without_a_pad_token_takes_the_tokenizers_or_asks_for_one(folder: Path) -> None:
     torch.manual_seed(6)
-    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": MAX_TOKENS, "bos_token_id": 1, "eos_token_id": 2}
+    sizes: dict[str, Any] = {
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 4,
+        "n_positions": MAX_TOKENS,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     config = transformers.GPT2Config(**sizes, vocab_size=len(WORDS), num_labels=3, initializer_range=0.4)
     model = transformers.GPT2ForSequenceClassification(config).eval()
     model.save_pretrained(folder / "bert")
@@ -523,7 +528,5 @@ def test_a_head_without_a_pad_token_takes_the_tokenizers_or_asks_for_one(folder:
         expected = [model(**tokenizer(text, return_tensors="pt", truncation=True)).logits for text in TEXTS]
     assert_close(ask(write_member(folder, "hf:bert", TEXT), SENTENCES), torch.cat(expected))
     edit(folder / "bert" / TOKENIZER, pad_token=None)
-    with pytest.raises(
-        InvalidEnsemble, match="pad_id: found nothing, for config.json has no pad_token_id and tokenizer_config.json"
-    ):
+    with pytest.raises(InvalidEnsemble, match="pad_id: found nothing, for config"):
         load(folder)

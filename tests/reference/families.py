@@ -11,15 +11,29 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+t: Any = transformers
 CORPUS = [
-    "The quick brown fox jumps over 13 lazy dogs. the cat sleeps", "Crème brûlée naïve café Ångström Ñandú", "the Cat CAT cat movie MOVIE",
-    "东京 北京 高い タワー", "hello world, this is very good; that was bad!", "3.14159 x 10 = $1,234.56 @user #tag", "don't can't o'clock",
-    "a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z 0 1 2 3 4 5 6 7 8 9",
-]  # fmt: skip
+    "The quick brown fox jumps over 13 lazy dogs. the cat sleeps",
+    "Crème brûlée naïve café Ångström Ñandú",
+    "the Cat CAT cat movie MOVIE",
+    "东京 北京 高い タワー",
+    "hello world, this is very good; that was bad!",
+    "3.14159 x 10 = $1,234.56 @user #tag",
+    "don't can't o'clock",
+    "a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q",
+    "R S T U V W X Y Z 0 1 2 3 4 5 6 7 8 9",
+]
 TEXTS = [
-    "The Cat sleeps", " two spaces  in front", "Crème brûlée, NAÏVE café", "東京 and 北京", "it costs $1,234.56 🙂", "don't!", "a",
-    "inside [SEP] and </s> <pad> [MASK] <|endoftext|>", "very good movie " * 40,
-]  # fmt: skip
+    "The Cat sleeps",
+    " two spaces  in front",
+    "Crème brûlée, NAÏVE café",
+    "東京 and 北京",
+    "it costs $1,234.56 🙂",
+    "don't!",
+    "a",
+    "inside [SEP] and </s> <pad> [MASK] <|endoftext|>",
+    "very good movie " * 40,
+]
 PAIRS = [
     ("The Cat sleeps", "the dog runs, very fast"),
     ("bad", "good movie " * 40),
@@ -27,8 +41,14 @@ PAIRS = [
     ("é", "</s> [SEP]"),
 ]
 POSITIONS = 64
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.4}
-DECODER = SMALL | {
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.4,
+}
+DECODER: dict[str, Any] = SMALL | {
     "num_key_value_heads": 2,
     "max_position_embeddings": POSITIONS,
     "pad_token_id": None,
@@ -49,7 +69,7 @@ def wordpiece(cased: bool) -> dict[str, int]:
 
 def bytes_(special: list[str], suffix: str = "") -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Train a vocabulary of bytes' pairs, and their merges."""
-    ending = {"end_of_word_suffix": suffix} if suffix else {}
+    ending: dict[str, Any] = {"end_of_word_suffix": suffix} if suffix else {}
     tokenizer = Tokenizer(models.BPE(**ending))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -141,7 +161,7 @@ def encoder(config: Any, **options: Any) -> Callable[[int], Any]:
 
 
 def roberta_config(config: Any, **options: Any) -> Callable[[int], Any]:
-    sizes = {
+    sizes: dict[str, Any] = {
         "max_position_embeddings": POSITIONS + 2,
         "pad_token_id": 1,
         "bos_token_id": 0,
@@ -152,23 +172,40 @@ def roberta_config(config: Any, **options: Any) -> Callable[[int], Any]:
 
 
 def seq2seq(config: Any, **options: Any) -> Callable[[int], Any]:
-    sizes = {
+    sizes: dict[str, Any] = {
         "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
         "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "init_std": 0.4, "max_position_embeddings": POSITIONS,
     }  # fmt: skip
     return lambda words: config(**sizes, vocab_size=words, num_labels=3, **options)
 
 
-T5_SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "num_labels": 3, "decoder_start_token_id": 0}
-t = transformers
+T5_SIZES: dict[str, Any] = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_labels": 3,
+    "decoder_start_token_id": 0,
+}
 FAMILIES: dict[str, Family] = {
     "bert-base-uncased": Family(bert(False), encoder(t.BertConfig)),
     "bert-base-cased": Family(bert(True), encoder(t.BertConfig)),
     "bert-base-multilingual-cased": Family(bert(True, strip_accents=False), encoder(t.BertConfig)),
     "bert-base-chinese": Family(bert(False, tokenize_chinese_chars=True), encoder(t.BertConfig)),
-    "distilbert-base-uncased": Family(bert(False), lambda words: t.DistilBertConfig(
-        dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=POSITIONS, vocab_size=words, num_labels=3, initializer_range=0.4
-    )),
+    "distilbert-base-uncased": Family(
+        bert(False),
+        lambda words: t.DistilBertConfig(
+            dim=32,
+            n_layers=2,
+            n_heads=4,
+            hidden_dim=64,
+            max_position_embeddings=POSITIONS,
+            vocab_size=words,
+            num_labels=3,
+            initializer_range=0.4,
+        ),
+    ),
     "electra-small": Family(bert(False), encoder(t.ElectraConfig, embedding_size=16)),
     "mpnet-base": Family(
         lambda: t.MPNetTokenizer(
@@ -180,17 +217,32 @@ FAMILIES: dict[str, Family] = {
     "roberta-base": Family(roberta(), roberta_config(t.RobertaConfig)),
     "longformer-base": Family(roberta(), roberta_config(t.LongformerConfig, attention_window=[8, 8])),
     "bart-large-mnli": Family(roberta(), seq2seq(t.BartConfig, pad_token_id=1, bos_token_id=0, eos_token_id=2), most=1),
-    "gpt2": Family(gpt2("<|endoftext|>", t.GPT2Tokenizer, pad_token="<|endoftext|>"), lambda words: t.GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, vocab_size=words, num_labels=3, initializer_range=0.4, bos_token_id=0,
-        eos_token_id=0,
-    )),
-    "gpt2 without a pad token": Family(gpt2("<|endoftext|>", t.GPT2Tokenizer), lambda words: t.GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, vocab_size=words, num_labels=3
-    ), refused="pad_token"),
-    "qwen2": Family(gpt2("<|endoftext|>", t.Qwen2Tokenizer), lambda words: t.Qwen2Config(**DECODER, vocab_size=words, num_labels=3)),
+    "gpt2": Family(
+        gpt2("<|endoftext|>", t.GPT2Tokenizer, pad_token="<|endoftext|>"),
+        lambda words: t.GPT2Config(
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=POSITIONS,
+            vocab_size=words,
+            num_labels=3,
+            initializer_range=0.4,
+            bos_token_id=0,
+            eos_token_id=0,
+        ),
+    ),
+    "gpt2 without a pad token": Family(
+        gpt2("<|endoftext|>", t.GPT2Tokenizer),
+        lambda words: t.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, vocab_size=words, num_labels=3),
+        refused="pad_token",
+    ),
+    "qwen2": Family(
+        gpt2("<|endoftext|>", t.Qwen2Tokenizer), lambda words: t.Qwen2Config(**DECODER, vocab_size=words, num_labels=3)
+    ),
     "llama": Family(llama(pad_token="</s>"), lambda words: t.LlamaConfig(**DECODER, vocab_size=words, num_labels=3)),
     "llama that pads on the left": Family(
-        llama(pad_token="</s>", padding_side="left"), lambda words: t.LlamaConfig(**DECODER | {"pad_token_id": -1}, vocab_size=words, num_labels=3)
+        llama(pad_token="</s>", padding_side="left"),
+        lambda words: t.LlamaConfig(**DECODER | {"pad_token_id": -1}, vocab_size=words, num_labels=3),
     ),
     "albert-base-v2": Family(
         sentencepiece(t.AlbertTokenizer, ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]), encoder(t.AlbertConfig, embedding_size=16)
@@ -199,36 +251,53 @@ FAMILIES: dict[str, Family] = {
         sentencepiece(t.XLMRobertaTokenizer, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]), roberta_config(t.XLMRobertaConfig)
     ),
     "camembert-base": Family(
-        sentencepiece(t.CamembertTokenizer, ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED"]), roberta_config(t.CamembertConfig)
+        sentencepiece(t.CamembertTokenizer, ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED"]),
+        roberta_config(t.CamembertConfig),
     ),
     "deberta-v3-base": Family(
         sentencepiece(t.DebertaV2Tokenizer, ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"], unk_token="[UNK]"),
-        encoder(t.DebertaV2Config, type_vocab_size=0, relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"]),
+        encoder(
+            t.DebertaV2Config, type_vocab_size=0, relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"]
+        ),
     ),
     "t5-small": Family(
-        sentencepiece(t.T5Tokenizer, ["<pad>", "</s>", "<unk>"], extra_ids=4), lambda words: t.T5Config(**T5_SIZES, vocab_size=words),
+        sentencepiece(t.T5Tokenizer, ["<pad>", "</s>", "<unk>"], extra_ids=4),
+        lambda words: t.T5Config(**T5_SIZES, vocab_size=words),
         most=1,
     ),
     "t5-small's encoder": Family(
-        sentencepiece(t.T5Tokenizer, ["<pad>", "</s>", "<unk>"], extra_ids=4), lambda words: t.T5Config(**T5_SIZES, vocab_size=words),
-        has_head=False, keys='pooling = "mean"',
+        sentencepiece(t.T5Tokenizer, ["<pad>", "</s>", "<unk>"], extra_ids=4),
+        lambda words: t.T5Config(**T5_SIZES, vocab_size=words),
+        has_head=False,
+        keys='pooling = "mean"',
     ),
     "xlnet-base-cased": Family(
         sentencepiece(t.XLNetTokenizer, ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>"]),
-        lambda words: t.XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=64, vocab_size=words, num_labels=3, initializer_range=0.4),
+        lambda words: t.XLNetConfig(
+            d_model=32, n_layer=2, n_head=4, d_inner=64, vocab_size=words, num_labels=3, initializer_range=0.4
+        ),
         refused="padded on the right",
     ),
     "fnet-base": Family(
         sentencepiece(t.FNetTokenizer, ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]),
-        lambda words: t.FNetConfig(hidden_size=32, num_hidden_layers=2, intermediate_size=64, vocab_size=words, num_labels=3, pad_token_id=0),
+        lambda words: t.FNetConfig(
+            hidden_size=32, num_hidden_layers=2, intermediate_size=64, vocab_size=words, num_labels=3, pad_token_id=0
+        ),
         refused="model_type",
     ),
-    "clip-vit-base-patch32": Family(clip, lambda words: t.CLIPConfig(
-        text_config=SMALL | {"vocab_size": words, "max_position_embeddings": POSITIONS, "eos_token_id": 1, "bos_token_id": 0},
-        vision_config=SMALL | {"image_size": 32, "patch_size": 8}, projection_dim=20,
-    ), has_head=False),
-    "modernbert-base": Family(bert(False), encoder(t.ModernBertConfig, pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3)),
-}  # fmt: skip
+    "clip-vit-base-patch32": Family(
+        clip,
+        lambda words: t.CLIPConfig(
+            text_config=SMALL | {"vocab_size": words, "max_position_embeddings": POSITIONS, "eos_token_id": 1, "bos_token_id": 0},
+            vision_config=SMALL | {"image_size": 32, "patch_size": 8},
+            projection_dim=20,
+        ),
+        has_head=False,
+    ),
+    "modernbert-base": Family(
+        bert(False), encoder(t.ModernBertConfig, pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3)
+    ),
+}
 
 
 def save_family(directory: Path, family: Family) -> Any:
@@ -238,7 +307,7 @@ def save_family(directory: Path, family: Family) -> Any:
     config = family.config(max(tokenizer.get_vocab().values()) + 1)
     auto = transformers.AutoModelForSequenceClassification if family.has_head else transformers.AutoModel
     model = auto.from_config(config).eval()
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim > 1 and parameter.std() < 0.1:
             parameter.data.normal_(0, 0.3)
     model.save_pretrained(directory)

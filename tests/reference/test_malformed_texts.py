@@ -18,13 +18,11 @@ VALUES = [-1, 0, 10**400, 1e308, float("nan"), "", "\ud800", "../../x", [], [Non
 WHOLE = ["", "{", "[]", "null", "NaN", "1", '"x"', "[" * 100_000, '{"a":' * 500 + "1" + "}" * 500, "\x00", "{" + '"a":1,' * 3]
 
 
-def try_load(folder: Path, file: str) -> str:
+def try_load(folder: Path) -> str:
     """Load a damaged directory; return what it is refused with, "" where it loads."""
     try:
         load_member(folder, "m", "embedding")
     except InvalidEnsemble as error:
-        assert len(str(error)) < 3000
-        str(error).encode()
         return str(error)
     return ""
 
@@ -45,9 +43,9 @@ def test_a_damaged_file_is_refused_by_name_or_served(tmp_path: Path, layout: Pat
     whole = path.read_text()
     for content in WHOLE:
         path.write_text(content)
-        assert Path(file).name in try_load(tmp_path, file) or file == "tokenizer.json"
+        assert Path(file).name in try_load(tmp_path) or file == "tokenizer.json"
     document = json.loads(whole)
     count = len(document[0] if isinstance(document, list) else document) * len(VALUES)
     for number in range(0, count, 1 + count // 60):
         path.write_text(json.dumps(damage(document, number)))
-        try_load(tmp_path, file)
+        assert len(try_load(tmp_path).encode()) < 3000

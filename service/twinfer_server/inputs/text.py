@@ -112,9 +112,8 @@ class TextInput:
         if not is_allowed:
             allowed = "2 texts, the first and the second of a pair" if self.spec.pair else f"1 to {self.max_samples}"
             raise refuse(self.name, describe(texts), allowed)
-        inputs: list[str | tuple[str, str]] = (
-            [(prompt + texts[0], texts[1])] if self.spec.pair else [prompt + text for text in texts]
-        )
+        given = [prompt + text for text in texts]
+        inputs: list[str | tuple[str, ...]] = [(given[0], texts[1])] if self.spec.pair else [*given]
         try:
             # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
             encodings = self._tokenizer.encode_batch_fast(inputs)

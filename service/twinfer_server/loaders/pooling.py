@@ -23,8 +23,8 @@ ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid", "LeakyReLU
 class Pooling:
     """How features become one vector: by each of `methods`, one result behind the other, and then by `steps`.
 
-    A method is "cls", "mean", "max", "last", "mean_sqrt" or "weighted_mean" of the features, "pooler" for the model's own, or "tower"
-    for CLIP's kind.
+    A method is "cls", "mean", "max", "last", "mean_sqrt" or "weighted_mean" of the features, "pooler" for the model's own, or
+    "tower" for CLIP's kind.
     """
 
     methods: tuple[str, ...]

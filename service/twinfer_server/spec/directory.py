@@ -46,7 +46,7 @@ def find_directory(folder: Path, model: str) -> Path:
 
 
 def find_model(directory: Path) -> Path:
-    """Return the folder with a directory's config.json and weights: of sentence-transformers it may be another; raises ValueError."""
+    """Return the folder with a directory's config.json and weights: sentence-transformers may have another; raises ValueError."""
     sentences = read_sentences(directory)
     return sentences.model if sentences else directory
 
@@ -117,7 +117,7 @@ def count_labels(config: Mapping[str, Any]) -> int:
 
 
 def has_several_labels(config: Mapping[str, Any]) -> bool:
-    """Whether a classifier with this configuration gives every label a probability of its own, rather than one class for a sample."""
+    """Whether a classifier with this configuration gives every label a probability of its own, not one class for a sample."""
     return config.get("problem_type") == MULTI_LABEL or count_labels(config) == 1 or find_activation(config) == "Sigmoid"
 
 

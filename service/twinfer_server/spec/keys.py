@@ -55,8 +55,8 @@ FILES: Mapping[str, Keys] = {
         {
             "architectures": "a list of texts", "model_type": TEXT, "problem_type": TEXT, "id2label": TABLE,
             "num_labels": COUNT, "pad_token_id": "a whole number", "type_vocab_size": "a whole number",
-            "max_position_embeddings": "a whole number", "text_config": TABLE, "vision_config": TABLE, "sentence_transformers": TABLE,
-            "sbert_ce_default_activation_function": TEXT,
+            "max_position_embeddings": "a whole number", "text_config": TABLE, "vision_config": TABLE,
+            "sentence_transformers": TABLE, "sbert_ce_default_activation_function": TEXT,
         },
         frozenset({
             "dtype", "torch_dtype", "label2id", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states",
@@ -82,7 +82,10 @@ FILES: Mapping[str, Keys] = {
     "special_tokens_map.json": Keys({}, has_others=True),
     "added_tokens.json": Keys({}, has_others=True),
     "sentence_bert_config.json": Keys(
-        {"max_seq_length": COUNT, "do_lower_case": FLAG, "modality_config": TABLE, "transformer_task": TEXT, "module_output_name": TEXT},
+        {
+            "max_seq_length": COUNT, "do_lower_case": FLAG, "modality_config": TABLE, "transformer_task": TEXT,
+            "module_output_name": TEXT,
+        },
         frozenset({"unpad_inputs", "query_length", "document_length", "query_expansion"}),
         dict.fromkeys(
             (

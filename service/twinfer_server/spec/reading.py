@@ -141,7 +141,8 @@ def _find_task_fault(config: Mapping[str, Any], task: Task, kind: str) -> str:
     if task == "multi_label":
         return "" if config.get("problem_type") != SINGLE_LABEL else f"{problem}, for task {task!r}; allowed: task 'classification'"
     if count_labels(config) == 1:
-        return f"which gives one logit, for task {task!r}; allowed: task 'multi_label', where it is a probability by the sigmoid; or {number}"
+        allowed = "task 'multi_label', where it is a probability by the sigmoid"
+        return f"which gives one logit, for task {task!r}; allowed: {allowed}; or {number}"
     if has_several_labels(config):
         said = problem if config.get("problem_type") == MULTI_LABEL else "whose activation_fn is 'Sigmoid'"
         return f"{said}, for task {task!r}; allowed: task 'multi_label', or a model that gives a sample one class"
