@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
 
 from tests.pretrained import (
     MAX_TOKENS,
@@ -31,6 +32,7 @@ from tests.pretrained import (
 from tests.servers import running, write_ensemble
 from tests.sources import TRUSTS_ALL, ask_member, load_folder, load_source
 from twinfer import Client
+from twinfer_server.cli import load_command
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
 from twinfer_server.spec import ImageInputSpec, TextInputSpec, read_spec
 from twinfer_server.trust import Trust, format_trust_list
@@ -520,7 +522,7 @@ def test_a_head_without_a_pad_token_takes_the_tokenizers_or_asks_for_one(folder:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    config = transformers.GPT2Config(**sizes, vocab_size=len(WORDS), num_labels=3, initializer_range=0.4)
+    config = transformers.GPT2Config(**sizes, vocab_size=len(WORDS), initializer_range=0.4)
     model = transformers.GPT2ForSequenceClassification(config).eval()
     model.save_pretrained(folder / "bert")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
@@ -530,3 +532,10 @@ def test_a_head_without_a_pad_token_takes_the_tokenizers_or_asks_for_one(folder:
     edit(folder / "bert" / TOKENIZER, pad_token=None)
     with pytest.raises(InvalidEnsemble, match="pad_id: found nothing, for config"):
         load(folder)
+
+
+def test_validate_says_what_was_compared_with_the_library(folder: Path, models: dict[str, Any]) -> None:
+    found = CliRunner().invoke(load_command("validate"), [str(write_member(folder, "hf:bert", TEXT)), "--device", "cpu"])
+    assert found.exit_code == 0, found.output
+    line = "compared with its library: members.m.input.text: 16 made-up texts have the ids, mask of TokenizersBackend"
+    assert line in " ".join(found.output.split())

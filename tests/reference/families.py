@@ -126,7 +126,7 @@ def bert(cased: bool, tokenizer: Any = transformers.BertTokenizer, **options: An
 def roberta(**options: Any) -> Callable[[], Any]:
     def make() -> Any:
         vocab, merges = bytes_(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-        return transformers.RobertaTokenizer(vocab=vocab, merges=merges, model_max_length=POSITIONS, **options)
+        return t.RobertaTokenizer(vocab=vocab, merges=merges, model_max_length=POSITIONS, **options)
 
     return make
 
@@ -141,7 +141,7 @@ def gpt2(special: str, tokenizer: Any, **options: Any) -> Callable[[], Any]:
 
 def clip() -> Any:
     vocab, merges = bytes_(["<|startoftext|>", "<|endoftext|>"], "</w>")
-    return transformers.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=POSITIONS)
+    return t.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=POSITIONS)
 
 
 def sentencepiece(tokenizer: Any, special: list[str], **options: Any) -> Callable[[], Any]:
@@ -305,7 +305,7 @@ def save_family(directory: Path, family: Family) -> Any:
     torch.manual_seed(7)
     tokenizer = family.tokenizer()
     config = family.config(max(tokenizer.get_vocab().values()) + 1)
-    auto = transformers.AutoModelForSequenceClassification if family.has_head else transformers.AutoModel
+    auto = t.AutoModelForSequenceClassification if family.has_head else t.AutoModel
     model = auto.from_config(config).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1 and parameter.std() < 0.1:

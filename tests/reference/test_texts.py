@@ -89,16 +89,11 @@ def test_a_family_answers_as_the_library_does_or_is_refused_by_name(tmp_path: Pa
     family = FAMILIES[name]
     shutil.copytree(directories / name, tmp_path / "m")
     task = "classification" if family.has_head else "embedding"
-    try:
-        member = load_member(tmp_path, "m", task, own=family.keys)
-    except InvalidEnsemble as error:
-        reason = str(error)
-    else:
-        reason = ""
-    assert family.refused in reason
-    assert bool(family.refused) == bool(reason), reason
-    if reason:
+    if family.refused:
+        with pytest.raises(InvalidEnsemble, match=re.escape(family.refused)):
+            load_member(tmp_path, "m", task, own=family.keys)
         return
+    member = load_member(tmp_path, "m", task, own=family.keys)
     max_tokens = member.spec.input["text"].max_tokens  # type: ignore[union-attr]
     assert_close(ask(member, TEXTS, family.most), ask_library(tmp_path / "m", models[name], TEXTS, max_tokens))
     if family.has_head:

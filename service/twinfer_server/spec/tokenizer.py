@@ -59,8 +59,9 @@ def open_tokenizer(directory: Path) -> Any:
 
 
 def _list_normalizers(tokenizer: Tokenizer) -> list[Any]:
-    normalizer: Any = tokenizer.normalizer
-    return [] if normalizer is None else [*normalizer] if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    is_several = isinstance(tokenizer.normalizer, normalizers.Sequence)
+    found: Any = tokenizer.normalizer
+    return list(found) if is_several else [] if found is None else [found]
 
 
 def _make_tokenizer(model: Path) -> Any:
