@@ -471,6 +471,11 @@ def test_a_pair_gets_the_token_types_that_the_library_gives_it(folder: Path, mod
     with torch.inference_mode():
         expected = models["bert"](**tokenizer("word1 word2", "word3", return_tensors="pt")).logits
     assert_close(ask(folder, [{"text": ("word1 word2", "word3")}]), expected)
+    with pytest.raises(InvalidEnsemble, match="token_types: found false, and the library gives this model types"):
+        read_spec(write_member(folder, "hf:bert", f"{TEXT}\npair = true\ntoken_types = false"))
+    edit(folder / "bert" / TOKENIZER, model_input_names=["input_ids", "attention_mask"])
+    with pytest.raises(InvalidEnsemble, match="token_types: found true, and the library gives this model none"):
+        read_spec(write_member(folder, "hf:bert", f"{TEXT}\npair = true\ntoken_types = true"))
 
 
 def test_a_tokenizer_that_reads_otherwise_than_the_librarys_is_not_served(folder: Path) -> None:

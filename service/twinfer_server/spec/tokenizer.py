@@ -116,7 +116,7 @@ def read_text(table: Mapping[str, Any], directory: Path, model: str, has_head: b
         raise ValueError(
             f"the tokenizer's padding_side is {quote(tokenizer.padding_side)} for a model without a mask; allowed: 'right'"
         )
-    found["token_types"] = takes_mask and "token_type_ids" in parameters and _gives_types(tokenizer, part, bool(pair))
+    found["token_types"] = takes_mask and _find_types(tokenizer, part, parameters, bool(pair), table.get("token_types"))
     found["pad_id"] = _find_pad_id(tokenizer, part, has_head and takes_mask, "pad_id" in table)
     return found
 
@@ -162,13 +162,20 @@ def _find_parameters(config: Any, has_head: bool) -> set[str]:
     return {name for one in classes for name in inspect.signature(one.forward).parameters}
 
 
-def _gives_types(tokenizer: Any, config: Any, pair: bool) -> bool:
-    """Whether the model has to be given the library's token types, because without them it would answer otherwise."""
+def _find_types(tokenizer: Any, config: Any, parameters: set[str], pair: bool, wanted: object) -> bool:
+    """Whether the model has to be given the library's token types, because without them it would answer otherwise.
+
+    Raises Fault where the ensemble's file wants types that the library does not give, or leaves out those that count.
+    """
     sizes = getattr(config, "type_vocab_size", None)
-    if "token_type_ids" not in tokenizer.model_input_names or sizes == 0 or not tokenizer.is_fast:
-        return False
+    gives = "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in parameters and sizes != 0 and tokenizer.is_fast
     # A model with a table of types takes 0 for what is not said; others then have no types at all.
-    return pair or sizes is None or any(tokenizer("a")["token_type_ids"])
+    needs = gives and (pair or sizes is None or any(tokenizer("a")["token_type_ids"]))
+    if wanted is True and not gives:
+        raise Fault("token_types", "true, and the library gives this model none (model_input_names)", "false")
+    if wanted is False and needs:
+        raise Fault("token_types", "false, and the library gives this model types (model_input_names)", "true")
+    return needs
 
 
 def _find_pad_id(tokenizer: Any, config: Any, has_head: bool, is_given: bool) -> int:
