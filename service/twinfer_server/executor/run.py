@@ -112,7 +112,7 @@ class MemberRun:
             self.host_output = None if host_output is None else host_output[: self.total]
         except Exception as error:
             logger.exception("member %s raised", self.member.name)
-            self.error = MemberFailed(f"the member raised {type(error).__name__}: {error}", member=self.member.name)
+            self.error = MemberFailed(f"the member raised {type(error).__name__}; the server's log has it", member=self.member.name)
 
     def _take_upstream(self) -> bool:
         """Copy what upstream members computed into the staging buffers; False, with the error, where one of them failed."""
