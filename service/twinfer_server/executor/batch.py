@@ -125,7 +125,9 @@ class Batch:
             done = [False for _ in self.runs]
         for run, is_done in zip(self.runs, done, strict=True):
             if not is_done and run.error is None:
-                run.error = MemberFailed(f"the batch broke off: {type(error).__name__}; the server's log has it", member=run.member.name)
+                run.error = MemberFailed(
+                    f"the batch broke off: {type(error).__name__}; the server's log has it", member=run.member.name
+                )
 
     def _fuse(self) -> None:
         """Fuse all requests on the fusion stream and copy the result to the host."""

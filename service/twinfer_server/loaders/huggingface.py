@@ -64,7 +64,7 @@ def load_huggingface(source: Source) -> LoadedModel:
     cannot_load = f"which transformers {transformers.__version__} cannot load as {name}"
     allowed = "a directory that model.save_pretrained has written, for an architecture of transformers"
     copying = _copy_pickle(source, directory / PICKLE) if is_pickle else nullcontext(directory)
-    with copying as weights, source.reading(cannot_load, allowed):
+    with copying as weights, _offline(), source.reading(cannot_load, allowed):
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         model, found = getattr(transformers, name).from_pretrained(
             weights, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
@@ -121,6 +121,17 @@ def _leave_masks_unread(transformers: Any, model: Any) -> None:
     transformers.AttentionMaskInterface.register(UNREAD_MASKS, make_mask)
     transformers.AttentionInterface.register(UNREAD_MASKS, attention.sdpa_attention_forward)
     model.set_attn_implementation(UNREAD_MASKS)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let nothing be downloaded: the configurations of some models name a backbone, whose weights come from the hub."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

@@ -26,7 +26,8 @@ def read_rows(path: Path, ensemble: ensemble_pb2.Ensemble) -> list[dict[str, Val
     """Return every row of a CSV file, or of the `rows.csv` of a folder, as inputs by name.
 
     A column has an input's name: a text input's holds the text, an image's the path of a file, a tensor's that of a `.npy`, both
-    relative to the file's folder and inside it. An empty cell is an input that the row lacks. Other columns, such as `label`, are not read.
+    relative to the file's folder and inside it. An empty cell is an input that the row lacks. Other columns, such as `label`, are
+    not read.
     Raises ValueError that names the first cell that cannot be used, OSError for a CSV file that cannot be read.
     """
     file = path / FILE if path.is_dir() else path
