@@ -1,7 +1,7 @@
 """What callers are told of failures: nothing that names or opens anything of the machine.
 
-CVE-2025-23319, CVE-2025-23320, CVE-2025-23334: an error's text of Triton's named a region of shared memory, through which its process
-was then taken over.
+CVE-2025-23319, CVE-2025-23320, CVE-2025-23334: an error's text of Triton's named a region of shared memory, through which its
+process was then taken over.
 """
 
 import re
@@ -38,7 +38,9 @@ from twinfer.v1 import tensor_pb2
 SECRET = "/dev/shm/triton_python_backend_shm_region_4f2a"
 ERROR = RuntimeError(f"cannot open {SECRET}: token=hunter2, at 0x7f61ee23fa10")
 ADMIN = "/twinfer.v1.EnsembleAdminService"
-PARTICULAR = re.compile(r"hunter2|0x[0-9a-f]{4}|/dev|/tmp|/home|/root|/usr|site-packages|\.py\b|Traceback|line \d+|object at|<_io")
+PARTICULAR = re.compile(
+    r"hunter2|0x[0-9a-f]{4}|/dev|/tmp|/home|/root|/usr|site-packages|\.py\b|Traceback|line \d+, in|<_io"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +102,10 @@ def test_what_a_member_raises_stays_in_the_log(
     assert f"RuntimeError: {ERROR}" in caplog.text
 
 
-def test_what_a_member_raised_is_not_told_by_its_breaker_or_its_metadata(faulty: Faulty, callers: grpc.Channel) -> None:
-    with connect(faulty.server.address) as channel:
-        found = call(channel, GET_ENSEMBLE, b"")
-        assert isinstance(found, bytes)
-        check(
-            faulty.folder, pb.GetEnsembleResponse.FromString(found).ensemble.members[0].breaker, found.replace(b"tests.models", b"")
-        )
+def test_what_is_served_is_described_without_where_it_lies(faulty: Faulty, callers: grpc.Channel) -> None:
+    found = call(callers, GET_ENSEMBLE, b"")
+    assert isinstance(found, bytes)
+    check(faulty.folder, pb.GetEnsembleResponse.FromString(found))
 
 
 def test_faults_of_requests_say_nothing_but_what_was_sent_and_what_is_allowed(faulty: Faulty, callers: grpc.Channel) -> None:

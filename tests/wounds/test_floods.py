@@ -2,7 +2,7 @@
 
 grpcio's own answers are the guards here. To CVE-2023-44487 its core has since 1.60: it lets no call in while as many as
 `max_concurrent_streams` are still being cleared away (grpc/grpc#34763), asks a client that resets its calls to answer pings
-(#34637), and lowers the number of its streams (#34642). It has the limit of metadata since 1.56, where CVE-2023-33953 was fixed,
+(#34637), and lowers the number of its streams (#34642). It has the limit of metadata since 1.57, where CVE-2023-33953 was fixed,
 and reads header blocks as they come, CONTINUATION or not (#33597).
 """
 

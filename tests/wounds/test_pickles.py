@@ -24,9 +24,8 @@ from tests.sources import load_source
 from tests.wounds.conftest import Victim
 from twinfer.cli.inputs import read_inputs
 from twinfer.load.rows import read_rows
-from twinfer.v1 import ensemble_pb2
+from twinfer.v1 import ensemble_pb2, tensor_pb2
 from twinfer.v1 import ensemble_service_pb2 as pb
-from twinfer.v1 import tensor_pb2
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.trust import Trust
 
@@ -56,9 +55,9 @@ def test_what_callers_send_is_never_unpickled(victim: Victim, trace: Path) -> No
     tensors = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_UINT8, shape=[len(bait)], data=bait)
     as_object = oip.tensor("numbers", "OBJECT", [1, 3])
     messages = [(INFER, bait), (BATCH_INFER, bait), (GET_ENSEMBLE, bait), (oip.MODEL_INFER, bait)]
-    for value in (pb.Input(image=bait), pb.Input(tensor=tensors), pb.Input(text=bait.decode("latin-1"))):
-        for name in ("numbers", "image"):
-            messages.append((INFER, make_gated(more={name: value}).SerializeToString()))
+    values = pb.Input(image=bait), pb.Input(tensor=tensors), pb.Input(text=bait.decode("latin-1"))
+    rows = [make_gated(more={name: value}) for value in values for name in ("numbers", "image")]
+    messages += [(INFER, row.SerializeToString()) for row in rows]
     messages.append((oip.MODEL_INFER, oip.request("gated", [(as_object, bait)]).SerializeToString()))
     messages.append((oip.MODEL_INFER, oip.request("gated", [oip.texts("image", bait)]).SerializeToString()))
     for method, message in messages:
@@ -85,8 +84,8 @@ def save_pickles(folder: Path, trace: Path) -> None:
 
 
 PICKLED = [
-    "model.pkl", "model.joblib", "model.pt2", "model.pt", "model.ts", "model.onnx", "model.safetensors", "model.npy", "zip.pt2", "zip.pt",
-    "zip.ts", "saved.pt", "hf:hf", "hf:both",
+    "model.pkl", "model.joblib", "model.pt2", "model.pt", "model.ts", "model.onnx", "model.safetensors", "model.npy", "zip.pt2",
+    "zip.pt", "zip.ts", "saved.pt", "hf:hf", "hf:both",
 ]  # fmt: skip
 
 
