@@ -38,9 +38,7 @@ from twinfer.v1 import tensor_pb2
 SECRET = "/dev/shm/triton_python_backend_shm_region_4f2a"
 ERROR = RuntimeError(f"cannot open {SECRET}: token=hunter2, at 0x7f61ee23fa10")
 ADMIN = "/twinfer.v1.EnsembleAdminService"
-PARTICULAR = re.compile(
-    r"hunter2|0x[0-9a-f]{4}|/dev|/tmp|/home|/root|/usr|site-packages|\.py\b|Traceback|line \d+, in|<_io"
-)
+PARTICULAR = re.compile(r"hunter2|0x[0-9a-f]{4}|/dev|/tmp|/home|/root|/usr|site-packages|\.py\b|Traceback|line \d+, in|<_io")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from twinfer.v1 import tensor_pb2
 
 WINDOW_UPDATE, PING, ACK = 8, 6, 1
 WINDOW = 65_535
-MIN_MESSAGE_BYTES = 5
+TINY = b"\0" + struct.pack(">I", 100) + bytes(100)
+"""A message of 100 bytes."""
 NO_WINDOW = struct.pack(">HI", 4, 0)
 """The setting by which a client lets no reply come to any of its streams."""
 
@@ -63,9 +64,10 @@ def test_a_caller_that_sends_tiny_messages_and_reads_no_reply_is_not_read_from(v
     """CVE-2025-23310, CVE-2025-23311, as a stream has it: each message is small, and what is kept of them has no end."""
     with victim.growing_at_most(32), open_call(victim, INFER_STREAM, NO_WINDOW) as connection, connection.makefile("rb") as file:
         windows, sent = {0: WINDOW, 1: WINDOW}, 0  # of the connection and of the call: what the server lets come
-        for _ in range(40):
-            while size := min(*windows.values(), 16_380) // MIN_MESSAGE_BYTES * MIN_MESSAGE_BYTES:
-                connection.sendall(write_frame(DATA, 0, 1, bytes(size)))
+        for _ in range(150):
+            while count := min(*windows.values(), 16_384) // len(TINY):
+                size = count * len(TINY)
+                connection.sendall(write_frame(DATA, 0, 1, count * TINY))
                 windows = {number: window - size for number, window in windows.items()}
                 sent += size
             victim.check_that_it_answers()

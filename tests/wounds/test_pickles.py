@@ -6,7 +6,7 @@ CVE-2024-2912: BentoML unpickled what callers sent.
 import ast
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.calls import BATCH_INFER, GET_ENSEMBLE, INFER, Failure, call, stream
 from tests.gated import make_gated
 from tests.servers import ROOT
 from tests.sources import load_source
+from tests.test_trust import Bait, plant_pickle, save_program
 from tests.wounds.conftest import Victim
 from twinfer.cli.inputs import read_inputs
 from twinfer.load.rows import read_rows
@@ -28,16 +29,6 @@ from twinfer.v1 import ensemble_pb2, tensor_pb2
 from twinfer.v1 import ensemble_service_pb2 as pb
 from twinfer_server.errors import InvalidEnsemble
 from twinfer_server.trust import Trust
-
-
-class Bait:
-    """What makes a folder when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
-        return Path.mkdir, (self.trace,)
 
 
 @pytest.fixture
@@ -74,6 +65,8 @@ def save_pickles(folder: Path, trace: Path) -> None:
         with zipfile.ZipFile(folder / name, "w") as archive:
             for entry in ("archive/data.pkl", "archive/code/x.py", "archive/version"):
                 archive.writestr(entry, content)
+    save_program(folder / "planted.pt2")
+    plant_pickle(folder / "planted.pt2", trace)
     torch.save(Bait(trace), folder / "saved.pt")
     for name in ("hf", "both"):
         (folder / name).mkdir()
@@ -85,7 +78,7 @@ def save_pickles(folder: Path, trace: Path) -> None:
 
 PICKLED = [
     "model.pkl", "model.joblib", "model.pt2", "model.pt", "model.ts", "model.onnx", "model.safetensors", "model.npy", "zip.pt2",
-    "zip.pt", "zip.ts", "saved.pt", "hf:hf", "hf:both",
+    "zip.pt", "zip.ts", "planted.pt2", "saved.pt", "hf:hf", "hf:both",
 ]  # fmt: skip
 
 
