@@ -79,11 +79,11 @@ def flaky(model: Flaky) -> Iterator[None]:
 
 SICKNESSES = {
     "stuck": Sickness(lambda model: model.held(), 1.0, frozenset({"LATE", "OFF"}), MemberLate, ("stream", "ready")),
-    "raises": Sickness(raising, 1.0, frozenset({"FAILED", "OFF"}), MemberFailed, ("the member raised RuntimeError",)),
+    "raises": Sickness(raising, 1.0, frozenset({"FAILED", "OFF"}), MemberFailed, ("raised RuntimeError",)),
     "answers NaN": Sickness(
         lambda model: nullcontext(), NAN, frozenset({"FAILED", "OFF"}), NotFinite, ("NaN or an infinity", "no output was finite")
     ),
-    "fails half the time": Sickness(flaky, 1.0, frozenset({"OK", "FAILED", "OFF"}), MemberFailed, ("the member raised RuntimeError",)),
+    "fails half the time": Sickness(flaky, 1.0, frozenset({"OK", "FAILED", "OFF"}), MemberFailed, ("raised RuntimeError",)),
 }
 
 

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -37,21 +37,24 @@ CALLS_OF_ANOTHER = 20
 
 @contextmanager
 def connected(victim: Victim) -> Iterator[socket.socket]:
-    """Open an HTTP/2 connection; what comes over it is read, and forgotten."""
+    """Open an HTTP/2 connection and acknowledge the server's settings; what comes over it is read, and forgotten."""
     host, _, port = victim.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
-        reader = threading.Thread(target=lambda: _read_all(connection))
-        reader.start()
         connection.sendall(PREFACE + write_frame(SETTINGS, 0, 0))
+        frames = read_frames(connection)
+        next(frame for frame in frames if frame[:2] == (SETTINGS, 0))
+        connection.sendall(write_frame(SETTINGS, ACK, 0))
+        reader = threading.Thread(target=lambda: _read_all(frames))
+        reader.start()
         yield connection
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
         reader.join()
 
 
-def _read_all(connection: socket.socket) -> None:
+def _read_all(frames: Iterator[tuple[int, int, int]]) -> None:
     with suppress(OSError):
-        for _ in read_frames(connection):
+        for _ in frames:
             pass
 
 
@@ -78,18 +81,20 @@ def test_calls_that_are_reset_at_once_keep_nobody_else_from_being_answered(victi
             victim.check_that_it_answers()
 
 
-@pytest.mark.parametrize("size", [16_384, 1], ids=["of 16 KiB", "of one byte"])
-def test_a_block_of_headers_without_end_is_read_and_not_kept(victim: Victim, size: int) -> None:
-    """CVE-2024-27316, CONTINUATION flood: headers go on in frame after frame, and are kept until the last."""
+@pytest.mark.parametrize(("size", "connections"), [(16_384, 12), (1, 1)], ids=["of 16 KiB", "of one byte"])
+def test_blocks_of_headers_without_end_are_read_and_not_kept(victim: Victim, size: int, connections: int) -> None:
+    """CVE-2024-27316, CONTINUATION flood: headers go on in frame after frame, and are kept until the last.
+
+    grpcio keeps up to 16 MiB of a connection's, and less only of one that has acknowledged to have been told so, as these have.
+    """
     field = b"\0\x01x" + b"\x7f" + b"\xe1\x7e" + b"v" * (127 + 0x61 + 0x7E * 128)  # one header field with a value of 16 KB
-    block = field * 8192 if size > 1 else field * 4
-    with victim.growing_at_most(80), connected(victim) as connection:
-        connection.sendall(write_frame(HEADERS, 0, 1, call_headers(INFER)))
-        with suppress(OSError):
-            for at in range(0, len(block), 256 * size):
-                end = min(len(block), at + 256 * size)
-                pieces = (block[piece : piece + size] for piece in range(at, end, size))
-                connection.sendall(b"".join(write_frame(CONTINUATION, 0, 1, piece) for piece in pieces))
+    block = field * 960 if size > 1 else field * 4
+    frames = b"".join(write_frame(CONTINUATION, 0, 1, block[at : at + size]) for at in range(0, len(block), size))
+    with victim.growing_at_most(80), ExitStack() as stack:
+        for _ in range(connections):
+            connection = stack.enter_context(connected(victim))
+            with suppress(OSError):
+                connection.sendall(write_frame(HEADERS, 0, 1, call_headers(INFER)) + frames)
         victim.check_that_it_answers()
 
 

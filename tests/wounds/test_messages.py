@@ -87,7 +87,7 @@ def test_a_bomb_is_refused_before_it_is_inflated(victim: Victim) -> None:
     to_bytes: Any = victim.channel.unary_unary(INFER)
     with victim.growing_at_most(32), pytest.raises(grpc.RpcError) as refused:
         to_bytes(bytes(64 * MEBIBYTE), timeout=PATIENCE_SECONDS, compression=grpc.Compression.Gzip)
-    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_bombs_inside_of_messages_are_inputs_like_any_other_and_nothing_inflates_them(victim: Victim) -> None:

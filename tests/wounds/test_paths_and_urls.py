@@ -107,7 +107,7 @@ def test_no_model_lies_outside_of_its_folder(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     (tmp_path / name).write_bytes(b"x")
     (folder / f"link_{name}").symlink_to(tmp_path / name)
-    keys = {"architecture": "timm:resnet18"} if name.endswith("safetensors") else {}
+    keys: dict[str, Any] = {"architecture": "timm:resnet18"} if name.endswith("safetensors") else {}
     for model in (f"../{name}", str(tmp_path / name), f"link_{name}"):
         with pytest.raises(InvalidEnsemble, match=r"leaves the ensemble folder|needs timm"):
             load_source(model, folder, **keys)

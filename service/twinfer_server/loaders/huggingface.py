@@ -126,7 +126,7 @@ def _leave_masks_unread(transformers: Any, model: Any) -> None:
 @contextmanager
 def _offline() -> Iterator[None]:
     """Let nothing be downloaded: the configurations of some models name a backbone, whose weights come from the hub."""
-    constants = importlib.import_module("huggingface_hub.constants")
+    constants: Any = importlib.import_module("huggingface_hub.constants")
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield
