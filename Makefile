@@ -40,7 +40,7 @@ test: $(MADE) $(PROTOS_MADE) $(TRITON_MADE) ## run the tests
 test-reference: $(MADE) ## compare with the models' own libraries over published configurations; damage files by the thousand
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/reference
 
-check: $(MADE) $(PROTOS_MADE) ## lint, types, contract, fresh stubs, layers
+check: $(MADE) $(PROTOS_MADE) build/audit/.made ## lint, types, contract, fresh stubs, layers, known vulnerabilities
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -51,6 +51,7 @@ check: $(MADE) $(PROTOS_MADE) ## lint, types, contract, fresh stubs, layers
 	else echo "buf breaking: left out, no git revision $(AGAINST) to compare with"; fi
 	$(BIN)/python -m pytest --quiet tests/test_protos.py tests/test_layering.py
 	@$(BIN)/python -m tests.sizes
+	@$(BIN)/python -m tests.audit build/audit/bin/pip-audit
 
 protos: $(PROTOS_MADE) ## make the Python stubs from protos/
 	.venv-protos/bin/python -W ignore protos/generate.py
@@ -98,6 +99,13 @@ build/peers/%/.made: $(MADE)
 	@test ! -d build/peers/$* || { \
 	  site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	  $(BIN)/python -c "$$site" > "$$(build/peers/$*/bin/python -c "$$site")/beside.pth" && touch $@; }
+
+# pip-audit has its own environment, for it brings many packages. Where it cannot be made, the check says so and goes on.
+build/audit/.made: $(MADE)
+	@echo "Making build/audit: pip-audit ..."
+	@mkdir -p $(@D) && $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: pip-audit==2.9.0 || true
+	@touch $@
 
 # Another TORCH_INDEX than the environment was made with brings another torch.
 ifneq ($(TORCH_INDEX),$(TORCH_INDEX_BEFORE))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.models import as_any
 from twinfer_server.engine.admission import Admission
 from twinfer_server.engine.callers import Allowance, Places
+from twinfer_server.engine.preprocessor import Turns
 from twinfer_server.engine.queue import RequestQueue
-from twinfer_server.engine.turns import Turns
 from twinfer_server.errors import Overloaded
 from twinfer_server.settings import ServerSettings
 from twinfer_server.types import CallerLimits, InferRequest, Policy, Priority, Request

@@ -104,7 +104,8 @@ def test_requests_that_fail_or_are_cancelled_are_left_out_and_the_others_are_rea
         assert isinstance(error, InvalidInput)
 
 
-def test_a_large_call_is_prepared_by_several_threads(processor: RequestProcessor) -> None:
+def test_a_large_call_is_prepared_by_several_threads(processor: RequestProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twinfer_server.engine.preprocessor.TURN_SECONDS", PATIENCE_SECONDS)
     with receiving(processor, threads=3) as receiver:
         requests = [make_request(text="two") for _ in range(7)]
         receiver.preprocessor.prepare(requests, 10 * SHARE_BYTES)

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from tests.pictures import encode, make_kind, see
 from twinfer_server.errors import InvalidInput
-from twinfer_server.inputs.png import MAX_CHUNKS, leave_metadata_out
+from twinfer_server.inputs.decoding_cost import MAX_PNG_CHUNKS, leave_metadata_out
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 PLAIN = encode(Image.fromarray(PIXELS), "PNG")
@@ -98,9 +98,9 @@ def test_a_file_of_nothing_to_leave_out_is_handed_on_as_it_is() -> None:
 
 
 def test_more_chunks_than_any_picture_has_are_refused() -> None:
-    content = insert(chunk(b"prVt", b"") * MAX_CHUNKS)
+    content = insert(chunk(b"prVt", b"") * MAX_PNG_CHUNKS)
     with pytest.raises(
         InvalidInput,
-        match=re.escape(f"bytes that begin as PNG and cannot be read, or are only its beginning (more than {MAX_CHUNKS}"),
+        match=re.escape(f"bytes that begin as PNG and cannot be read, or are only its beginning (more than {MAX_PNG_CHUNKS}"),
     ):
         see(make_kind(size=[6, 8]), content)

@@ -16,6 +16,7 @@ from twinfer import Client, make_request
 from twinfer.errors import InvalidInput
 from twinfer.v1 import ensemble_pb2
 from twinfer_server.errors import InvalidEnsemble
+from twinfer_server.inputs import TextInput
 from twinfer_server.spec import TextInputSpec, read_spec
 from twinfer_server.trust import Trust
 
@@ -86,3 +87,19 @@ def test_a_length_beyond_a_berts_positions_is_refused_by_the_key(tmp_path: Path)
     save_classifier(tmp_path / "a", "Bert", max_position_embeddings=12)
     with pytest.raises(InvalidEnsemble, match=r"^members\.a\.input\.text\.max_tokens: found 13; allowed: at most 12, for so many"):
         load_folder(write(tmp_path, ["a"], "max_tokens = 13"), trust=Trust())
+
+
+def test_a_head_that_looks_for_the_end_of_a_text_is_bounded_too(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(ADDED)
+    end = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("", add_special_tokens=True))[-1]
+    torch.manual_seed(0)
+    library: Any = transformers
+    config = library.T5Config(
+        vocab_size=len(WORDS), d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, num_labels=3, eos_token_id=end,
+        pad_token_id=0, decoder_start_token_id=0,
+    )  # fmt: skip
+    save(tmp_path / "m", library.T5ForSequenceClassification(config), tokenizer)
+    [kind] = load_folder(write(tmp_path, ["m"])).members[0].inputs
+    assert isinstance(kind, TextInput)
+    assert kind.most_id == len(WORDS) - 1

@@ -1,13 +1,14 @@
 """The preprocessor: makes the members' samples of what callers sent, on threads of its own."""
 
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from ..errors import InternalError, Stage, TwinferError, detach
 from ..inputs import RequestProcessor
 from ..types import Request
-from .turns import Turns
 from .workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -85,3 +86,31 @@ class Preprocessor:
         request.ready_at = time.monotonic()
         request.decode_seconds = request.ready_at - began
         return True
+
+
+class Turns:
+    """Requests of calls that wait, by caller; one caller's many calls hold up another's by one turn at the most.
+
+    Source: fair queueing by round robin, Nagle, RFC 970 (1985).
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._lock = threading.Lock()
+        self._waiting: dict[str, deque[Sequence[Request]]] = {}
+        """By caller, the next one first."""
+
+    def put(self, requests: Sequence[Request]) -> None:
+        """Let requests of one call wait, one at least; any thread."""
+        with self._lock:
+            self._waiting.setdefault(requests[0].request.caller, deque()).append(requests)
+
+    def take(self) -> Sequence[Request]:
+        """Take the requests of the next turn, of as many as have been put; any thread."""
+        with self._lock:
+            caller = next(iter(self._waiting))
+            waiting = self._waiting.pop(caller)
+            requests = waiting.popleft()
+            if waiting:
+                self._waiting[caller] = waiting  # behind the other callers
+            return requests

@@ -125,7 +125,7 @@ class Batch:
             done = [False for _ in self.runs]
         for run, is_done in zip(self.runs, done, strict=True):
             if not is_done and run.has_answered:
-                run.fault = f"the batch broke off: {type(error).__name__}: {error}"
+                run.fault = f"the batch broke off: {type(error).__name__}; the server's log has it"
                 run.fail(run.fault)
 
     def _fuse(self) -> None:

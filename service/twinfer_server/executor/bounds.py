@@ -120,10 +120,13 @@ def bound_inputs(member: Member) -> None:
 
 
 def _look_up(member: Member) -> tuple[Parts, list[Lookup]]:
-    """Compute made-up samples of few tokens, or where that raises of as many as there can be, and note what is looked up."""
+    """Compute made-up samples of few tokens, or where that raises of as many as there can be, and note what is looked up.
+
+    Where that raises too, texts begin and end as the tokenizer's do: some heads look for that.
+    """
     most = _most_tokens(member)
-    for tokens in dict.fromkeys((min(TOKENS, most), most)):
-        parts = _make_parts(member, tokens)
+    for tokens, is_framed in dict.fromkeys(((min(TOKENS, most), False), (most, False), (min(TOKENS, most), True))):
+        parts = _make_parts(member, tokens, is_framed=is_framed)
         arguments = _arrange(member, parts)
         lookups = Lookups(member.model, arguments)
         try:
@@ -140,7 +143,7 @@ def _most_tokens(member: Member) -> int:
     return max((kind.buffers[0].shape[0] for kind in member.inputs if isinstance(kind, TextInput)), default=0)
 
 
-def _make_parts(member: Member, tokens: int) -> dict[str, dict[str, Array]]:
+def _make_parts(member: Member, tokens: int, *, is_framed: bool = False) -> dict[str, dict[str, Array]]:
     """Make samples of low numbers in a pattern that only they have, and of the type 0; other inputs have their own examples."""
     has_text = any(isinstance(kind, TextInput) for kind in member.inputs)
     count = 1 if has_text else min(SAMPLES, member.max_samples)
@@ -154,6 +157,8 @@ def _make_parts(member: Member, tokens: int) -> dict[str, dict[str, Array]]:
         made = dict(zip((buffer.name for buffer in kind.buffers), arrays, strict=True))
         if isinstance(kind, TextInput):
             ids = kind.low + random.integers(0, 2, (count, tokens))
+            if is_framed:
+                kind.frame(ids)
             patterns = {"ids": ids, "length": np.full(count, tokens), "types": np.zeros_like(ids)}
             made = {name: patterns[name] for name in made}
         parts[kind.name] = made
@@ -191,7 +196,7 @@ def _bound(kind: TextInput | TensorInput, name: str, array: Array, lookups: Sequ
         if lookup.is_given and lookup.indices.size == array.size:
             shifts = np.unique(lookup.indices.reshape(-1) - array.reshape(-1).astype(np.int64))
             # The types are all 0, and so is no other argument that is looked up.
-            if len(shifts) == 1 and len(np.unique(array)) == (1 if name == "types" else 2):
+            if len(shifts) == 1 and (len(np.unique(array)) == 1) == (name == "types"):
                 least = 0 if lookup.is_embedding else -lookup.rows
                 kind.bound(name, least - int(shifts[0]), lookup.rows - 1 - int(shifts[0]))
 

@@ -142,7 +142,7 @@ class Member:
             count = len(kind.buffers)
             arguments.extend(kind.arguments(staged[:count]))
             staged = staged[count:]
-        return self.model.adapt(arguments)
+        return self.model.adapt(arguments) if self.model.adapters else tuple(arguments)
 
     def read(self, outputs: object) -> list[Tensor]:
         """Find, in what the model returns, the output that counts and the extra ones: float32 [samples, ...] each."""

@@ -193,21 +193,20 @@ class MemberRun:
             self._give_up(found.fault)
             return
         for index, raised in found.alone.items():
-            self.fail(f"the member raised on the input of this request alone: {_describe(raised)}", [index])
+            self.fail(f"on the input of this request alone {_name(raised)}", [index])
         for index, raised in found.left.items():
-            text = "the member raised on the inputs of this request and others, which no time was left to tell apart"
-            self.fail(f"{text}: {_describe(raised)}", [index])
+            self.fail(f"on the inputs of this request and others, which no time was left to tell apart, {_name(raised)}", [index])
         if not self.has_answered:
             self.fault = None
         failed = len(found.alone) + len(found.left)
-        text = "member %s raised on %d requests together, and in parts on %d of them: %s"
-        logger.warning(text, name, len(group), failed, _describe(error))
+        text = "member %s raised on %d requests together, and in parts on %d of them: %s: %s"
+        logger.warning(text, name, len(group), failed, type(error).__name__, error)
         logger.debug("what member %s raised", name, exc_info=error)
 
     def _give_up(self, error: Exception) -> None:
         """Have all requests fail of what the member itself raised."""
         logger.error("member %s raised", self.member.name, exc_info=error)
-        self.fault = f"the member raised {_describe(error)}"
+        self.fault = _name(error)
         self.fail(self.fault)
 
     def _take_upstream(self) -> None:
@@ -236,5 +235,6 @@ def _make_index(samples: Sequence[int], device: torch.device) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _name(error: Exception) -> str:
+    """Say to callers what a member raised: what it says may tell of paths, or of other callers' inputs."""
+    return f"the member raised {type(error).__name__}; the server's log has it"

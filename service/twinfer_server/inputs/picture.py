@@ -22,8 +22,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch.nn import functional
 
 from ..types import Array
+from .decoding_cost import TooCostly, decoding, leave_metadata_out
 from .kind import Size, refuse
-from .png import leave_metadata_out
 from .signature import name_format
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
@@ -99,11 +99,14 @@ def read_picture(name: str, content: bytes, max_pixels: int, min_size: Size) -> 
     try:
         depth = _read_depth(image, content)
         scale = _scale_down(image, min_size)
-        image.load()
+        with decoding(image, content, max_pixels):
+            image.load()
         orientation = _read_orientation(image)  # not before: Pillow turns a TIFF itself while loading
         pixels = _to_plain(image.transpose(TURNS[orientation]) if orientation > 1 else image, depth)
     except UnagreedSamples as error:
         raise refuse(name, str(error), "8 or 16 bits per channel, pixel by pixel, opaque or with an alpha channel") from None
+    except TooCostly as error:
+        raise refuse(name, str(error), error.allowed) from None
     except Exception as error:
         raise refuse(name, f"a truncated or damaged {image.format} ({error})", "a whole image") from None
     return Picture(pixels, *(image_size if orientation >= 5 else image_size[::-1]), scale)

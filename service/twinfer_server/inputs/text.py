@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,15 +134,21 @@ class TextInput:
         """
         length = min(tokens, self.spec.max_tokens) if self.spec.mask else self.spec.max_tokens
         random = np.random.default_rng(seed)
-        begin, end = self._frame if length > sum(map(len, self._frame)) else ([], [])
         ordinary = self._ordinary[self._ordinary <= self.most_id]
-        inside = random.choice(ordinary if len(ordinary) else [0], length - len(begin) - len(end))
+        ids = random.choice(ordinary if len(ordinary) else [0], (1, length)).astype(np.int32)
+        self.frame(ids)
         arrays = {
-            "ids": np.array([[*begin, *inside, *end]], dtype=np.int32),
+            "ids": ids,
             "length": np.array([length], dtype=np.int32),
             "types": random.integers(0, min(1, self._most_type) + 1, (1, length), dtype=np.int32),
         }
         return tuple(arrays[buffer.name] for buffer in self.buffers)
+
+    def frame(self, ids: NDArray[Any]) -> None:
+        """Let ids [samples, tokens] begin and end as the tokenizer's texts do, where there is room for more."""
+        begin, end = self._frame
+        if ids.shape[1] > len(begin) + len(end):
+            ids[:, : len(begin)], ids[:, ids.shape[1] - len(end) :] = begin, end
 
     def arguments(self, staged: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Turn int32 ids [n, tokens] (lengths [n], types [n, tokens]) into int64 ids (mask, types), each [n, tokens]."""

@@ -71,7 +71,7 @@ def load_huggingface(source: Source) -> LoadedModel:
     allowed = "a directory that model.save_pretrained has written, for an architecture of transformers"
     copying = _copy_pickles(source, weights) if is_pickle else nullcontext(folder)
     with source.holding(counted), copying as place:
-        with source.reading(cannot_load, allowed):
+        with _offline(), source.reading(cannot_load, allowed):
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             _set_up(source, config, name)
             if name == "AutoModel" and _has_encoder(transformers, config):
@@ -147,6 +147,17 @@ def _leave_masks_unread(transformers: Any, model: Any) -> None:
     transformers.AttentionMaskInterface.register(UNREAD_MASKS, make_mask)
     transformers.AttentionInterface.register(UNREAD_MASKS, attention.sdpa_attention_forward)
     model.set_attn_implementation(UNREAD_MASKS)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let nothing be downloaded: the configurations of some models name a backbone, whose weights come from the hub."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _find_weights(source: Source, directory: Path) -> list[Path]:

@@ -4,6 +4,8 @@
 nothing.
 """
 
+import re
+
 from safetensors.torch import load_model
 from torch import nn
 
@@ -39,7 +41,10 @@ def load_safetensors(source: Source) -> LoadedModel:
 
 
 def _make_timm(source: Source, architecture: str) -> nn.Module:
+    name = architecture.removeprefix("timm:")
+    if not re.fullmatch(r"[\w.]+", name):  # timm downloads what "hf-hub:..." names, and reads any folder for "local-dir:..."
+        raise source.refuse("which is no name of timm's own", "timm:NAME", "architecture")
     timm = source.import_extra("timm", "timm")
     with source.reading(f"which timm {timm.__version__} cannot make", "timm:NAME", "architecture"):
-        module: nn.Module = timm.create_model(architecture.removeprefix("timm:"), pretrained=False)
+        module: nn.Module = timm.create_model(name, pretrained=False)
     return module

@@ -35,6 +35,9 @@ OPTIONS = (
     # Metadata of a call, in bytes: beyond the first some calls are refused, beyond the second all.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 32 * 1024),
+    # It holds for a connection from when its client has acknowledged it, for which there is no more time than this; until then
+    # 16 MiB are kept.
+    ("grpc.http2.settings_timeout", 20_000),
     # Calls at once on one connection; its client queues the rest. More than `max_concurrent_calls` by default, so that calls
     # that are too many are told so, and health still has room.
     ("grpc.max_concurrent_streams", 1024),

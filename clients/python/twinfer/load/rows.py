@@ -26,7 +26,8 @@ def read_rows(path: Path, ensemble: ensemble_pb2.Ensemble) -> list[dict[str, Val
     """Return every row of a CSV file, or of the `rows.csv` of a folder, as inputs by name.
 
     A column has an input's name: a text input's holds the text, an image's the path of a file, a tensor's that of a `.npy`, both
-    relative to the file's folder. An empty cell is an input that the row lacks. Other columns, such as `label`, are not read.
+    relative to the file's folder and inside it. An empty cell is an input that the row lacks. Other columns, such as `label`, are
+    not read.
     Raises ValueError that names the first cell that cannot be used, OSError for a CSV file that cannot be read.
     """
     file = path / FILE if path.is_dir() else path
@@ -64,12 +65,20 @@ def _read_row(file: Path, number: int, cells: Mapping[str, str], kinds: Mapping[
         if not cell:
             continue
         try:
-            row[name] = cell if kinds[name] == "text" else _read_file(file.parent / cell, kinds[name])
+            row[name] = cell if kinds[name] == "text" else _read_file(_find_file(file.parent, cell), kinds[name])
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{file}, row {number}, column {name!r}: found {cell[:60]!r}, which cannot be read: {error}") from None
     if not row:
         raise ValueError(f"{file}, row {number}: found no input at all; allowed: at least one cell that is not empty.")
     return row
+
+
+def _find_file(folder: Path, cell: str) -> Path:
+    """Return the path of a file of the folder: what other files hold is not for the table's author to send."""
+    path = (folder / cell).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError("it leaves the folder")
+    return path
 
 
 def _read_file(path: Path, kind: str) -> Value:
