@@ -111,15 +111,17 @@ def validate_command(
     with plain_errors():
         settings = read_settings(device=device, trust_code=trust_code, trust_list=trust_list or None)
         try:
-            ensemble = _prepare(folder, settings)
+            ensemble, compared = _prepare(folder, settings)
         except InvalidEnsemble as error:
             if as_json:
                 print_json({"is_valid": False, "error": str(error)})
             raise
         if as_json:
-            print_json({"is_valid": True, **plain(ensemble)})
+            print_json({"is_valid": True, "compared": compared, **plain(ensemble)})
         else:
             print_ensemble(ensemble)
+            for line in compared:
+                typer.echo(f"compared with its library: {line}")
             typer.secho("valid", fg=typer.colors.GREEN)
     sys.stdout.flush()
 
@@ -136,12 +138,14 @@ def demo_command(
         demo(folder or digits_folder(), device, as_json)
 
 
-def _prepare(folder: Path, settings: ServerSettings) -> "Ensemble":
+def _prepare(folder: Path, settings: ServerSettings) -> tuple["Ensemble", list[str]]:
+    """Describe an ensemble that has been loaded and warmed, and say what was compared with the members' own libraries."""
     with garbage_put_off():
         from .rpc import describe
         from .serve import prepare_ensemble
     with warmup_bar() as on_progress:
-        return describe(prepare_ensemble(folder, settings, on_progress), settings)
+        ensemble = prepare_ensemble(folder, settings, on_progress)
+    return describe(ensemble, settings), [line for member in ensemble.members for line in member.compared]
 
 
 def _split_setting(text: str) -> tuple[str, str]:

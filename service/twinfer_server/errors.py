@@ -39,9 +39,10 @@ __all__ = [
     "Cancelled", "DeadlinePassed", "Draining", "FusionConflict", "InternalError", "InvalidEnsemble", "InvalidInput",
     "InvalidOption", "InvalidRequest", "Loading", "MalformedMessage", "MemberFailed", "MemberLate", "MemberOff", "MissingInput",
     "NotFinite", "NothingToFuse", "Overloaded", "PermissionDenied", "Reason", "Stage", "TwinferError", "Unauthenticated",
-    "Unavailable", "UnknownEnsemble", "UnknownInput", "UnknownMember", "Unsupported", "UntrustedCode", "detach", "quote",
+    "Unavailable", "UnknownEnsemble", "UnknownInput", "UnknownMember", "Unsupported", "UntrustedCode", "detach", "outline", "quote",
 ]  # fmt: skip
 
+MAX_ERROR_CHARS = 400
 E = TypeVar("E", bound=TwinferError)
 
 
@@ -57,6 +58,12 @@ def quote(value: object, max_chars: int = 60) -> str:
     """Quote what a caller sent, at most its first part: a status message that repeats it whole may not be receivable."""
     text = str(value)
     return repr(text if len(text) <= max_chars else text[:max_chars] + "...")
+
+
+def outline(error: BaseException) -> str:
+    """Return what a library's error says on one line, at most its first part: some list every weight of a model."""
+    text = " ".join(str(error).split()).encode(errors="backslashreplace").decode()  # a damaged file may have half a character
+    return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
 
 
 def detach(error: E) -> E:

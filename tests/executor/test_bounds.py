@@ -90,9 +90,12 @@ def save_script(path: Path, model: nn.Module) -> None:
 
 ONNX = """<ir_version: 9, opset_import: ["": 17]>
 words (int64[samples, tokens] input_ids, int64[samples, tokens] attention_mask) => (float[samples, two] logits)
-<float[ROWS, 2] table = {VALUES}, int64[1] axes = {1}> {
+<float[ROWS, 2] table = {VALUES}, int64[1] axes = {1}, int64[1] last = {2}> {
     found = Gather(table, input_ids)
-    logits = ReduceSum<keepdims = 0>(found, axes)
+    open = Cast<to = 1>(attention_mask)
+    column = Unsqueeze(open, last)
+    kept = Mul(found, column)
+    logits = ReduceSum<keepdims = 0>(kept, axes)
 }"""
 
 

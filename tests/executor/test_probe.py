@@ -171,7 +171,7 @@ def test_a_model_that_keeps_to_its_mask_is_served(tmp_path: Path) -> None:
 TEXTS: dict[str, tuple[Callable[..., object], str]] = {
     "it counts padding": (
         lambda ids, mask: pair_of(torch.ones_like(ids).sum(1, keepdim=True).float()),
-        "output changes by .* when it shares a batch with a longer text; .*does not leave out what its mask calls padding",
+        "output for a text changes by .* when padding lies behind it; .*does not leave out what its mask calls padding",
     ),
     "it needs equal lengths": (
         need_equal_lengths,

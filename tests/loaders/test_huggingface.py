@@ -16,10 +16,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
 
 from tests.pretrained import (
     MAX_TOKENS,
     TEXTS,
+    WORDS,
     make_image,
     save_bert,
     save_clip,
@@ -30,6 +32,7 @@ from tests.pretrained import (
 from tests.servers import running, write_ensemble
 from tests.sources import TRUSTS_ALL, ask_member, load_folder, load_source
 from twinfer import Client
+from twinfer_server.cli import load_command
 from twinfer_server.errors import InvalidEnsemble, UntrustedCode
 from twinfer_server.spec import ImageInputSpec, TextInputSpec, read_spec
 from twinfer_server.trust import Trust, format_trust_list
@@ -44,7 +47,7 @@ TEXT = '[members.{name}.input.text]\nkind = "text"'
 
 def write_member(folder: Path, model: str, given: str, keys: str = "", task: str = "classification") -> Path:
     """Write an ensemble of one member "m"; `keys` are the member's further keys."""
-    method = {"classification": "weighted_mean", "embedding": "concatenation"}[task]
+    method = "concatenation" if task == "embedding" else "weighted_mean"
     head = f'name = "one"\nversion = 1\ntask = "{task}"\n[members.m]\nmodel = "{model}"\n{keys}'
     return write_ensemble(folder, "\n".join([head, given.format(name="m"), "[fusion]", f'method = "{method}"']))
 
@@ -216,7 +219,7 @@ def test_an_input_without_keys_takes_them_from_the_directory_and_keeps_those_it_
     member = read_spec(minilm).members["m"]
     text = member.input["text"]
     assert isinstance(text, TextInputSpec)
-    assert (text.tokenizer, text.max_tokens, text.mask, text.pad_id) == ("minilm/tokenizer.json", 256, True, 0)
+    assert (text.tokenizer, text.max_tokens, text.mask, text.pad_id) == ("hf:minilm", 256, True, 0)
     assert member.output.kind == "embedding"
     spec = read_spec(write_member(folder, "hf:vit", f'{IMAGE}\nresize = "nearest"\nrequired = true'))
     image = spec.members["m"].input["image"]
@@ -334,7 +337,7 @@ REFUSED: dict[str, tuple[str, dict[str, str], str, Change, str]] = {
     "a directory that leaves": ("../vit", {}, "", None, "the path leaves the ensemble folder"),
     "a configuration that is no JSON": ("vit", {}, "config.json", "{", "config.json cannot be read"),
     "a configuration of nothing": ("vit", {}, "config.json", "[]", "found list; allowed: a JSON object"),
-    "an architecture that is Python": ("vit", {}, "config.json", REMOTE, "members.m.model: found 'hf:vit', which transformers"),
+    "an architecture that is Python": ("vit", {}, "config.json", REMOTE, "members.m: config.json: auto_map: found"),
     "no image processor": ("vit", {}, PROCESSOR, None, "no image processor in 'vit'"),
     "an image processor that keeps the shape": (
         "vit", {}, PROCESSOR, {"size": {"shortest_edge": 24}},
@@ -344,14 +347,14 @@ REFUSED: dict[str, tuple[str, dict[str, str], str, Change, str]] = {
         "vit", {}, PROCESSOR, {"image_processor_type": "GLPNImageProcessor"},
         "found GLPNImageProcessor, which has steps of its own",
     ),
-    "no tokenizer": ("bert", {}, "tokenizer.json", None, "no tokenizer.json in 'bert'"),
+    "no tokenizer": ("bert", {}, "tokenizer.json", None, "no tokenizer in 'bert'"),
     "padding on the left that the model would see": (
         "siglip", {}, TOKENIZER, {"padding_side": "left"},
         "input.text: the tokenizer's padding_side is 'left' for a model without a mask; allowed: 'right'",
     ),
     "a cut on no side": (
         "bert", {}, TOKENIZER, {"truncation_side": "middle"},
-        "members.m.input.text.truncation_side: found 'middle'; allowed: 'right' or 'left'",
+        "input.text: tokenizer_config.json: truncation_side: found 'middle'; allowed: 'right' or 'left'",
     ),
     "a head that has no weights": ("clip", LOGITS, "", None, "allowed: a directory that model.save_pretrained"),
     "a text head that has no weights": (
@@ -370,7 +373,7 @@ REFUSED: dict[str, tuple[str, dict[str, str], str, Change, str]] = {
     "cut weights": ("vit", {}, "model.safetensors", cut, "which transformers"),
     "sentences through an unknown module": (
         "bert", EMBEDDING, "modules.json", DENSE,
-        "whose sentence-transformers files cannot be followed (modules.json: found ['Dense'])",
+        "members.m: modules.json: type: found Dense; allowed: Transformer, Pooling, then Dense, Normalize and Dropout in any order",
     ),
 }  # fmt: skip
 
@@ -448,3 +451,98 @@ def test_a_missing_transformers_is_answered_with_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InvalidEnsemble, match=r"pip install 'twinfer\[hf\]'"):
         load(write_member(folder, "hf:vit", given))
+
+
+def test_a_flag_of_the_configuration_counts_as_to_the_library(folder: Path, models: dict[str, Any]) -> None:
+    vocabulary = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "the": 4, "cat": 5, "Cat": 6, "é": 7, "e": 8}
+    transformers.BertTokenizer(vocab=vocabulary, do_lower_case=False, model_max_length=MAX_TOKENS).save_pretrained(folder / "bert")
+    edit(folder / "bert" / TOKENIZER, do_lower_case=True)
+    sentences: list[Mapping[str, RawInput]] = [{"text": "The Cat"}, {"text": "é cat"}]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
+    with torch.inference_mode():
+        expected = [models["bert"](**tokenizer(one["text"], return_tensors="pt")).logits for one in sentences]
+    assert_close(ask(write_member(folder, "hf:bert", TEXT), sentences), torch.cat(expected))
+
+
+def test_a_pair_gets_the_token_types_that_the_library_gives_it(folder: Path, models: dict[str, Any]) -> None:
+    transformers.BertTokenizer(vocab=dict(zip(WORDS, range(len(WORDS)), strict=True))).save_pretrained(folder / "bert")
+    text = read_spec(write_member(folder, "hf:bert", f"{TEXT}\npair = true")).members["m"].input["text"]
+    assert isinstance(text, TextInputSpec)
+    assert (text.token_types, text.max_tokens) == (True, MAX_TOKENS)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
+    with torch.inference_mode():
+        expected = models["bert"](**tokenizer("word1 word2", "word3", return_tensors="pt")).logits
+    assert_close(ask(folder, [{"text": ("word1 word2", "word3")}]), expected)
+    with pytest.raises(InvalidEnsemble, match="token_types: found false, and the library gives this model types"):
+        read_spec(write_member(folder, "hf:bert", f"{TEXT}\npair = true\ntoken_types = false"))
+    edit(folder / "bert" / TOKENIZER, model_input_names=["input_ids", "attention_mask"])
+    with pytest.raises(InvalidEnsemble, match="token_types: found true, and the library gives this model none"):
+        read_spec(write_member(folder, "hf:bert", f"{TEXT}\npair = true\ntoken_types = true"))
+
+
+def test_a_tokenizer_that_reads_otherwise_than_the_librarys_is_not_served(folder: Path) -> None:
+    assert load(write_member(folder, "hf:bert", TEXT)).members[0].compared == (
+        "members.m.input.text: 16 made-up texts have the ids, mask of TokenizersBackend",
+    )
+    tokenizer = json.loads((folder / "bert" / "tokenizer.json").read_text())
+    edit(folder / "bert" / "tokenizer.json", normalizer={"type": "Lowercase"})
+    (folder / "words.json").write_text(json.dumps(tokenizer))
+    own = load(write_member(folder, "hf:bert", f'{TEXT}\ntokenizer = "words.json"')).members[0]
+    assert own.compared == ("members.m.input.text: not compared, 'words.json' is not of the model's directory",)
+    edit(folder / "bert" / TOKENIZER, additional_special_tokens=["quick"])
+    with pytest.raises(InvalidEnsemble, match=r"text: 'The quick brown .*' has the ids \[1, 3, 3, .* by the library's Tokenizers"):
+        load(write_member(folder, "hf:bert", f'{TEXT}\ntokenizer = "bert/tokenizer.json"'))
+
+
+ONE = {"id2label": {"0": "relevant"}, "label2id": None}
+
+
+@pytest.mark.parametrize(
+    ("facts", "task", "kind"),
+    [
+        pytest.param({}, "multi_label", "logits", id="a sigmoid"),
+        pytest.param({"problem_type": "regression"}, "tensor", "tensor", id="a regressor"),
+        pytest.param(
+            {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "tensor", "tensor", id="a number"
+        ),
+    ],
+)
+def test_a_head_of_one_logit_has_a_task_and_is_refused_for_another(
+    folder: Path, models: dict[str, Any], facts: dict[str, Any], task: str, kind: str
+) -> None:
+    config = transformers.AutoConfig.from_pretrained(folder / "bert", num_labels=1)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder / "bert")
+    edit(folder / "bert" / "config.json", **ONE, **facts)
+    (member,) = load(write_member(folder, "hf:bert", TEXT, task=task)).members
+    assert (member.spec.output.kind, member.output_shape) == (kind, (1,))
+    with pytest.raises(InvalidEnsemble, match=r"found 'hf:bert', wh.* for task 'classification'; allowed: .*task"):
+        load(write_member(folder, "hf:bert", TEXT))
+
+
+def test_a_head_without_a_pad_token_takes_the_tokenizers_or_asks_for_one(folder: Path) -> None:
+    torch.manual_seed(6)
+    sizes: dict[str, Any] = {
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 4,
+        "n_positions": MAX_TOKENS,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = transformers.GPT2Config(**sizes, vocab_size=len(WORDS), initializer_range=0.4)
+    model = transformers.GPT2ForSequenceClassification(config).eval()
+    model.save_pretrained(folder / "bert")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
+    with torch.inference_mode():
+        expected = [model(**tokenizer(text, return_tensors="pt", truncation=True)).logits for text in TEXTS]
+    assert_close(ask(write_member(folder, "hf:bert", TEXT), SENTENCES), torch.cat(expected))
+    edit(folder / "bert" / TOKENIZER, pad_token=None)
+    with pytest.raises(InvalidEnsemble, match="pad_id: found nothing, for config"):
+        load(folder)
+
+
+def test_validate_says_what_was_compared_with_the_library(folder: Path, models: dict[str, Any]) -> None:
+    found = CliRunner().invoke(load_command("validate"), [str(write_member(folder, "hf:bert", TEXT)), "--device", "cpu"])
+    assert found.exit_code == 0, found.output
+    line = "compared with its library: members.m.input.text: 16 made-up texts have the ids, mask of TokenizersBackend"
+    assert line in " ".join(found.output.split())

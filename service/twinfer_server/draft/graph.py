@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ..errors import quote
+from ..errors import outline, quote
 from ..loaders.arguments import name_dtype
 from ..loaders.onnx import find_dtype
 from ..loaders.onnx_graph import OnnxGraph, check_location, parse_graph, read_names
-from ..loaders.source import TEXT, outline
+from ..loaders.source import TEXT
 from ..spec import PREFIX, TensorInputSpec, complete_table
 from .lines import Asked
 from .member import CannotDraft, MemberDraft, plain_name

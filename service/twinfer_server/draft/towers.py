@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import quote
 from ..loaders.weights import read_number
-from ..spec import PREFIX, find_output_kind, read_json
+from ..spec import PREFIX, find_output_kind, read_config
 from .lines import Asked
 from .member import CannotDraft, MemberDraft, plain_name
 
@@ -28,7 +28,7 @@ def draft_towers(source: str) -> list[MemberDraft] | None:
     directory = Path(source.removeprefix(PREFIX))
     if not source.startswith(PREFIX):
         return None
-    config = read_config(directory)
+    config = find_config(directory)
     if not {"text_config", "vision_config"} <= set(config) or find_output_kind(config) != "embedding":
         return None
     target, fusion = plain_name(directory.resolve().name, "-", "towers"), _read_likeness(directory, config)
@@ -39,13 +39,12 @@ def draft_towers(source: str) -> list[MemberDraft] | None:
     ]
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read a directory's `config.json`; raises CannotDraft."""
+def find_config(directory: Path) -> dict[str, Any]:
+    """Read a directory's configuration; raises CannotDraft."""
     try:
-        return read_json(directory / "config.json")
+        return read_config(directory)
     except ValueError as error:
-        allowed = "a directory that save_pretrained has written"
-        raise CannotDraft(f"{directory / 'config.json'}: {error}; allowed: {allowed}") from None
+        raise CannotDraft(f"{directory}: {error}; wanted is a directory that save_pretrained has written") from None
 
 
 def _read_likeness(directory: Path, config: Mapping[str, Any]) -> dict[str, object]:

@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import InvalidEnsemble, InvalidInput
+from ..errors import InvalidEnsemble, InvalidInput, outline, quote
 from ..fusion import ROUNDING
 from ..inputs import TextInput
 from ..loaders.arguments import name_dtype
-from ..loaders.source import outline
 from ..types import Array, Samples
 from .bounds import explain_length
 from .member import Member
@@ -49,7 +48,7 @@ def check_member(member: Member, task: str) -> None:
     member.extra_shapes = tuple(extra)
     for count, found in outputs:
         _check_shapes(member, count, found)
-    _compare(member, samples, alone, together, "others")
+    _compare(member, samples, alone, together)
     _check_lengths(member)
     _check_kind(member, task, together)
 
@@ -64,8 +63,8 @@ def _check_shapes(member: Member, count: int, outputs: Sequence[Tensor]) -> None
             )
 
 
-def _compare(member: Member, samples: Sequence[Samples], alone: Sequence[Tensor], together: Tensor, others: str) -> None:
-    """Refuse a member that answers a sample otherwise beside `others` than alone; raises InvalidEnsemble.
+def _compare(member: Member, samples: Sequence[Samples], alone: Sequence[Tensor], together: Tensor) -> None:
+    """Refuse a member that answers a sample otherwise beside others than alone; raises InvalidEnsemble.
 
     alone: float32 [1, ...] for each of the samples; together: float32 [samples, ...].
     """
@@ -82,13 +81,8 @@ def _compare(member: Member, samples: Sequence[Samples], alone: Sequence[Tensor]
                 "The model draws random numbers or changes with every call: put it into evaluation mode before exporting it"
             )
         raise InvalidEnsemble(
-            f"{key}: a sample's output changes by {error:.3g} when it shares a batch with {others}; allowed: {allowed:.3g}. "
-            "The model "
-            + (
-                "mixes its samples: put it into evaluation mode (batch normalisation, dropout) before exporting it, if it was not"
-                if others == "others"
-                else "does not leave out what its mask calls padding"
-            )
+            f"{key}: a sample's output changes by {error:.3g} when it shares a batch with others; allowed: {allowed:.3g}. The model"
+            " mixes its samples: put it into evaluation mode (batch normalisation, dropout) before exporting it, if it was not"
         )
 
 
@@ -102,16 +96,35 @@ def _measure(member: Member, found: Tensor, expected: Tensor) -> tuple[float, fl
 
 
 def _check_lengths(member: Member) -> None:
-    """Compare a long and a short text together with each alone: padding must not count; raises InvalidEnsemble."""
-    if not any(buffer.is_ragged for buffer in member.buffer_specs) or member.max_samples == 1:
+    """Compare a long and a short text, padded as a batch does, with each alone and not padded; raises InvalidEnsemble."""
+    if not any(buffer.is_ragged for buffer in member.buffer_specs):
         return
     try:
         samples = [_make_text(member, words) for words in (member.token_sizes[-1], 1)]
     except InvalidInput:  # a tokenizer that knows no letters
         return
-    alone = [_compute(member, [sample], "raises on one text")[0] for sample in samples]
-    together = _compute(member, samples, "answers each of two texts alone, and raises on both together")[0]
-    _compare(member, samples, alone, together, "a longer text")
+    alone = [_compute_bare(member, sample) for sample in samples]
+    if member.max_samples > 1:
+        together = _compute(member, samples, "answers each of two texts alone, and raises on both together")[0]
+    else:
+        together = torch.cat([_compute(member, [sample], "answers a text, and raises on it with padding")[0] for sample in samples])
+    for found, (expected,) in zip(together, alone, strict=True):
+        error, allowed = _measure(member, found, expected)
+        if not error <= allowed:
+            raise InvalidEnsemble(
+                f"members.{member.name}.model: found {quote(member.spec.model)}, whose output for a text changes by {error:.3g} "
+                f"when padding lies behind it; allowed: {allowed:.3g}. The model does not leave out what its mask calls padding, "
+                "or needs it on another side"
+            )
+
+
+def _compute_bare(member: Member, sample: Samples) -> Tensor:
+    """Compute a text of just its own length: float32 [1, ...]; as it is served, where the model takes no such length."""
+    compute = member.model.checked or member.model.module
+    try:
+        return member.read(compute(*member.arrange_samples(sample)))[0].cpu()
+    except Exception:  # of the model's own
+        return _compute(member, [sample], "raises on one text")[0]
 
 
 def _make_text(member: Member, words: int) -> Samples:

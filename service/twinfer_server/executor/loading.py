@@ -1,5 +1,6 @@
 """Loading: from a folder to an ensemble whose members have been checked and fit each other."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from ..device import CudaDevice, Device
 from ..errors import InvalidEnsemble, quote
 from ..fusion import find_method
 from ..inputs import InputKind, InputLimits, UpstreamInput, make_input
+from ..inputs.image import ImageInput
+from ..inputs.text import TextInput
 from ..loaders import SharedStorages, load
 from ..precision import convert
-from ..spec import EnsembleSpec, MemberSpec, UpstreamInputSpec, check_classes, read_labels, read_spec
+from ..reference import compare_images, compare_texts
+from ..spec import PREFIX, EnsembleSpec, MemberSpec, UpstreamInputSpec, check_classes, find_directory, read_labels, read_spec
 from ..trust import Trust
 from .bounds import bound_inputs
 from .checks import check_member, check_positions, embed_texts
@@ -22,6 +26,8 @@ from .fusion_versions import FusionBuilder
 from .member import Member
 from .sampling import make_calibration_samples
 
+logger = logging.getLogger(__name__)
+
 
 def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimits, spec: EnsembleSpec | None = None) -> Ensemble:
     """Load and check the ensemble in `folder`; raises InvalidEnsemble. Call it on a thread that the device has prepared.
@@ -29,11 +35,11 @@ def load_ensemble(folder: Path, device: Device, trust: Trust, limits: InputLimit
     `spec` is what to load instead of what the folder's file says, of the same members.
     """
     spec = spec or read_spec(folder)
+    labels = read_labels(folder, spec)
+    check_classes(folder, spec, labels)
     find_method(spec)
     if spec.fusion.fitted and (spec.fusion.weights or spec.fusion.temperatures):
         raise InvalidEnsemble("fusion.fitted: found beside weights or temperatures; allowed: alone, it brings its own")
-    labels = read_labels(folder, spec)
-    check_classes(folder, spec, labels)
     members: list[Member] = []
     storages = SharedStorages()
     for name in spec.members:
@@ -69,6 +75,7 @@ def _load_member(name: str, spec: EnsembleSpec, folder: Path, before: Sequence[M
         len(before), name, member_spec, model, inputs, max_batch_size=spec.batching.max_batch_size,
         extra_outputs=_list_extra_outputs(name, spec), is_deterministic=spec.deterministic, device=device,
     )  # fmt: skip
+    member.compared = _compare(name, member, folder)
     with torch.inference_mode():
         bound_inputs(member)
         check_member(member, spec.task)
@@ -81,6 +88,24 @@ def _load_member(name: str, spec: EnsembleSpec, folder: Path, before: Sequence[M
     for buffers in member.buffers:
         buffers.make_host_outputs(device, member.output_shape)
     return member
+
+
+def _compare(name: str, member: Member, folder: Path) -> tuple[str, ...]:
+    """Compare a Hugging Face member's inputs with its library's; returns what was done, raises InvalidEnsemble."""
+    if not member.spec.model.startswith(PREFIX):
+        return ()
+    directory, lines = find_directory(folder, member.spec.model), []
+    for kind in member.inputs:
+        key = f"members.{name}.input.{kind.name}"
+        if isinstance(kind, TextInput):
+            lines.append(compare_texts(key, kind, directory))
+        elif isinstance(kind, ImageInput):
+            lines.append(compare_images(key, kind, directory))
+        else:
+            lines.append(f"{key}: not compared, the library prepares no tensors")
+    for line in lines:
+        logger.info("%s", line)
+    return tuple(lines)
 
 
 def _find_device(name: str, spec: MemberSpec, device: Device) -> Device:

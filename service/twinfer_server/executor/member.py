@@ -56,6 +56,8 @@ class Member:
         self.graph_bytes = 0
         self.shared_bytes = 0
         """How much of its parameters lies where an earlier member's do."""
+        self.compared: tuple[str, ...] = ()
+        """What was compared with the model's own library when it was loaded, a line for each input."""
         self.output_shape: tuple[int, ...] = ()
         """The shape of one sample's output; known once the member has been checked."""
         self.extra_shapes: tuple[tuple[int, ...], ...] = ()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from ..errors import InvalidEnsemble, quote
-from ..spec import TextInputSpec
+from ..spec import PREFIX, TextInputSpec, find_directory, open_tokenizer
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 
@@ -45,13 +46,17 @@ class TextInput:
         ready = "[2, tokens] of token ids and types" if spec.token_types else "[tokens] of token ids"
         self._allowed = f"{'two texts' if spec.pair else 'a text'}, or a tensor int32 or int64 {ready}"
         self._key = key
-        self._spec = spec
-        self._max_bytes = limits.max_text_bytes
+        self.spec = spec
+        self.folder = folder
+        self.max_bytes = limits.max_text_bytes
         self._tokenizer = _read_tokenizer(key, folder, spec)
         self.most_id = max(self._tokenizer.get_vocab().values(), default=-1)
         """The largest id that the tokenizer makes and the member takes."""
         self._whose_ids = "the tokenizer's vocabulary"
         self._most_type = 2**31 - 1
+        special = [id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special]
+        self._ordinary = np.setdiff1d(np.arange(self.most_id + 1), [spec.pad_id, *special])
+        self._frame = _find_frame(self._tokenizer)
 
     @property
     def low(self) -> int:
@@ -63,7 +68,7 @@ class TextInput:
 
         Raises InvalidEnsemble where all texts, or their padding, go further; of tokens that do it warns.
         """
-        if name == "tokens" and most < self._spec.max_tokens:
+        if name == "tokens" and most < self.spec.max_tokens:
             raise self.refuse_length(most, ", for so many positions the model has")
         if name == "types":
             self._most_type = min(self._most_type, most)
@@ -71,9 +76,9 @@ class TextInput:
             return
         self.most_id, self._whose_ids = most, "the model's embeddings"
         allowed = f"0 to {most}, {self._whose_ids}"
-        if self._spec.pad_id > most:
-            raise InvalidEnsemble(f"{self._key}.pad_id: found {self._spec.pad_id}; allowed: {allowed}")
-        if any(number > most for number in self._encode([("", "") if self._spec.pair else ""])[0].ids):
+        if self.spec.pad_id > most:
+            raise InvalidEnsemble(f"{self._key}.pad_id: found {self.spec.pad_id}; allowed: {allowed}")
+        if any(number > most for number in self._encode([("", "") if self.spec.pair else ""])[0].ids):
             found = f"a tokenizer that adds a token beyond the id {most} to every text"
             raise InvalidEnsemble(f"{self._key}.tokenizer: found {found}; allowed: {allowed}")
         beyond = sorted((number, token) for token, number in self._tokenizer.get_vocab().items() if number > most)
@@ -85,7 +90,7 @@ class TextInput:
 
     def refuse_length(self, most: int, why: str) -> InvalidEnsemble:
         """Make the error for a model that takes no more than `most` tokens."""
-        return InvalidEnsemble(f"{self._key}.max_tokens: found {self._spec.max_tokens}; allowed: at most {most}{why}")
+        return InvalidEnsemble(f"{self._key}.max_tokens: found {self.spec.max_tokens}; allowed: at most {most}{why}")
 
     def decode(self, value: RawInput, min_size: Size = IN_FULL) -> tuple[str, ...] | Array:
         """Check the kind of value and each text's size; raises InvalidInput."""
@@ -99,8 +104,8 @@ class TextInput:
                 size = len(text.encode())
             except UnicodeEncodeError as error:
                 raise refuse(self.name, f"a text that is no Unicode ({error.reason})", "a text") from None
-            if size > self._max_bytes:
-                raise refuse(self.name, f"a text of {size} bytes", f"at most {self._max_bytes} bytes of UTF-8")
+            if size > self.max_bytes:
+                raise refuse(self.name, f"a text of {size} bytes", f"at most {self.max_bytes} bytes of UTF-8")
         return texts
 
     def prepare(self, decoded: tuple[str, ...] | Array) -> Samples:
@@ -113,22 +118,26 @@ class TextInput:
             ready = self._read_ids(decoded)
             ids, types = ready[:1], ready[1:]
         lengths = [len(sample) for sample in ids]
-        tokens = max(lengths) if self._spec.mask else self._spec.max_tokens
-        samples: Samples = (_pad(ids, tokens, self._spec.pad_id),)
-        if self._spec.mask:
+        tokens = max(lengths) if self.spec.mask else self.spec.max_tokens
+        samples: Samples = (_pad(ids, tokens, self.spec.pad_id),)
+        if self.spec.mask:
             samples += (np.array(lengths, dtype=np.int32),)
-        if self._spec.token_types:
+        if self.spec.token_types:
             samples += (_pad(types, tokens, 0),)
         return samples
 
     def example(self, seed: int, tokens: int) -> Samples:
-        """Make a text of random tokens, as many as asked where the member takes a mask, else `max_tokens`."""
-        length = min(tokens, self._spec.max_tokens) if self._spec.mask else self._spec.max_tokens
+        """Make a text of random tokens, as many as asked where the member takes a mask, else `max_tokens`.
+
+        It begins and ends as the tokenizer's texts do, for some models look for that, and has no special tokens within.
+        """
+        length = min(tokens, self.spec.max_tokens) if self.spec.mask else self.spec.max_tokens
         random = np.random.default_rng(seed)
-        ids = random.integers(0, self.most_id + 1, (1, length), dtype=np.int32)
-        ids[ids == self._spec.pad_id] = (self._spec.pad_id + 1) % (self.most_id + 1)  # some models count no position for padding
+        begin, end = self._frame if length > sum(map(len, self._frame)) else ([], [])
+        ordinary = self._ordinary[self._ordinary <= self.most_id]
+        inside = random.choice(ordinary if len(ordinary) else [0], length - len(begin) - len(end))
         arrays = {
-            "ids": ids,
+            "ids": np.array([[*begin, *inside, *end]], dtype=np.int32),
             "length": np.array([length], dtype=np.int32),
             "types": random.integers(0, min(1, self._most_type) + 1, (1, length), dtype=np.int32),
         }
@@ -144,11 +153,13 @@ class TextInput:
         return ids, mask, *(types.to(torch.int64) for types in staged[2:])
 
     def _tokenize(self, texts: tuple[str, ...]) -> list[Encoding]:
-        is_allowed = len(texts) == 2 if self._spec.pair else len(texts) <= self.max_samples
+        prompt = self.spec.prompt
+        is_allowed = len(texts) == 2 if self.spec.pair else len(texts) <= self.max_samples
         if not is_allowed:
-            allowed = "2 texts, the first and the second of a pair" if self._spec.pair else f"1 to {self.max_samples}"
+            allowed = "2 texts, the first and the second of a pair" if self.spec.pair else f"1 to {self.max_samples}"
             raise refuse(self.name, describe(texts), allowed)
-        inputs: list[str | tuple[str, ...]] = [texts] if self._spec.pair else [*texts]
+        given = [prompt + text for text in texts]
+        inputs: list[str | tuple[str, ...]] = [(given[0], texts[1])] if self.spec.pair else [*given]
         try:
             encodings = self._encode(inputs)
         except Exception as error:  # tokenizers raises plain Exception: a word outside a vocabulary without "unknown"
@@ -170,10 +181,10 @@ class TextInput:
             if max(encoding.ids) > self.most_id:
                 number = next(number for number in encoding.ids if number > self.most_id)
                 token = quote(self._tokenizer.id_to_token(number), 20)
-                found = f"the token {token}, id {number}, in {describe(texts if self._spec.pair else text)}"
+                found = f"the token {token}, id {number}, in {describe(texts if self.spec.pair else text)}"
                 raise refuse(self.name, found, f"token ids 0 to {self.most_id}, {self._whose_ids}")
-            if self._spec.token_types and max(encoding.type_ids) > self._most_type:
-                found = f"token type {max(encoding.type_ids)} in {describe(texts if self._spec.pair else text)}"
+            if self.spec.token_types and max(encoding.type_ids) > self._most_type:
+                found = f"token type {max(encoding.type_ids)} in {describe(texts if self.spec.pair else text)}"
                 raise refuse(self.name, found, f"0 to {self._most_type}, the model's token types")
 
     def _read_ids(self, ids: Array) -> list[list[int]]:
@@ -182,8 +193,8 @@ class TextInput:
         if ids.dtype not in (np.int32, np.int64) or ids.ndim != rank or (rank == 2 and len(ids) != 2):
             raise refuse(self.name, describe(ids), self._allowed)
         ready = np.atleast_2d(ids)
-        if not 1 <= ready.shape[1] <= self._spec.max_tokens:
-            raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self._spec.max_tokens}")
+        if not 1 <= ready.shape[1] <= self.spec.max_tokens:
+            raise refuse(self.name, f"{ready.shape[1]} token ids", f"1 to {self.spec.max_tokens}")
         values: list[list[int]] = ready.tolist()
         lasts = (("id", self.most_id, f", {self._whose_ids}"), ("type", min(1, self._most_type), ""))
         for line, (what, last, reason) in zip(values, lasts, strict=False):
@@ -197,9 +208,24 @@ def _pad(samples: Sequence[Sequence[int]], tokens: int, fill: int) -> NDArray[np
     return np.array([[*sample, *[fill] * (tokens - len(sample))] for sample in samples], dtype=np.int32)
 
 
+def _find_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the special tokens that a tokenizer puts before and behind every text."""
+    try:
+        encoding = tokenizer.encode("a")
+    except Exception:  # tokenizers raises plain Exception: a word outside a vocabulary without "unknown"
+        return [], []
+    marked = list(zip(encoding.ids, encoding.special_tokens_mask, strict=True))
+    begin = [id_ for id_, _ in takewhile(lambda token: token[1], marked)]
+    end = [id_ for id_, _ in takewhile(lambda token: token[1], reversed(marked[len(begin) :]))]
+    return begin, end[::-1]
+
+
 def _read_tokenizer(key: str, folder: Path, spec: TextInputSpec) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str((folder / spec.tokenizer).read_text(encoding="utf-8"))
+        if spec.tokenizer.startswith(PREFIX):
+            tokenizer: Tokenizer = open_tokenizer(find_directory(folder, spec.tokenizer)).backend_tokenizer
+        else:
+            tokenizer = Tokenizer.from_str((folder / spec.tokenizer).read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
         raise InvalidEnsemble(
             f"{key}.tokenizer: found {quote(spec.tokenizer)}, which tokenizers cannot read ({error}); allowed: a tokenizer.json"

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidEnsemble, quote
-from ..spec import find_directory, find_file
+from ..spec import find_directory, find_file, find_model, read_config, read_sentences, uses_head
 from .model import LoadedModel, count_bytes, list_tensors
 from .pooling import Pooling, embed, find_pooling
 from .source import TEXT, Source, hash_files
 from .weights import PICKLE_SUFFIX, is_pickled, list_weights
 
-COUNTED = ("*.json", "*.safetensors", "pytorch_model*.bin")
-"""The files of a directory that say what the model computes: configuration and weights."""
+COUNTED = ("*.json", "*.safetensors", "pytorch_model*.bin", "vocab.txt", "merges.txt", "*.model", "*.tiktoken")
+"""The files of a directory that say what the model computes: configuration, weights and vocabularies."""
+FEATURES = ("AutoModel", "AutoModelForTextEncoding")
+"""The classes of models without a head."""
 UNREAD_MASKS = "sdpa_with_unread_masks"
 
 
@@ -36,6 +38,7 @@ class NamedArguments(nn.Module):
         self.model = model
         self.names = names
         self.pooling = pooling
+        self.steps = pooling.steps if pooling else None  # so that torch knows their weights
 
     def forward(self, *arguments: Tensor) -> Mapping[str, Tensor] | Tensor:
         """Return the model's outputs by name; or where its features are pooled, float32 [samples, features]."""
@@ -49,34 +52,38 @@ class NamedArguments(nn.Module):
 def load_huggingface(source: Source) -> LoadedModel:
     """Load a directory's model onto the device, in float32; raises UntrustedCode for a pickle, and InvalidEnsemble.
 
-    The digest is of all files that say what the model computes: the configuration, in JSON, and the weights.
+    The digest is of all files that say what the model computes: the configuration, in JSON, the weights and the vocabularies.
     """
     try:
         directory = find_directory(source.folder, source.spec.model)
         files = [find_file(directory, str(path.relative_to(directory))) for path in sorted(directory.rglob("*")) if path.is_file()]
+        sentences, facts, folder = read_sentences(directory), read_config(directory), find_model(directory)
     except ValueError as error:
         raise InvalidEnsemble(f"{source.key}.model: {error}") from None
     transformers = source.import_extra("transformers", "hf")
-    weights, counted = _find_weights(source, directory), [path for path in files if any(map(path.match, COUNTED))]
+    weights, counted = _find_weights(source, folder), [path for path in files if any(map(path.match, COUNTED))]
     is_pickle = is_pickled(weights)
-    name = _name_class(source)
+    name = _name_class(source, facts)
     # What it would report is checked below.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     cannot_load = f"which transformers {transformers.__version__} cannot load as {name}"
     allowed = "a directory that model.save_pretrained has written, for an architecture of transformers"
-    copying = _copy_pickles(source, weights) if is_pickle else nullcontext(directory)
+    copying = _copy_pickles(source, weights) if is_pickle else nullcontext(folder)
     with source.holding(counted), copying as place:
         with source.reading(cannot_load, allowed):
-            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            _set_up(source, config, name)
+            if name == "AutoModel" and _has_encoder(transformers, config):
+                name = "AutoModelForTextEncoding"
             model, found = getattr(transformers, name).from_pretrained(
                 place, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True,
                 trust_remote_code=False, use_safetensors=not is_pickle,
             )  # fmt: skip
+        pooling = find_pooling(source, sentences, model) if name in FEATURES else None
         digest = hash_files(directory, counted)
     _leave_masks_unread(transformers, model)
-    pooling = find_pooling(source, directory, model) if name == "AutoModel" else None
-    may_miss = ("pooler.",) if pooling and pooling.method != "pooler" else ()
+    may_miss = ("pooler.",) if pooling and pooling.methods != ("pooler",) else ()
     missing = sorted(key for key in found["missing_keys"] if not key.startswith(may_miss))
     if missing:
         raise source.refuse(
@@ -87,11 +94,26 @@ def load_huggingface(source: Source) -> LoadedModel:
     return LoadedModel(module, "huggingface", count_bytes(list_tensors(module)), digest)
 
 
-def _name_class(source: Source) -> str:
+def _has_encoder(transformers: Any, config: Any) -> bool:
+    """Whether a model has an encoder that alone has the features of a text, as T5's kind."""
+    encoders = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
+    return bool(getattr(config, "is_encoder_decoder", False)) and type(config) in encoders
+
+
+def _set_up(source: Source, config: Any, name: str) -> None:
+    """Let a model give what is asked of it alone, by name, and find the padding of a text behind its last token."""
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
+    text = config.get_text_config()
+    for spec in source.spec.input.values():
+        if spec.kind == "text" and name not in FEATURES and (text.pad_token_id is None or text.pad_token_id < 0):
+            text.pad_token_id = spec.pad_id
+
+
+def _name_class(source: Source, config: Mapping[str, Any]) -> str:
     kind = source.spec.output.kind
     if kind == "probabilities":
         raise InvalidEnsemble(f"{source.key}.output.kind: found 'probabilities', and the model gives logits; allowed: 'logits'")
-    if kind == "logits":
+    if uses_head({"output": {"kind": kind}, "pooling": source.spec.pooling}, config):
         takes_text = any(spec.kind == "text" for spec in source.spec.input.values())
         return "AutoModelForSequenceClassification" if takes_text else "AutoModelForImageClassification"
     return "AutoModelForObjectDetection" if kind == "detections" else "AutoModel"

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from ..errors import InvalidEnsemble, quote
+from ..errors import InvalidEnsemble, outline, quote
 from ..spec import MemberSpec, find_file
 from ..trust import Trust
 
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
 """What text models call the tensors of a text, as many as there are."""
-MAX_ERROR_CHARS = 400
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,12 +75,6 @@ class Source:
                 f"{self.key}.model: {quote(self.spec.model)} needs {module}, which cannot be imported ({error}); "
                 f"to install it: pip install 'twinfer[{extra}]'"
             ) from None
-
-
-def outline(error: Exception) -> str:
-    """Return what a library's error says on one line, at most its first part: some list every weight of a model."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
 
 
 def hash_files(folder: Path, paths: Sequence[Path]) -> str:

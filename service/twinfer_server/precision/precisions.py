@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from ..loaders.source import outline
+from ..errors import outline
 
 logger = logging.getLogger(__name__)
 

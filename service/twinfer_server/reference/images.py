@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..errors import InvalidEnsemble, quote
 from ..inputs.image import ImageInput
-from ..spec.files import read_json
+from ..spec import read_config
 from ..spec.image_processor import load_image_processor, name_processor, read_image
 from ..types import Array
 
@@ -36,7 +36,7 @@ def compare_images(key: str, input: ImageInput, directory: Path) -> str:
     torch shrinks colour bilinearly, with coarser weights, a pixel may be off by one of 255 steps, and a rare one by two.
     """
     try:
-        said = read_image({}, directory, read_json(directory / "config.json"))
+        said = read_image({}, directory, read_config(directory))
         processor = load_image_processor(directory)
     except ValueError as error:
         return f"{key}: not compared: {error}"

@@ -1,7 +1,7 @@
 """What a Hugging Face directory says about a member, in the words of an ensemble's file.
 
 Only what the file leaves out is read; what it says counts. Of images all that a table can say comes from the image processor;
-of texts the tokenizer, the length, the cut, the padding and the mask come from the tokenizer's files.
+of texts the tokenizer, the length, the cut, the padding, the mask and the types come from the tokenizer's files.
 """
 
 from collections import Counter
@@ -11,10 +11,15 @@ from typing import Any
 
 from ..errors import quote
 from . import image_processor
-from .files import Fault, find_file, read_json
+from .files import Fault, find_file
+from .keys import MOST_LABELS, MOST_LAYERS, read_keys
+from .sentences import read_sentences
+from .tokenizer import read_text
 
 PREFIX = "hf:"
-MULTI_LABEL = "multi_label_classification"
+MULTI_LABEL, SINGLE_LABEL, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
+ACTIVATIONS = ("Identity", "Sigmoid", "Softmax")
+"""What sentence-transformers applies to a cross-encoder's logits, if it can be served; a single logit has no softmax."""
 SIGMOID_DETECTORS = {
     "conditional_detr", "dab-detr", "d_fine", "deformable_detr", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2",
 }  # fmt: skip
@@ -23,33 +28,96 @@ SOFTMAX_DETECTORS = {"detr", "table-transformer", "yolos"}
 """Model types whose detection heads have a last class for "nothing"."""
 KIND_OF_HEAD = {"ForImageClassification": "logits", "ForSequenceClassification": "logits", "ForObjectDetection": "detections"}
 """The outputs of architectures that end so."""
-OFFSET_POSITIONS = {
-    "altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model", "data2vec-text", "esm", "ibert", "layoutlmv3",
-    "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-}  # fmt: skip
-"""Model types whose first position is the one behind that of the padding, at `pad_token_id`: of 514 they take 512 tokens."""
 KEYS = {
     "image": image_processor.KEYS,
-    "text": ("tokenizer", "max_tokens", "truncation_side", "mask", "pad_id"),
+    "text": ("tokenizer", "max_tokens", "truncation_side", "mask", "pad_id", "token_types", "pair", "prompt"),
 }
 """What the directory knows of an input of each kind."""
 
 
 def find_directory(folder: Path, model: str) -> Path:
-    """Return the directory that `hf:DIR` names; raises ValueError unless it and its config.json are inside the folder."""
-    name = model.removeprefix(PREFIX)
-    return find_file(folder, str(Path(name) / "config.json")).parent
+    """Return the directory that `hf:DIR` names; raises ValueError unless it is inside the folder and has a model."""
+    name = Path(model.removeprefix(PREFIX))
+    try:
+        return find_file(folder, str(name / "modules.json")).parent
+    except ValueError:
+        return find_file(folder, str(name / "config.json")).parent
+
+
+def find_model(directory: Path) -> Path:
+    """Return the folder with a directory's config.json and weights: sentence-transformers may have another; raises ValueError."""
+    sentences = read_sentences(directory)
+    return sentences.model if sentences else directory
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read config.json, as the files of sentence-transformers beside it change it; raises ValueError that names file and key."""
+    sentences = read_sentences(directory)
+    model = sentences.model if sentences else directory
+    if (model / "adapter_config.json").is_file():
+        raise ValueError(f"adapter_config.json in {quote(model.name)}: found; allowed: none, merge the adapter into the weights")
+    config = read_keys(model / "config.json")
+    _check_sizes(config)
+    problem, problems = config.get("problem_type", SINGLE_LABEL), (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+    if problem not in problems:
+        raise ValueError(f"config.json: problem_type: found {quote(problem)}; allowed: {', '.join(problems)}")
+    if sentences and sentences.activation:
+        config["sentence_transformers"] = {"activation_fn": sentences.activation}
+    elif sentences and not sentences.is_cross_encoder:
+        config["architectures"] = []  # whatever head there is, its features are what counts
+    return config
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse sizes that no model has: to build what a damaged file asks for would not end."""
+    parts = [config, *(config[key] for key in ("text_config", "vision_config") if key in config)]
+    for key, value in (item for part in parts for item in part.items()):
+        most = MOST_LABELS if key == "num_labels" else MOST_LAYERS if "layer" in key else None
+        if most is not None and isinstance(value, int) and value > most:
+            raise ValueError(f"config.json: {key}: found {quote(value)[1:-1]}; allowed: at most {most}")
 
 
 def find_output_kind(config: Mapping[str, Any]) -> str:
-    """Return the output kind of a model with this configuration: its head says it, and without one it is an embedding."""
+    """Return the output kind of a model with this configuration: its head says it, and without one it is an embedding.
+
+    A head whose numbers nothing is applied to, such as a regressor's, gives a tensor.
+    """
+    kind = _find_head(config)
+    is_number = config.get("problem_type") == REGRESSION or (count_labels(config) == 1 and find_activation(config) == "Identity")
+    return "tensor" if kind == "logits" and is_number else kind or "embedding"
+
+
+def has_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration is that of a classifier or a regressor."""
+    return _find_head(config) == "logits"
+
+
+def _find_head(config: Mapping[str, Any]) -> str | None:
     architecture = str(next(iter(config.get("architectures") or ()), ""))
-    return next((kind for head, kind in KIND_OF_HEAD.items() if architecture.endswith(head)), "embedding")
+    return next((kind for head, kind in KIND_OF_HEAD.items() if architecture.endswith(head)), None)
+
+
+def find_activation(config: Mapping[str, Any]) -> str | None:
+    """Return what sentence-transformers applies to a cross-encoder's logits, None where it does not say; raises ValueError."""
+    found = (config.get("sentence_transformers") or {}).get("activation_fn") or config.get("sbert_ce_default_activation_function")
+    allowed = [name for name in ACTIVATIONS if name != "Softmax" or count_labels(config) > 1]
+    if found is None:
+        return None
+    name = str(found).rpartition(".")[2]
+    if name not in allowed or not str(found).startswith("torch.nn."):
+        raise ValueError(f"config.json: activation_fn: found {quote(found)}; allowed: {', '.join(allowed)} of torch.nn")
+    return name
+
+
+def count_labels(config: Mapping[str, Any]) -> int:
+    """Return how many logits a classifier with this configuration has."""
+    names = config.get("id2label")
+    return len(names) if isinstance(names, dict) else int(config.get("num_labels", 2))
 
 
 def has_several_labels(config: Mapping[str, Any]) -> bool:
-    """Whether a classifier with this configuration gives every label a logit of its own, rather than one class for a sample."""
-    return config.get("problem_type") == MULTI_LABEL
+    """Whether a classifier with this configuration gives every label a probability of its own, not one class for a sample."""
+    return config.get("problem_type") == MULTI_LABEL or count_labels(config) == 1 or find_activation(config) == "Sigmoid"
 
 
 def name_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -68,11 +136,11 @@ def name_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
 def complete_member(member: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Fill in what a member's table leaves out and its directory says; raises ValueError, with what would be right."""
     directory = find_directory(folder, member["model"])
-    config = read_json(directory / "config.json")
+    config = read_config(directory)
     completed = dict(member) | {"output": _complete_output(member.get("output", {}), config)}
     inputs = member.get("input")
     if isinstance(inputs, dict):
-        completed["input"] = {name: _complete_input(name, table, folder, directory, config) for name, table in inputs.items()}
+        completed["input"] = {name: _complete_input(name, table, directory, config, completed) for name, table in inputs.items()}
     return completed
 
 
@@ -96,73 +164,22 @@ def _complete_output(output: Any, config: Mapping[str, Any]) -> Any:
     return found | output
 
 
-def _complete_input(name: str, table: Any, folder: Path, directory: Path, config: Mapping[str, Any]) -> Any:
+def _complete_input(name: str, table: Any, directory: Path, config: Mapping[str, Any], member: Mapping[str, Any]) -> Any:
     kind = table.get("kind") if isinstance(table, dict) else None
     if kind not in KEYS or all(key in table for key in KEYS[kind]):
         return table
     try:
-        found = (
-            image_processor.read_image(table, directory, config)
-            if kind == "image"
-            else _read_text(table, folder, directory, config)
-        )
+        if kind == "image":
+            found = image_processor.read_image(table, directory, config)
+        else:
+            found = read_text(table, directory, member["model"], uses_head(member, config))
     except ValueError as error:
         raise ValueError(f"input.{name}: {error}") from None
     return found | table
 
 
-def _read_text(table: Mapping[str, Any], folder: Path, directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the tokenizer's files; a tokenizer and a length they need not have where the table has its own."""
-    path = directory / "tokenizer.json"
-    if "tokenizer" not in table and not path.is_file():
-        allowed = "what the save_pretrained of an AutoTokenizer writes"
-        raise ValueError(f"no tokenizer.json in {quote(directory.name)}; allowed: {allowed}")
-    tokenizer = read_json(path, is_optional=True)
-    facts = read_json(directory / "tokenizer_config.json", is_optional=True)
-    sentences = read_json(directory / "sentence_bert_config.json", is_optional=True)
-    if sentences.get("do_lower_case"):
-        raise ValueError("sentence_bert_config.json: do_lower_case is true; allowed: false, and a tokenizer that does it")
-    config = config | config.get("text_config", {}) if isinstance(config.get("text_config"), dict) else config
-    positions = _count_positions(config)
-    longest = sentences.get("max_seq_length") or facts.get("model_max_length") or positions
-    if isinstance(longest, int | float) and positions is not None and longest > positions:
-        longest = positions  # transformers writes 1e30 for "not said"
-    if "max_tokens" not in table and not isinstance(longest, int):
-        raise ValueError(f"no length in the tokenizer's files (found {longest!r}); allowed: max_tokens in the ensemble's file")
-    takes_mask = "attention_mask" in facts.get("model_input_names", ["attention_mask"])
-    found: dict[str, Any] = {
-        "tokenizer": str(path.relative_to(folder.resolve())),
-        "max_tokens": longest,
-        "truncation_side": _find_side("truncation", facts, tokenizer),
-        "mask": takes_mask and not str(config.get("model_type")).startswith("siglip"),  # trained on padding without a mask
-        "pad_id": _find_pad_id(tokenizer, facts.get("pad_token"), config.get("pad_token_id")),
-    }
-    # Behind a mask no member sees where the padding is.
-    if not table.get("mask", found["mask"]) and (side := _find_side("padding", facts, tokenizer)) != "right":
-        raise ValueError(f"the tokenizer's padding_side is {quote(side)} for a model without a mask; allowed: 'right'")
-    return found
-
-
-def _count_positions(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a model with this configuration has positions for; None where it does not say."""
-    positions, padding = config.get("max_position_embeddings"), config.get("pad_token_id")
-    if not isinstance(positions, int):
-        return None
-    return (
-        positions - 1 - (padding if isinstance(padding, int) else 1) if config.get("model_type") in OFFSET_POSITIONS else positions
-    )
-
-
-def _find_side(what: str, facts: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:
-    """Return the side of the "truncation" or "padding": as the configuration says, else the tokenizer itself, else the right."""
-    own = tokenizer.get(what)
-    return str(facts.get(f"{what}_side") or (own.get("direction") if isinstance(own, dict) else None) or "right").lower()
-
-
-def _find_pad_id(tokenizer: Mapping[str, Any], token: object, configured: object) -> int:
-    """Return the id of the padding: the tokenizer's own, else the model's, else 0."""
-    content = token.get("content") if isinstance(token, dict) else token
-    for added in tokenizer.get("added_tokens") or ():
-        if added.get("content") == content:
-            return int(added["id"])
-    return configured if isinstance(configured, int) and configured >= 0 else 0
+def uses_head(member: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a member's table asks for what a classifier's head gives, rather than for features."""
+    output = member.get("output")
+    kind = output.get("kind") if isinstance(output, dict) else None
+    return kind == "logits" or (kind == "tensor" and member.get("pooling") is None and has_classifier(config))

@@ -42,13 +42,19 @@ def read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
     """Read a JSON object, empty where an optional file is missing; raises ValueError."""
     if is_optional and not path.is_file():
         return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} cannot be read ({error})") from None
+    document = read_document(path)
     if not isinstance(document, dict):
         raise ValueError(f"{path.name}: found {type(document).__name__}; allowed: a JSON object")
     return document
+
+
+def read_document(path: Path) -> object:
+    """Read JSON; raises ValueError."""
+    try:
+        found: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from None
+    return found
 
 
 def _check_file(value: str, info: ValidationInfo) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import quote
 from .files import Fault, read_json
 from .image_processor_keys import MAX_SIDE, RESAMPLING, check_keys, is_number, is_side
+from .tokenizer import import_transformers
 
 KEYS = ("size", "color", "fit", "resize", "scaled_decoding", "mean", "std")
 """What the directory knows of an image input; nothing is read where the table has all of it."""
@@ -68,11 +69,7 @@ def read_processor_file(directory: Path) -> tuple[str, dict[str, Any]]:
 
 def load_image_processor(directory: Path) -> Any:
     """Load the directory's own image processor, in its form that computes with Pillow; raises ValueError."""
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError as error:
-        why = f"transformers, which reads the image processor, cannot be imported ({error})"
-        raise ValueError(f"{why}; pip install 'twinfer[hf]'") from None
+    transformers = import_transformers()
     options = {"backend": "pil", "local_files_only": True, "trust_remote_code": False}
     try:
         return transformers.AutoImageProcessor.from_pretrained(directory, **options)

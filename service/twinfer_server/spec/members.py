@@ -3,10 +3,10 @@
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Discriminator, Field, FiniteFloat, ValidationInfo, model_validator
+from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, ValidationInfo, model_validator
 
-from .directory import PREFIX, complete_member
-from .files import Fault, FolderFile, Name, Strict
+from .directory import PREFIX, complete_member, find_directory
+from .files import Fault, Name, Strict, find_file
 
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 Sides = Annotated[list[Pixels], Field(min_length=2, max_length=2)]
@@ -68,11 +68,18 @@ class ImageInputSpec(Strict):
         return self
 
 
+def _check_tokenizer(value: str, info: ValidationInfo) -> str:
+    find = find_directory if value.startswith(PREFIX) else find_file
+    find((info.context or {})["folder"], value)
+    return value
+
+
 class TextInputSpec(Strict):
     """A text: token ids int64 [tokens], cut at `max_tokens` and padded to the batch's token bucket."""
 
     kind: Literal["text"]
-    tokenizer: FolderFile
+    tokenizer: Annotated[str, AfterValidator(_check_tokenizer)]
+    """A tokenizer.json as it stands, or `hf:DIR`: what transformers makes of all the files of that directory."""
     max_tokens: Annotated[int, Field(ge=1, le=32768)]
     truncation_side: Literal["right", "left"] = "right"
     """Where a text that is too long is cut: its end, or its beginning."""
@@ -83,6 +90,8 @@ class TextInputSpec(Strict):
     """Whether a sample is made of two texts, cut together at `max_tokens`; a request brings exactly these two."""
     token_types: bool = False
     """Whether the member takes (ids, mask, types), types int64: which text of a pair a token belongs to. It needs `mask`."""
+    prompt: str = ""
+    """What is put before every text; of a pair before the first."""
     max_samples: Annotated[int, Field(ge=1, le=4096)] = 1
     """The most texts that one request may bring; above 1 the member computes on each of them. Pairs come one at a time."""
     required: bool = False

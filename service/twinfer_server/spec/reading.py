@@ -2,15 +2,30 @@
 
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import InvalidEnsemble, quote
-from .directory import MULTI_LABEL, PREFIX, find_directory, has_several_labels, name_classes
-from .ensemble import EnsembleSpec
-from .files import Fault, read_json
+from .directory import (
+    MULTI_LABEL,
+    PREFIX,
+    REGRESSION,
+    SINGLE_LABEL,
+    count_labels,
+    find_activation,
+    find_directory,
+    find_output_kind,
+    has_classifier,
+    has_several_labels,
+    name_classes,
+    read_config,
+)
+from .ensemble import EnsembleSpec, Task
+from .files import Fault
+from .sentences import read_sentences
 
 SPEC_FILE = "ensemble.toml"
 _TOML_WORDS = {
@@ -79,20 +94,28 @@ def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
 
 
 def check_classes(folder: Path, spec: EnsembleSpec, labels: Sequence[str]) -> None:
-    """Refuse a classifier of several labels where a sample has one class, and the ensemble's classes in another order.
+    """Refuse a head for another task than the ensemble's, and the ensemble's classes in another order; raises InvalidEnsemble.
 
     The members' Hugging Face directories show both. Every member is compared with `labels`, the ensemble's, and with the members
-    before it; names that the other has not say nothing about the order. Raises InvalidEnsemble.
+    before it; names that the other has not say nothing about the order.
     """
     orders: dict[str, Sequence[str]] = {quote(spec.labels): labels}
     for name, member in spec.members.items():
-        if not member.model.startswith(PREFIX) or member.output.kind not in ("logits", "detections"):
+        if not member.model.startswith(PREFIX):
             continue
         found = f"members.{name}.model: found {quote(member.model)}"
-        config = read_json(find_directory(folder, member.model) / "config.json")
-        if spec.task == "classification" and has_several_labels(config):
-            allowed = "task 'multi_label', or a model that gives a sample one class"
-            raise InvalidEnsemble(f"{found}, whose problem_type is {MULTI_LABEL!r}, for task {spec.task!r}; allowed: {allowed}")
+        directory = find_directory(folder, member.model)
+        config = read_config(directory)
+        sentences = read_sentences(directory)
+        if spec.task == "similarity" and sentences and not sentences.is_compared_by_cosine:
+            what = f"whose similarity_fn_name is {quote(sentences.similarity)}"
+            raise InvalidEnsemble(f"{found}, {what}, for task 'similarity'; allowed: 'cosine', or task 'embedding'")
+        if member.output.kind not in ("logits", "detections", "tensor"):
+            continue
+        if has_classifier(config) and (fault := _find_task_fault(config, spec.task, member.output.kind)):
+            raise InvalidEnsemble(f"{found}, {fault}")
+        if member.output.kind == "tensor":
+            continue
         names = name_classes(config)
         for source, order in orders.items():
             folded, expected = ([name.casefold() for name in some] for some in (names, order))
@@ -101,3 +124,26 @@ def check_classes(folder: Path, spec: EnsembleSpec, labels: Sequence[str]) -> No
                 allowed = f"{quote(order[index])}, for {source} has the same classes in another order"
                 raise InvalidEnsemble(f"{found}, whose class {index} is {quote(names[index])}; allowed: {allowed}")
         orders[f"members.{name}"] = names
+
+
+def _find_task_fault(config: Mapping[str, Any], task: Task, kind: str) -> str:
+    """Return what a classifier's or a regressor's configuration has against a task, and what would be right; "" for nothing."""
+    is_number = find_output_kind(config) == "tensor"
+    number = "task 'tensor' with output.kind 'tensor', where it is the number itself"
+    problem = f"whose problem_type is {quote(config.get('problem_type'))}"
+    if task not in ("classification", "multi_label") or (is_number and task == "multi_label" and kind == "logits"):
+        return ""  # what the ensemble's file says of a number, such as that its sigmoid is meant, counts
+    if config.get("problem_type") == REGRESSION:
+        return f"{problem}, for task {task!r}; allowed: {number}"
+    if is_number:
+        said = f"whose activation_fn is {quote(find_activation(config))} for its one logit"
+        return f"{said}, for task {task!r}; allowed: {number}; or task 'multi_label' with output.kind 'logits', its sigmoid"
+    if task == "multi_label":
+        return "" if config.get("problem_type") != SINGLE_LABEL else f"{problem}, for task {task!r}; allowed: task 'classification'"
+    if count_labels(config) == 1:
+        allowed = "task 'multi_label', where it is a probability by the sigmoid"
+        return f"which gives one logit, for task {task!r}; allowed: {allowed}; or {number}"
+    if has_several_labels(config):
+        said = problem if config.get("problem_type") == MULTI_LABEL else "whose activation_fn is 'Sigmoid'"
+        return f"{said}, for task {task!r}; allowed: task 'multi_label', or a model that gives a sample one class"
+    return ""
