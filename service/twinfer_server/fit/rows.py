@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import quote
+from ..errors import outline, quote
 from ..spec import EnsembleSpec, LeavesFolder, find_file
 from ..types import RawInput
 from .scores import Flags
@@ -53,8 +53,8 @@ class LabelledRows:
                     read[name] = value
                 else:
                     read[name] = value.read_bytes() if is_image else np.load(value, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                found = f"{quote(Path(value).name)}, which cannot be read: {error}"
+            except Exception as error:  # numpy raises anything that a damaged file makes it
+                found = f"{quote(Path(value).name)}, which cannot be read: {outline(error)}"
                 raise _fault(self.file, self.numbers[index], name, found, "an image" if is_image else "a .npy") from None
         return read
 
@@ -93,7 +93,9 @@ def read_rows(folder: Path, spec: EnsembleSpec, labels: Sequence[str], classes: 
     columns, table = _read_table(file)
     used = [name for name in kinds if name in columns]
     if "label" not in columns or not used:
-        raise InvalidRows(f"{file}: found the columns {columns}; allowed: 'label', and at least one of the inputs {list(kinds)}")
+        raise InvalidRows(
+            f"{file}: found the columns {quote(', '.join(columns))}; allowed: 'label', and at least one of the inputs {list(kinds)}"
+        )
     if not table:
         raise InvalidRows(f"{file}: found no row; allowed: at least one")
     indexes = {str(index): index for index in range(classes)} | dict(zip(labels, range(classes), strict=False))
@@ -134,7 +136,7 @@ def _read_table(file: Path) -> tuple[list[str], list[dict[str | None, str]]]:
             table = csv.DictReader(lines, restval="", strict=True)
             return list(table.fieldnames or ()), list(table)
     except (OSError, ValueError, csv.Error) as error:
-        raise InvalidRows(f"{file}: cannot be read: {error}") from None
+        raise InvalidRows(f"{file}: cannot be read: {outline(error)}") from None
 
 
 def _read_cell(file: Path, number: int, name: str, kind: str, cell: str) -> str | Path:

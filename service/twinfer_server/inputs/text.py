@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from ..errors import InvalidEnsemble, quote
-from ..spec import PREFIX, TextInputSpec, find_directory, open_tokenizer
+from ..errors import InvalidEnsemble, outline, quote
+from ..spec import PREFIX, TextInputSpec, find_directory, open_tokenizer, read_file
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 
@@ -225,10 +225,10 @@ def _read_tokenizer(key: str, folder: Path, spec: TextInputSpec) -> Tokenizer:
         if spec.tokenizer.startswith(PREFIX):
             tokenizer: Tokenizer = open_tokenizer(find_directory(folder, spec.tokenizer)).backend_tokenizer
         else:
-            tokenizer = Tokenizer.from_str((folder / spec.tokenizer).read_text(encoding="utf-8"))
+            tokenizer = Tokenizer.from_str(read_file(folder / spec.tokenizer).decode())
     except Exception as error:  # tokenizers raises plain Exception
         raise InvalidEnsemble(
-            f"{key}.tokenizer: found {quote(spec.tokenizer)}, which tokenizers cannot read ({error}); allowed: a tokenizer.json"
+            f"{key}.tokenizer: found {quote(spec.tokenizer)}, which tokenizers cannot read ({outline(error)}); allowed: a tokenizer.json"
         ) from error
     special = tokenizer.num_special_tokens_to_add(spec.pair)
     if special >= spec.max_tokens:

@@ -12,7 +12,7 @@ from .directory import (
     uses_head,
 )
 from .ensemble import BatchingSpec, CascadeSpec, EnsembleSpec, FusionSpec, Task
-from .files import NAME_PATTERN, LeavesFolder, find_file, read_json
+from .files import NAME_PATTERN, LeavesFolder, find_file, read_file, read_json
 from .members import (
     ImageInputSpec,
     InputSpec,
@@ -59,6 +59,7 @@ __all__ = [
     "name_classes",
     "open_tokenizer",
     "read_config",
+    "read_file",
     "read_json",
     "read_labels",
     "read_sentences",

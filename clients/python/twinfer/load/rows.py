@@ -31,12 +31,12 @@ def read_rows(path: Path, ensemble: ensemble_pb2.Ensemble) -> list[dict[str, Val
     """
     file = path / FILE if path.is_dir() else path
     kinds = {spec.name: spec.kind for spec in ensemble.inputs}
-    with file.open(newline="", encoding="utf-8") as lines:
-        table = csv.DictReader(lines)
-        columns = [name for name in kinds if name in (table.fieldnames or ())]
-        if not columns:
-            raise ValueError(f"{file}: found the columns {table.fieldnames}; allowed: at least one of the inputs {list(kinds)}.")
-        rows = [_read_row(file, number, {name: cells[name] for name in columns}, kinds) for number, cells in enumerate(table, 1)]
+    found, table = _read_table(file)
+    columns = [name for name in kinds if name in found]
+    if not columns:
+        shown = ", ".join(found)[:200]
+        raise ValueError(f"{file}: found the columns {shown!r}; allowed: at least one of the inputs {list(kinds)}.")
+    rows = [_read_row(file, number, {name: cells[name] for name in columns}, kinds) for number, cells in enumerate(table, 1)]
     if not rows:
         raise ValueError(f"{file}: found no row; allowed: at least one.")
     return rows
@@ -51,6 +51,17 @@ def make_rows(ensemble: ensemble_pb2.Ensemble, count: int, image_size: int, seed
     return [{spec.name: _make(spec, image_size, draw) for spec in ensemble.inputs} for _ in range(count)]
 
 
+def _read_table(file: Path) -> tuple[list[str], list[dict[str, str | None]]]:
+    if file.exists() and not file.is_file():  # a pipe that nobody writes to would have no end
+        raise ValueError(f"{file}: found what is no file; allowed: a CSV file.")
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            table = csv.DictReader(lines)
+            return list(table.fieldnames or ()), list(table)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{file}: cannot be read: {error}.") from None
+
+
 def _read_row(file: Path, number: int, cells: Mapping[str, str | None], kinds: Mapping[str, str]) -> dict[str, Value]:
     row: dict[str, Value] = {}
     for name, cell in cells.items():
@@ -58,7 +69,7 @@ def _read_row(file: Path, number: int, cells: Mapping[str, str | None], kinds: M
             continue
         try:
             row[name] = cell if kinds[name] == "text" else _read_file(file.parent / cell, kinds[name])
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy raises anything that a damaged file makes it
             raise ValueError(f"{file}, row {number}, column {name!r}: found {cell[:60]!r}, which cannot be read: {error}") from None
     if not row:
         raise ValueError(f"{file}, row {number}: found no input at all; allowed: at least one cell that is not empty.")
@@ -66,6 +77,8 @@ def _read_row(file: Path, number: int, cells: Mapping[str, str | None], kinds: M
 
 
 def _read_file(path: Path, kind: str) -> Value:
+    if not path.is_file():
+        raise ValueError("no such file")
     loaded: Value = path.read_bytes() if kind == "image" else numpy.load(path, allow_pickle=False)
     return loaded
 
