@@ -129,7 +129,7 @@ def damage_safetensors(content: bytes, number: int, random: Random) -> bytes:
     if number % 3 == 0:
         lengths = [0, 1, 2, length - 1, length + 1, len(content), 100_000_001, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
         return struct.pack("<Q", random.choice(lengths)) + content[8:]
-    if number % 3 == 1:
+    if number % 3 == 1 or not tensors:
         return damage_bytes(content, random)
     name = random.choice([key for key in header if key != "__metadata__"])
     offsets, shape = header[name]["data_offsets"], header[name]["shape"]

@@ -108,5 +108,5 @@ def _read(path: Path) -> Fitted:
         return replace(_METADATA.validate_json(metadata.get(_KEY, "")), tensors=tensors)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"])) or _KEY
+        key = quote(".".join(map(str, fault["loc"])))[1:-1] or _KEY
         raise InvalidEnsemble(f"{path}: {key}: found {quote(fault['input'])}; allowed: {fault['msg']}; {REMEDY}") from None

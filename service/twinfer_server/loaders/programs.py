@@ -12,7 +12,8 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,8 +55,8 @@ def load_pt2(source: Source) -> LoadedModel:
         return _load_compiled(source, content, digest)
     from torch.export.passes import move_to_device_pass  # here, for the compiled packages that do without torch.export
 
-    with source.reading(CANNOT_READ, ALLOWED):
-        if not entries:  # torch would log a traceback before it gives up
+    with source.reading(CANNOT_READ, ALLOWED), _without_log("torch.export"):
+        if not entries:
             raise ValueError("it is no archive")
         program = move_to_device_pass(torch.export.load(io.BytesIO(content)), source.device)
     _refuse_training(program, source)
@@ -151,6 +152,17 @@ def _list_inputs(program: "ExportedProgram") -> list[Declared]:
 def _adapt(source: Source, declared: Sequence[Declared]) -> tuple[Adapter | None, ...]:
     """Find what becomes of the member's tensors; where they are not as many as the program's inputs, the first call says so."""
     return make_adapters(source, declared) if len(declared) == len(list(list_arguments(source.spec.input))) else ()
+
+
+@contextmanager
+def _without_log(name: str) -> Iterator[None]:
+    """Keep a library from logging the traceback of what it also raises."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _list_entries(content: bytes) -> list[str]:
