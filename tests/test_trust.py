@@ -1,6 +1,7 @@
 """Trust: a model file is a program, and it runs only if the operator said so."""
 
 import hashlib
+import os
 import pickle
 import re
 import subprocess
@@ -131,3 +132,9 @@ def test_whatever_a_list_holds_it_is_read_or_refused(tmp_path_factory: pytest.Te
     except InvalidEnsemble:
         return
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+
+
+def test_a_pipe_is_no_trust_list(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(InvalidEnsemble, match=r"list\.txt: cannot be read: .*not a regular file"):
+        read_trust_list(tmp_path / "list.txt")

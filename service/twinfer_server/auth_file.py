@@ -26,8 +26,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
+from .errors import outline
 from .settings import InvalidSettings, ServerSettings
-from .spec import describe_faults
+from .spec import describe_faults, read_file
 from .types import ANONYMOUS, CallerLimits
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class AuthFile:
 
     def _load(self) -> bytes:
         try:
-            return self._path.read_bytes()
+            return read_file(self._path)
         except OSError as error:
             raise InvalidSettings(f"auth_file: {self._path} cannot be read: {error.strerror}") from None
 
@@ -164,7 +165,7 @@ class AuthFile:
         try:
             document = tomllib.loads(content.decode())
         except (ValueError, RecursionError) as error:  # tomllib nests until Python stops it
-            raise InvalidSettings(f"{where}: not TOML: {error}") from None
+            raise InvalidSettings(f"{where}: not TOML: {outline(error)}") from None
         try:
             callers = Callers(_Document.model_validate(document).callers)
         except ValidationError as error:

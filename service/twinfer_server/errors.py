@@ -56,14 +56,19 @@ class UntrustedCode(InvalidEnsemble):
 
 def quote(value: object, max_chars: int = 60) -> str:
     """Quote what a caller sent, at most its first part: a status message that repeats it whole may not be receivable."""
-    text = str(value)
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # Python writes neither numbers of thousands of digits nor lists of lists without end
+        text = f"{type(value).__name__} too long to be shown"
     return repr(text if len(text) <= max_chars else text[:max_chars] + "...")
 
 
 def outline(error: BaseException) -> str:
     """Return what a library's error says on one line, at most its first part: some list every weight of a model."""
-    text = " ".join(str(error).split()).encode(errors="backslashreplace").decode()  # a damaged file may have half a character
-    return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
+    text = " ".join(str(error).split())
+    text = text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
+    # A damaged file may have half a character, or what moves a terminal's cursor.
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def detach(error: E) -> E:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from .errors import InvalidEnsemble, UntrustedCode, quote
+from .spec import read_file
 
 PACKAGED_LIST = Path(__file__).with_name("trusted.txt")
 """The digests of the models that come with twinfer."""
@@ -51,7 +52,7 @@ class Trust:
 def read_trust_list(path: Path) -> frozenset[str]:
     """Read sha256 digests, one a line, `#` begins a comment; raises InvalidEnsemble naming the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidEnsemble(f"trust list {path}: cannot be read: {error}") from error
     digests = [line.partition("#")[0].strip().lower() for line in lines]

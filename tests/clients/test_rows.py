@@ -95,7 +95,7 @@ def test_a_table_as_a_spreadsheet_writes_it_is_read(tmp_path: Path) -> None:
         ("", "found the columns []"),
         ("text\n", "found no row"),
         ("text,image\na,\n,\n", "row 2: found no input at all"),
-        ("image\nabsent.png\n", "row 1, column 'image': found 'absent.png', which cannot be read: [Errno 2]"),
+        ("image\nabsent.png\n", "row 1, column 'image': found 'absent.png', which cannot be read: no such file"),
         ("numbers\nrows.csv\n", "row 1, column 'numbers': found 'rows.csv', which cannot be read"),
         ("text,image\na\n", "row 1: found 1 cells; allowed: 2, one for each column"),
         ("text\na,b\n", "row 1: found 2 cells; allowed: 1"),

@@ -1,6 +1,8 @@
 """ONNX: graphs whose answers one can check by eye, and members that are served with them."""
 
 import hashlib
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -171,3 +173,10 @@ def test_a_missing_onnx_runtime_is_answered_with_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InvalidEnsemble, match=r"^members\.vision\.model: .*pip install 'twinfer\[onnx\]'"):
         load_source("opinion.onnx", folder)
+
+
+def test_onnx_runtime_reports_to_nobody_and_keeps_nothing_at_home(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import twinfer_server.loaders, onnxruntime"]
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | {"HOME": str(tmp_path)}
+    subprocess.run(command, check=True, env=environment | {"XDG_CACHE_HOME": str(tmp_path)})
+    assert list(tmp_path.rglob("*onnxruntime*")) == []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..device import CudaDevice, Device
-from ..errors import InvalidEnsemble, quote
+from ..errors import InvalidEnsemble, outline, quote
 from ..fusion import find_method
 from ..inputs import InputKind, InputLimits, UpstreamInput, make_input
 from ..inputs.image import ImageInput
@@ -17,7 +17,17 @@ from ..inputs.text import TextInput
 from ..loaders import SharedStorages, load
 from ..precision import convert
 from ..reference import compare_images, compare_texts
-from ..spec import PREFIX, EnsembleSpec, MemberSpec, UpstreamInputSpec, check_classes, find_directory, read_labels, read_spec
+from ..spec import (
+    PREFIX,
+    EnsembleSpec,
+    MemberSpec,
+    UpstreamInputSpec,
+    check_classes,
+    find_directory,
+    read_file,
+    read_labels,
+    read_spec,
+)
 from ..trust import Trust
 from .bounds import bound_inputs
 from .checks import check_member, check_positions, embed_texts
@@ -143,7 +153,11 @@ def _embed_texts(spec: EnsembleSpec, folder: Path, members: Sequence[Member]) ->
     member = next((member for member in members if member.name != query and member.spec.output.kind == "embedding"), None)
     if member is None or len(member.inputs) != 1 or member.spec.input[member.inputs[0].name].kind != "text":
         raise InvalidEnsemble("fusion.texts: no member takes a text, and nothing else, to compare with the query's embedding")
-    lines = (folder / spec.fusion.texts).read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = read_file(folder / spec.fusion.texts).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        found = f"{quote(spec.fusion.texts)}, which cannot be read ({outline(error)})"
+        raise InvalidEnsemble(f"fusion.texts: found {found}; allowed: UTF-8") from None
     if not lines:
         raise InvalidEnsemble(f"fusion.texts: found no line in {quote(spec.fusion.texts)}; allowed: one text a line")
     return embed_texts(member, lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import quote
+from ..errors import outline, quote
 from ..spec import EnsembleSpec, LeavesFolder, find_file
 from ..types import RawInput
 from .labels import Cell, InvalidRows, read_targets
@@ -53,8 +53,8 @@ class LabelledRows:
                 else:
                     with value.open("rb") as file:
                         read[name] = np.lib.format.read_array(file, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                found = f"{quote(Path(value).name)}, which cannot be read: {error}"
+            except Exception as error:  # numpy raises anything that a damaged file makes it
+                found = f"{quote(Path(value).name)}, which cannot be read: {outline(error)}"
                 raise _fault(self.file, self.numbers[index], name, found, "an image" if is_image else "a .npy") from None
         return read
 
@@ -123,7 +123,7 @@ def _read_table(file: Path, inputs: Sequence[str]) -> tuple[Path, list[dict[str,
         with file.open(newline="", encoding="utf-8-sig") as lines:
             columns, *table = [row for row in csv.reader(lines, strict=True) if row] or [[]]
     except (OSError, ValueError, csv.Error) as error:
-        raise InvalidRows(f"{file}: cannot be read: {error}") from None
+        raise InvalidRows(f"{file}: cannot be read: {outline(error)}") from None
     if "label" not in columns or not set(inputs) & set(columns) or len(set(columns)) < len(columns):
         allowed = f"'label', and at least one of the inputs {list(inputs)}, each once"
         raise InvalidRows(f"{file}: found the columns {columns}; allowed: {allowed}")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import InvalidEnsemble, quote
+from ..errors import InvalidEnsemble, outline, quote
 from ..spec import EnsembleSpec
 from ..spec.ensemble import Probability, Temperature, Weight
 from ..spec.files import Name
@@ -83,8 +83,6 @@ def read_fitted(folder: Path, spec: EnsembleSpec, digests: Mapping[str, str]) ->
 
 def read_fitted_method(folder: Path) -> str:
     """Read which method the folder's `fusion.safetensors` was fitted for; raises InvalidEnsemble."""
-    if not (folder / FITTED_FILE).is_file():
-        raise InvalidEnsemble(f"{folder / FITTED_FILE}: no such file; `twinfer fit` writes it")
     return _read(folder / FITTED_FILE).method
 
 
@@ -99,14 +97,16 @@ def use_fitted(spec: EnsembleSpec, fitted: Fitted | None) -> EnsembleSpec:
 
 def _read(path: Path) -> Fitted:
     """Read a file as `write_fitted` writes it; raises InvalidEnsemble."""
+    if not path.is_file():
+        raise InvalidEnsemble(f"{path}: no such file; `twinfer fit` writes it")
     try:
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise InvalidEnsemble(f"{path}: cannot be read: {error}; {REMEDY}") from None
+        raise InvalidEnsemble(f"{path}: cannot be read: {outline(error)}; {REMEDY}") from None
     try:
         return replace(_METADATA.validate_json(metadata.get(_KEY, "")), tensors=tensors)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"])) or _KEY
+        key = quote(".".join(map(str, fault["loc"])))[1:-1] or _KEY
         raise InvalidEnsemble(f"{path}: {key}: found {quote(fault['input'])}; allowed: {fault['msg']}; {REMEDY}") from None

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ..errors import InvalidEnsemble
+from ..errors import InvalidEnsemble, outline
 from ..spec import find_file
 from .fusion import TINY, Fusion
 
@@ -83,7 +83,7 @@ def read_projection(folder: Path | None, name: str, features: int) -> dict[str, 
     try:
         tensors = load(find_file(folder, name).read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
-        raise InvalidEnsemble(f"fusion.projection: {error}") from None
+        raise InvalidEnsemble(f"fusion.projection: {outline(error)}") from None
     shapes = {key: list(tensor.shape) for key, tensor in tensors.items()}
     weight, bias = shapes.get("weight", []), shapes.get("bias")
     if set(shapes) - {"weight", "bias"} or len(weight) != 2 or weight[1] != features or bias not in (None, weight[:1]):

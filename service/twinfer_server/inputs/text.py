@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from ..errors import InvalidEnsemble, quote
-from ..spec import PREFIX, TextInputSpec, find_directory, open_tokenizer
+from ..errors import InvalidEnsemble, outline, quote
+from ..spec import PREFIX, TextInputSpec, find_directory, open_tokenizer, read_file, without_panics
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 
 logger = logging.getLogger(__name__)
 
+MOST_ID = 2**24 - 1
+"""Of a token; no vocabulary has so many, and tables are made of that size."""
 MOST_NAMED = 5
 """How many of the tokens that a model has no embedding for are named."""
 
@@ -53,11 +55,17 @@ class TextInput:
         self._tokenizer = _read_tokenizer(key, folder, spec)
         self.most_id = max(self._tokenizer.get_vocab().values(), default=-1)
         """The largest id that the tokenizer makes and the member takes."""
+        if self.most_id > MOST_ID:
+            raise InvalidEnsemble(f"{key}.tokenizer: found a token of the id {self.most_id}; allowed: at most {MOST_ID}")
         self._whose_ids = "the tokenizer's vocabulary"
         self._most_type = 2**31 - 1
         special = [id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special]
         self._ordinary = np.setdiff1d(np.arange(self.most_id + 1), [spec.pad_id, *special])
-        self._frame = _find_frame(self._tokenizer)
+        try:
+            with without_panics():
+                self._frame = _find_frame(self._tokenizer)
+        except ValueError as error:
+            raise _refuse_tokenizer(key, spec, error) from None
 
     @property
     def low(self) -> int:
@@ -180,7 +188,8 @@ class TextInput:
 
     def _encode(self, inputs: list[str | tuple[str, ...]]) -> list[Encoding]:
         # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
-        return self._tokenizer.encode_batch_fast(inputs)
+        with without_panics():
+            return self._tokenizer.encode_batch_fast(inputs)
 
     def _check_tokens(self, texts: tuple[str, ...], encodings: Sequence[Encoding]) -> None:
         """Refuse texts with a token, or the type of one, that the model has no embedding for; raises InvalidInput."""
@@ -227,16 +236,20 @@ def _find_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return begin, end[::-1]
 
 
+def _refuse_tokenizer(key: str, spec: TextInputSpec, error: Exception) -> InvalidEnsemble:
+    found = f"{quote(spec.tokenizer)}, which tokenizers cannot read ({outline(error)})"
+    return InvalidEnsemble(f"{key}.tokenizer: found {found}; allowed: a tokenizer.json")
+
+
 def _read_tokenizer(key: str, folder: Path, spec: TextInputSpec) -> Tokenizer:
     try:
-        if spec.tokenizer.startswith(PREFIX):
-            tokenizer: Tokenizer = open_tokenizer(find_directory(folder, spec.tokenizer)).backend_tokenizer
-        else:
-            tokenizer = Tokenizer.from_str((folder / spec.tokenizer).read_text(encoding="utf-8"))
+        with without_panics():
+            if spec.tokenizer.startswith(PREFIX):
+                tokenizer: Tokenizer = open_tokenizer(find_directory(folder, spec.tokenizer)).backend_tokenizer
+            else:
+                tokenizer = Tokenizer.from_str(read_file(folder / spec.tokenizer).decode())
     except Exception as error:  # tokenizers raises plain Exception
-        raise InvalidEnsemble(
-            f"{key}.tokenizer: found {quote(spec.tokenizer)}, which tokenizers cannot read ({error}); allowed: a tokenizer.json"
-        ) from error
+        raise _refuse_tokenizer(key, spec, error) from error
     special = tokenizer.num_special_tokens_to_add(spec.pair)
     if special >= spec.max_tokens:
         allowed = f"more than the {special} tokens that the tokenizer adds to every {'pair' if spec.pair else 'text'}"

@@ -12,13 +12,15 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..errors import quote
 from .arguments import Adapter, Declared, cast_floats, find_float_dtype, find_own_dtype, list_arguments, make_adapters
 from .model import LoadedModel, count_bytes, list_tensors
 from .source import Source
@@ -36,6 +38,7 @@ CUDA_RUNNERS = 2
 """As many as a member may have batches on a GPU at once. A runner is free again only when the GPU is done, and a call without one
 waits for that, on the launch thread. They share their weights."""
 CANNOT_READ = f"which torch {torch.__version__} cannot read"
+ALLOWED = "a program saved by torch.export.save"
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +49,14 @@ def load_pt2(source: Source) -> LoadedModel:
     Raises UntrustedCode before anything in the file is parsed, and InvalidEnsemble.
     """
     content, digest = source.read_program()
-    entries = _list_entries(content)
+    with source.reading(CANNOT_READ, ALLOWED):
+        entries = _list_entries(content)
     if any(COMPILED_FOLDER in name for name in entries):
         return _load_compiled(source, content, digest)
     from torch.export.passes import move_to_device_pass  # here, for the compiled packages that do without torch.export
 
-    with source.reading(CANNOT_READ, "a program saved by torch.export.save"):
-        if not entries:  # torch would log a traceback before it gives up
+    with source.reading(CANNOT_READ, ALLOWED), _without_log("torch.export"):
+        if not entries:
             raise ValueError("it is no archive")
         program = move_to_device_pass(torch.export.load(io.BytesIO(content)), source.device)
     _refuse_training(program, source)
@@ -96,19 +100,21 @@ def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
     No CUDA graph holds it: its lock, which makes it safe to call from several threads, does not go with them. Its size is that
     of its libraries and weights as they lie in the archive.
     """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    allowed = "a package of torch._inductor.aoti_compile_and_package"
+    with source.reading(CANNOT_READ, allowed), zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
-        facts = [json.loads(archive.read(entry)) for entry in entries if entry.filename.endswith("wrapper_metadata.json")]
+        facts = [dict(json.loads(archive.read(entry))) for entry in entries if entry.filename.endswith("wrapper_metadata.json")]
         code = [archive.read(entry).decode() for entry in entries if entry.filename.endswith(".wrapper.cpp")]
     kind = source.device.type
     for fact in facts:
-        made_for, instructions = fact.get("AOTI_DEVICE_KEY", ""), fact.get("AOTI_CPU_ISA", "")
+        made_for, instructions = fact.get("AOTI_DEVICE_KEY", ""), str(fact.get("AOTI_CPU_ISA", ""))
         if made_for != kind:
-            raise source.refuse(f"compiled for {made_for!r}", f"a package compiled for {kind!r}, on which it is served")
+            raise source.refuse(f"compiled for {quote(made_for)}", f"a package compiled for {kind!r}, on which it is served")
         if "AVX512" in instructions and torch.backends.cpu.get_cpu_capability() != "AVX512":
             # It would end the process with SIGILL.
-            raise source.refuse(f"compiled for a processor with {instructions}", "a package compiled on a machine like this one")
-    allowed = "a package of torch._inductor.aoti_compile_and_package"
+            raise source.refuse(
+                f"compiled for a processor with {quote(instructions)}", "a package compiled on a machine like this one"
+            )
     with source.reading(CANNOT_READ, allowed), tempfile.NamedTemporaryFile(suffix=".pt2") as file:
         file.write(content)
         file.flush()
@@ -146,6 +152,17 @@ def _list_inputs(program: "ExportedProgram") -> list[Declared]:
 def _adapt(source: Source, declared: Sequence[Declared]) -> tuple[Adapter | None, ...]:
     """Find what becomes of the member's tensors; where they are not as many as the program's inputs, the first call says so."""
     return make_adapters(source, declared) if len(declared) == len(list(list_arguments(source.spec.input))) else ()
+
+
+@contextmanager
+def _without_log(name: str) -> Iterator[None]:
+    """Keep a library from logging the traceback of what it also raises."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _list_entries(content: bytes) -> list[str]:

@@ -15,6 +15,7 @@ from wsgiref.simple_server import WSGIServer
 import grpc
 
 from ..settings import InvalidSettings, ServerSettings, is_local
+from ..spec import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class Certificates:
         contents = {}
         for name, path in self._files.items():
             try:
-                contents[name] = path.read_bytes()
+                contents[name] = read_file(path)
             except OSError as error:
                 raise InvalidSettings(f"{name}: {path}: {error.strerror}") from None
         try:

@@ -12,7 +12,7 @@ from .directory import (
     uses_head,
 )
 from .ensemble import BatchingSpec, CascadeSpec, EnsembleSpec, FusionSpec, Task
-from .files import NAME_PATTERN, LeavesFolder, find_file, read_json
+from .files import NAME_PATTERN, LeavesFolder, find_file, read_file, read_json
 from .members import (
     ImageInputSpec,
     InputSpec,
@@ -25,7 +25,7 @@ from .members import (
 )
 from .reading import SPEC_FILE, check_classes, describe_faults, read_labels, read_spec
 from .sentences import Sentences, Step, read_sentences
-from .tokenizer import has_tokenizer, open_tokenizer
+from .tokenizer import has_tokenizer, open_tokenizer, without_panics
 
 __all__ = [
     "NAME_PATTERN",
@@ -59,9 +59,11 @@ __all__ = [
     "name_classes",
     "open_tokenizer",
     "read_config",
+    "read_file",
     "read_json",
     "read_labels",
     "read_sentences",
     "read_spec",
     "uses_head",
+    "without_panics",
 ]

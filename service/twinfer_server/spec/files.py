@@ -1,13 +1,17 @@
 """What every table of an ensemble's file shares: strictness, names, faults, paths inside the folder, and JSON beside it."""
 
+import errno
 import json
+import stat
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
-from ..errors import quote
+from ..errors import outline, quote
 
+MOST_BYTES = 256 * 2**20
+"""Of a file that is no model's weights: the largest vocabularies have some tens of megabytes."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -38,6 +42,16 @@ def find_file(folder: Path, value: str) -> Path:
     return path
 
 
+def read_file(path: Path) -> bytes:
+    """Read a file that is no model's weights; raises OSError, also for what has no end or never begins, as devices and pipes."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MOST_BYTES} bytes", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
     """Read a JSON object, empty where an optional file is missing; raises ValueError."""
     if is_optional and not path.is_file():
@@ -51,9 +65,9 @@ def read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
 def read_document(path: Path) -> object:
     """Read JSON; raises ValueError."""
     try:
-        found: object = json.loads(path.read_text(encoding="utf-8"))
+        found: object = json.loads(read_file(path).decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} cannot be read ({error})") from None
+        raise ValueError(f"{path.name} cannot be read ({outline(error)})") from None
     return found
 
 

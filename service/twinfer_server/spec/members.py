@@ -1,10 +1,12 @@
 """What a member is: where its model comes from, what it takes and what it gives."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, Discriminator, Field, FiniteFloat, ValidationInfo, model_validator
 
+from ..errors import quote
 from .directory import PREFIX, complete_member, find_directory
 from .files import Fault, Name, Strict, find_file
 
@@ -105,6 +107,10 @@ class TextInputSpec(Strict):
         return self
 
 
+MOST_SAMPLE_BYTES = 2**31 - 1
+"""Of a tensor: no message carries more."""
+
+
 def _describe_numbers(dtype: str, bound: float) -> str:
     """Return which numbers a tensor of the dtype holds if `bound` is none of them; "" if it is one."""
     if dtype == "bool":
@@ -121,7 +127,7 @@ class TensorInputSpec(Strict):
 
     kind: Literal["tensor"]
     dtype: Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
-    shape: list[Annotated[int, Field(ge=1)]]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=32)]
     max_samples: Annotated[int, Field(ge=1, le=4096)] = 1
     """The most samples that one request may bring; above 1 a tensor of one more dimension is taken for several."""
     min: FiniteFloat | None = None
@@ -136,6 +142,9 @@ class TensorInputSpec(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        size = math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        if size > MOST_SAMPLE_BYTES:
+            raise Fault("shape", quote(self.shape)[1:-1], f"at most {MOST_SAMPLE_BYTES} bytes of {self.dtype}")
         for key, bound in (("min", self.min), ("max", self.max)):
             if bound is not None and (allowed := _describe_numbers(self.dtype, bound)):
                 raise Fault(key, f"{bound:.15g} for dtype {self.dtype!r}", allowed)

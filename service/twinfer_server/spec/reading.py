@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import InvalidEnsemble, quote
+from ..errors import InvalidEnsemble, outline, quote
 from .directory import (
     MULTI_LABEL,
     PREFIX,
@@ -24,7 +24,7 @@ from .directory import (
     read_config,
 )
 from .ensemble import EnsembleSpec, Task
-from .files import Fault
+from .files import Fault, read_file
 from .sentences import read_sentences
 
 SPEC_FILE = "ensemble.toml"
@@ -45,9 +45,9 @@ def read_spec(folder: Path) -> EnsembleSpec:
     if not path.is_file():
         raise InvalidEnsemble(f"{folder}: no {SPEC_FILE} here; allowed: an ensemble folder")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_file(path).decode())
     except (OSError, ValueError, RecursionError) as error:  # tomllib nests, and reads long numbers, until Python stops it
-        raise InvalidEnsemble(f"{path}: not TOML: {error}") from error
+        raise InvalidEnsemble(f"{path}: not TOML: {outline(error)}") from error
     try:
         return EnsembleSpec.model_validate(document, context={"folder": folder})
     except ValidationError as error:
@@ -81,7 +81,7 @@ def read_labels(folder: Path, spec: EnsembleSpec) -> tuple[str, ...]:
     path = folder / spec.labels
     where = f"{folder / SPEC_FILE}: labels: {path}"
     try:
-        labels = path.read_text(encoding="utf-8-sig").splitlines()  # with the mark that some editors put before it, or without
+        labels = read_file(path).decode("utf-8-sig").splitlines()  # with the mark that some editors put before it, or without
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidEnsemble(f"{where} cannot be read: {error}; allowed: UTF-8") from error
     lines: dict[str, int] = {}

@@ -6,7 +6,8 @@ The library's own AutoTokenizer reads the tokenizer's files, for what they say t
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ def _list_normalizers(tokenizer: Tokenizer) -> list[Any]:
     return list(found) if is_several else [] if found is None else [found]
 
 
+@contextmanager
+def without_panics() -> Iterator[None]:
+    """Raise what makes tokenizers panic, which is no Exception, as a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"it panics: {outline(error)}") from None
+
+
 def _make_tokenizer(model: Path) -> Any:
     """Let AutoTokenizer read a folder; whatever its files make that stumble over becomes a ValueError."""
     if not has_tokenizer(model):
@@ -74,11 +86,10 @@ def _make_tokenizer(model: Path) -> Any:
     # What it would report is compared with what it makes.
     transformers.utils.logging.set_verbosity_error()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        with without_panics():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         lengths = (tokenizer.model_max_length, tokenizer.pad_token_id, len(tokenizer))  # a damaged file is found out here
-    except BaseException as error:  # tokenizers panics, which is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
+    except Exception as error:  # whatever its JSON makes it stumble over
         found = f"transformers {transformers.__version__} cannot read the tokenizer ({type(error).__name__}: {outline(error)})"
         raise ValueError(f"{', '.join(name for name in FILES if (model / name).is_file())}: {found}") from None
     if not lengths[2]:

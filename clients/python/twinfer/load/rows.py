@@ -32,10 +32,12 @@ def read_rows(path: Path, ensemble: ensemble_pb2.Ensemble) -> list[dict[str, Val
     """
     file = path / FILE if path.is_dir() else path
     kinds = {spec.name: spec.kind for spec in ensemble.inputs}
+    if file.exists() and not file.is_file():  # a pipe that nothing writes to would have no end
+        raise ValueError(f"{file}: found what is no file; allowed: a CSV file.")
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             columns, *table = [cells for cells in csv.reader(lines, strict=True) if cells] or [[]]
-    except csv.Error as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}: it cannot be read: {error}.") from None
     if not set(columns) & set(kinds) or len(set(columns)) < len(columns):
         raise ValueError(f"{file}: found the columns {columns}; allowed: at least one of the inputs {list(kinds)}, each once.")
@@ -66,7 +68,7 @@ def _read_row(file: Path, number: int, cells: Mapping[str, str], kinds: Mapping[
             continue
         try:
             row[name] = cell if kinds[name] == "text" else _read_file(_find_file(file.parent, cell), kinds[name])
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy raises anything that a damaged file makes it
             raise ValueError(f"{file}, row {number}, column {name!r}: found {cell[:60]!r}, which cannot be read: {error}") from None
     if not row:
         raise ValueError(f"{file}, row {number}: found no input at all; allowed: at least one cell that is not empty.")
@@ -78,6 +80,8 @@ def _find_file(folder: Path, cell: str) -> Path:
     path = (folder / cell).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise ValueError("it leaves the folder")
+    if not path.is_file():
+        raise ValueError("no such file")
     return path
 
 
