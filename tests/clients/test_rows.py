@@ -87,7 +87,7 @@ def test_an_empty_cell_is_an_input_that_the_row_lacks(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("label\nx\n", "found the columns ['label']; allowed: at least one of the inputs ['image', 'text', 'numbers']"),
-        ("", "found the columns None"),
+        ("", "found the columns []"),
         ("text\n", "found no row"),
         ("text,image\na,\n,\n", "row 2: found no input at all"),
         ("image\nabsent.png\n", "row 1, column 'image': found 'absent.png', which cannot be read: [Errno 2]"),

@@ -94,7 +94,7 @@ def read_rows(folder: Path, spec: EnsembleSpec, labels: Sequence[str], classes: 
     used = [name for name in kinds if name in columns]
     if "label" not in columns or not used:
         raise InvalidRows(
-            f"{file}: found the columns {quote(', '.join(columns))}; allowed: 'label', and at least one of the inputs {list(kinds)}"
+            f"{file}: found the columns {quote(columns, 300)[1:-1]}; allowed: 'label', and at least one of the inputs {list(kinds)}"
         )
     if not table:
         raise InvalidRows(f"{file}: found no row; allowed: at least one")

@@ -34,8 +34,7 @@ def read_rows(path: Path, ensemble: ensemble_pb2.Ensemble) -> list[dict[str, Val
     found, table = _read_table(file)
     columns = [name for name in kinds if name in found]
     if not columns:
-        shown = ", ".join(found)[:200]
-        raise ValueError(f"{file}: found the columns {shown!r}; allowed: at least one of the inputs {list(kinds)}.")
+        raise ValueError(f"{file}: found the columns {str(found)[:300]}; allowed: at least one of the inputs {list(kinds)}.")
     rows = [_read_row(file, number, {name: cells[name] for name in columns}, kinds) for number, cells in enumerate(table, 1)]
     if not rows:
         raise ValueError(f"{file}: found no row; allowed: at least one.")
@@ -77,8 +76,8 @@ def _read_row(file: Path, number: int, cells: Mapping[str, str | None], kinds: M
 
 
 def _read_file(path: Path, kind: str) -> Value:
-    if not path.is_file():
-        raise ValueError("no such file")
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
     loaded: Value = path.read_bytes() if kind == "image" else numpy.load(path, allow_pickle=False)
     return loaded
 
