@@ -202,7 +202,7 @@ def save_roberta(directory: Path) -> None:
 
 
 def save_decoder(directory: Path) -> None:
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16, "vocab_size": len(WORDS), "num_labels": 3}
+    sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16, "vocab_size": len(WORDS), "num_labels": 3}
     save(directory, transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes)), make_tokenizer())
 
 
