@@ -3,6 +3,8 @@
 Raise the narrowest class; its text says field, found, allowed.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from twinfer.errors import (
@@ -40,6 +42,7 @@ __all__ = [
     "InvalidOption", "InvalidRequest", "Loading", "MalformedMessage", "MemberFailed", "MemberLate", "MemberOff", "MissingInput",
     "NotFinite", "NothingToFuse", "Overloaded", "PermissionDenied", "Reason", "Stage", "TwinferError", "Unauthenticated",
     "Unavailable", "UnknownEnsemble", "UnknownInput", "UnknownMember", "Unsupported", "UntrustedCode", "detach", "outline", "quote",
+    "without_panics",
 ]  # fmt: skip
 
 MAX_ERROR_CHARS = 400
@@ -69,6 +72,17 @@ def outline(error: BaseException) -> str:
     text = text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
     # A damaged file may have half a character, or what moves a terminal's cursor.
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+@contextmanager
+def without_panics() -> Iterator[None]:
+    """Raise what makes tokenizers panic, which is no Exception, as a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"it panics: {outline(error)}") from None
 
 
 def detach(error: E) -> E:

@@ -207,6 +207,14 @@ def test_a_pickle_in_place_of_an_array_is_refused(tmp_path: Path) -> None:
         rows.read(0, make_spec().input_kinds())
 
 
+def test_an_array_whose_header_is_damaged_is_refused(tmp_path: Path) -> None:
+    rows = read(tmp_path, "touch,label\nt.npy,dog\n")
+    np.save(tmp_path / "t.npy", np.zeros(3))
+    (tmp_path / "t.npy").write_bytes((tmp_path / "t.npy").read_bytes().replace(b"}", b"("))
+    with pytest.raises(InvalidRows, match=r"row 1, column 'touch': found 't\.npy', which cannot be read: "):
+        rows.read(0, make_spec().input_kinds())
+
+
 # --- splitting --------------------------------------------------------------------------------------------------------
 
 

@@ -114,7 +114,7 @@ def test_tensors_without_the_numbers_are_refused(metadata: dict[str, str] | None
 
 
 def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidEnsemble, match=r"fusion\.safetensors: cannot be read"):
+    with pytest.raises(InvalidEnsemble, match=r"fusion\.safetensors: no such file"):
         read_fitted(tmp_path, SPEC, DIGESTS)
     with pytest.raises(InvalidEnsemble, match=r"fusion\.safetensors: no such file; `twinfer fit` writes it"):
         read_fitted_method(tmp_path)

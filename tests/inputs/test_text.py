@@ -1,5 +1,6 @@
 """Text inputs: token ids by the ensemble's tokenizer, cut and padded by the spec's rules."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,24 @@ def test_a_file_that_is_no_tokenizer_is_refused_naming_the_key(tmp_path: Path, c
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(InvalidEnsemble, match=r"^members\.language\.input\.text\.tokenizer: found .*; allowed: "):
         make(tmp_path)
+
+
+def test_a_token_of_an_id_for_which_no_table_has_room_is_refused(tmp_path: Path) -> None:
+    Tokenizer(models.WordLevel({"one": 2**31}, unk_token="one")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InvalidEnsemble, match=rf"text\.tokenizer: found a token of the id {2**31}; allowed: at most"):
+        make(tmp_path)
+
+
+def test_a_tokenizer_that_panics_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 4)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    document["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(InvalidEnsemble, match=r"text\.tokenizer: found .* cannot read \(it panics: "):
+        make(tmp_path)
+    assert "panicked" in capfd.readouterr().err, "tokenizers tells of it by itself"
 
 
 @pytest.mark.parametrize(("pair", "special", "what"), [(False, 2, "text"), (True, 3, "pair")], ids=["a text", "a pair"])

@@ -54,6 +54,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"cut{suffix}").write_bytes((folder / whole).read_bytes()[:-100])
     with zipfile.ZipFile(folder / "hollow.pt2", "w") as archive:
         archive.writestr("hollow/data/aotinductor/model/nothing.txt", "")
+    with zipfile.ZipFile(folder / "named.pt2", "w") as archive:
+        archive.writestr("é" * 9, "")
+    (folder / "named.pt2").write_bytes((folder / "named.pt2").read_bytes().replace("é".encode(), b"\xff\xff"))
+    with zipfile.ZipFile(folder / "listed.pt2", "w") as archive:
+        archive.writestr("hollow/data/aotinductor/model/wrapper_metadata.json", "[1]")
     return folder
 
 
@@ -123,6 +128,8 @@ def test_torchscript_is_said_to_be_deprecated(folder: Path, caplog: pytest.LogCa
         pytest.param("cut.pt2", "allowed: a program saved by torch.export.save", id="truncated"),
         pytest.param("training.pt2", "exported in training mode (aten.dropout", id="dropout that is on"),
         pytest.param("statistics.pt2", "exported in training mode (aten.batch_norm", id="statistics that mix samples"),
+        pytest.param("named.pt2", "allowed: a program saved by torch.export.save", id="an archive of names that are no text"),
+        pytest.param("listed.pt2", "allowed: a package of torch._inductor", id="a compiled package that says nothing of itself"),
         pytest.param("hollow.pt2", "allowed: a package of torch._inductor", id="what only looks like a compiled package"),
         pytest.param("weights.pt", "it holds no TorchScript; torch.save writes weights", id="weights of torch.save"),
         pytest.param("text.pt", "it holds no TorchScript", id="text for TorchScript"),

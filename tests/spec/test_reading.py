@@ -102,6 +102,14 @@ def after(line: str, key: str) -> tuple[str, str]:
 # (what of the good file becomes what, what the message says: the key's path, what was found, what is allowed)
 FAULTS: dict[str, tuple[tuple[str, str], str]] = {
     "version beyond int64": (("version = 3", f"version = {2**63}"), f"version: found {2**63}; allowed: less than"),
+    "version of thousands of digits": (
+        ("version = 3", f"version = 0x{'f' * 5000}"),
+        "version: found int too long to be shown; allowed: less than",
+    ),
+    "a tensor beyond any message": (
+        ("shape = [2, 3]", f"shape = [{2**31}, 3]"),
+        f"{EXTRA}.shape: found [{2**31}, 3]; allowed: at most",
+    ),
     "version as bool": (("version = 3", "version = true"), "version: found True; allowed: a valid integer"),
     "name with a space": (('"pair"', '"my pair"'), "name: found 'my pair'; allowed: String should match pattern"),
     "no name": (('name = "pair"', ""), "name: found nothing; allowed: a value; the key is required"),

@@ -126,7 +126,7 @@ def _read_table(file: Path, inputs: Sequence[str]) -> tuple[Path, list[dict[str,
         raise InvalidRows(f"{file}: cannot be read: {outline(error)}") from None
     if "label" not in columns or not set(inputs) & set(columns) or len(set(columns)) < len(columns):
         allowed = f"'label', and at least one of the inputs {list(inputs)}, each once"
-        raise InvalidRows(f"{file}: found the columns {columns}; allowed: {allowed}")
+        raise InvalidRows(f"{file}: found the columns {quote(columns, 300)[1:-1]}; allowed: {allowed}")
     if not table:
         raise InvalidRows(f"{file}: found no row; allowed: at least one")
     for number, cells in enumerate(table, start=1):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from ..errors import InvalidEnsemble, outline, quote
-from ..spec import PREFIX, TextInputSpec, find_directory, open_tokenizer, read_file, without_panics
+from ..errors import InvalidEnsemble, outline, quote, without_panics
+from ..spec import PREFIX, TextInputSpec, find_directory, open_tokenizer, read_file
 from ..types import Array, RawInput, Samples
 from .kind import IN_FULL, BufferSpec, InputLimits, Size, describe, refuse
 
@@ -188,8 +188,11 @@ class TextInput:
 
     def _encode(self, inputs: list[str | tuple[str, ...]]) -> list[Encoding]:
         # The batch's call, even for one text: unlike `encode` it lets other threads run meanwhile.
-        with without_panics():
+        try:
             return self._tokenizer.encode_batch_fast(inputs)
+        except BaseException:
+            with without_panics():
+                raise
 
     def _check_tokens(self, texts: tuple[str, ...], encodings: Sequence[Encoding]) -> None:
         """Refuse texts with a token, or the type of one, that the model has no embedding for; raises InvalidInput."""

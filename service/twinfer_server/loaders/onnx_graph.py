@@ -1,5 +1,6 @@
 """ONNX graphs as files: the bytes of one, and the other files that it keeps tensors in."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,6 +11,9 @@ import torch
 from ..errors import quote
 from ..spec import find_file
 from .arguments import find_float_dtype
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+"""ONNX Runtime from 1.31 on reports to its makers unless this stands before it is imported, and keeps files in HOME for that."""
 
 DTYPES: dict[str, torch.dtype] = {
     "float": torch.float32, "double": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16, "bool": torch.bool,

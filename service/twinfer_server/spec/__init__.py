@@ -25,7 +25,7 @@ from .members import (
 )
 from .reading import SPEC_FILE, check_classes, describe_faults, read_labels, read_spec
 from .sentences import Sentences, Step, read_sentences
-from .tokenizer import has_tokenizer, open_tokenizer, without_panics
+from .tokenizer import has_tokenizer, open_tokenizer
 
 __all__ = [
     "NAME_PATTERN",
@@ -65,5 +65,4 @@ __all__ = [
     "read_sentences",
     "read_spec",
     "uses_head",
-    "without_panics",
 ]

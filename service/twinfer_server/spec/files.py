@@ -45,7 +45,7 @@ def find_file(folder: Path, value: str) -> Path:
 def read_file(path: Path) -> bytes:
     """Read a file that is no model's weights; raises OSError, also for what has no end or never begins, as devices and pipes."""
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     if status.st_size > MOST_BYTES:
         raise OSError(errno.EFBIG, f"larger than {MOST_BYTES} bytes", str(path))

@@ -6,14 +6,13 @@ The library's own AutoTokenizer reads the tokenizer's files, for what they say t
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
-from ..errors import outline, quote
+from ..errors import outline, quote, without_panics
 from .files import Fault
 from .keys import read_keys
 from .sentences import read_sentences
@@ -63,17 +62,6 @@ def _list_normalizers(tokenizer: Tokenizer) -> list[Any]:
     is_several = isinstance(tokenizer.normalizer, normalizers.Sequence)
     found: Any = tokenizer.normalizer
     return list(found) if is_several else [] if found is None else [found]
-
-
-@contextmanager
-def without_panics() -> Iterator[None]:
-    """Raise what makes tokenizers panic, which is no Exception, as a ValueError."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"it panics: {outline(error)}") from None
 
 
 def _make_tokenizer(model: Path) -> Any:

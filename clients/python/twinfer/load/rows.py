@@ -40,7 +40,9 @@ def read_rows(path: Path, ensemble: ensemble_pb2.Ensemble) -> list[dict[str, Val
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}: it cannot be read: {error}.") from None
     if not set(columns) & set(kinds) or len(set(columns)) < len(columns):
-        raise ValueError(f"{file}: found the columns {columns}; allowed: at least one of the inputs {list(kinds)}, each once.")
+        raise ValueError(
+            f"{file}: found the columns {str(columns)[:300]}; allowed: at least one of the inputs {list(kinds)}, each once."
+        )
     rows = []
     for number, cells in enumerate(table, 1):
         if len(cells) != len(columns):
