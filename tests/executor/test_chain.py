@@ -137,7 +137,7 @@ def test_a_served_chain_answers_many_callers_and_a_member_fails_with_its_upstrea
         for x, answer in zip(xs, callers.map(lambda x: client.infer({"x": number(x), "y": number(-x)}), xs), strict=True):
             assert first_chance(answer) == pytest.approx(chance(x, x), abs=1e-6)
         encoder.error = RuntimeError("broken")
-        text = r"encoder: .*broken.*; head: it takes the output of the member encoder, which failed: .*broken"
+        text = r"encoder: .*RuntimeError.*; head: it takes the output of the member encoder, which failed: .*RuntimeError"
         with pytest.raises(TwinferError, match=text):
             client.infer({"x": number(1.0), "y": number(0.0)})
         encoder.error = None

@@ -8,6 +8,7 @@ from importlib import metadata
 import typer
 
 IMPORTED_AS = {
+    "grpcio": "grpc",
     "grpcio-health-checking": "grpc_health",
     "grpcio-reflection": "grpc_reflection",
     "nvidia-ml-py": "pynvml",
