@@ -159,7 +159,7 @@ def test_a_program_that_was_exported_for_another_shape_than_the_input_has_is_ref
     ("facts", "message"),
     [
         pytest.param({"AOTI_DEVICE_KEY": "cuda"}, "compiled for 'cuda'; allowed: a package compiled for 'cpu'", id="device"),
-        pytest.param({"AOTI_CPU_ISA": "AVX512"}, "compiled for a processor with AVX512", id="processor"),
+        pytest.param({"AOTI_CPU_ISA": "AVX512"}, "compiled for a processor with 'AVX512'", id="processor"),
     ],
 )
 def test_a_package_for_another_machine_is_refused_before_it_is_loaded(
