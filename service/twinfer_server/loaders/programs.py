@@ -113,7 +113,7 @@ def _load_compiled(source: Source, content: bytes, digest: str) -> LoadedModel:
         if "AVX512" in instructions and torch.backends.cpu.get_cpu_capability() != "AVX512":
             # It would end the process with SIGILL.
             raise source.refuse(
-                f"compiled for a processor with {quote(instructions)[1:-1]}", "a package compiled on a machine like this one"
+                f"compiled for a processor with {quote(instructions)}", "a package compiled on a machine like this one"
             )
     with source.reading(CANNOT_READ, allowed), tempfile.NamedTemporaryFile(suffix=".pt2") as file:
         file.write(content)
