@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.pretrained import save, save_siglip, save_vit
+from tests.weights import save_in_halves, save_in_parts, save_pickled, save_pickled_in_parts
 from twinfer_server.draft import CannotDraft, draft_towers, write_folder
 from twinfer_server.spec import read_spec
 
@@ -34,31 +35,6 @@ def draft_from(directory: Path, folder: Path) -> Path:
 
 def save_whole(directory: Path, model: Any) -> None:
     pass
-
-
-def save_in_parts(directory: Path, model: Any) -> None:
-    (directory / "model.safetensors").unlink()
-    model.save_pretrained(directory, max_shard_size="20KB")
-    assert (directory / "model.safetensors.index.json").is_file()
-
-
-def save_pickled(directory: Path, model: Any) -> None:
-    (directory / "model.safetensors").unlink()
-    torch.save(model.state_dict(), directory / "pytorch_model.bin")
-
-
-def save_pickled_in_parts(directory: Path, model: Any) -> None:
-    (directory / "model.safetensors").unlink()
-    names = list(model.state_dict())
-    places = {name: f"pytorch_model-0000{1 + index % 2}-of-00002.bin" for index, name in enumerate(names)}
-    for place in set(places.values()):
-        torch.save({name: model.state_dict()[name] for name in names if places[name] == place}, directory / place)
-    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-
-
-def save_in_halves(directory: Path, model: Any) -> None:
-    model.bfloat16().save_pretrained(directory)
-    model.float()
 
 
 @pytest.mark.parametrize("write", [save_whole, save_in_parts, save_pickled, save_pickled_in_parts, save_in_halves])

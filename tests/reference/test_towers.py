@@ -1,6 +1,5 @@
 """Models of two towers, drafted and served: the library's own similarities, for every model type and every way to keep weights."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from tests.pictures import encode
 from tests.pretrained import MAX_TOKENS, SMALL, WORDS, make_image, make_tokenizer, save, save_clip, save_siglip
 from tests.servers import running
+from tests.weights import save_in_halves, save_in_parts, save_pickled, save_pickled_in_parts
 from twinfer import Client
 from twinfer_server.draft import draft_towers, write_folder
 
@@ -115,31 +115,6 @@ def test_a_drafted_pair_of_towers_gives_the_similarities_of_the_library(tmp_path
     assert compare_as_served(tmp_path / kind, tmp_path / "towers") == pytest.approx(
         compare_as_the_library_does(tmp_path / kind, model), abs=1e-4
     )
-
-
-def save_in_parts(directory: Path, model: Any) -> None:
-    (directory / "model.safetensors").unlink()
-    model.save_pretrained(directory, max_shard_size="20KB")
-    assert (directory / "model.safetensors.index.json").is_file()
-
-
-def save_pickled(directory: Path, model: Any) -> None:
-    (directory / "model.safetensors").unlink()
-    torch.save(model.state_dict(), directory / "pytorch_model.bin")
-
-
-def save_pickled_in_parts(directory: Path, model: Any) -> None:
-    (directory / "model.safetensors").unlink()
-    names = list(model.state_dict())
-    places = {name: f"pytorch_model-0000{1 + index % 2}-of-00002.bin" for index, name in enumerate(names)}
-    for place in set(places.values()):
-        torch.save({name: model.state_dict()[name] for name in names if places[name] == place}, directory / place)
-    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-
-
-def save_in_halves(directory: Path, model: Any) -> None:
-    model.bfloat16().save_pretrained(directory)
-    model.float()
 
 
 @pytest.mark.parametrize("write", [save_in_parts, save_pickled, save_pickled_in_parts, save_in_halves])
